@@ -1,0 +1,25 @@
+"""Gives every Celery worker process its own live connections, made after the fork.
+
+See :class:`WorkerPools` to declare them, and :class:`PooledTask` to use them in tasks. Importing this package imports
+no client library and opens nothing.
+"""
+
+from workerpools._celery.app import WorkerPools
+from workerpools._celery.task import PooledTask
+from workerpools._core.adapter import Adapter
+from workerpools._core.resource import Resource
+from workerpools.bases import DatabaseTask, HTTPTask
+from workerpools.errors import ConfigurationError, NoAttemptError, OpenTimeoutError, WorkerPoolsError
+
+__all__ = [
+    "Adapter",
+    "ConfigurationError",
+    "DatabaseTask",
+    "HTTPTask",
+    "NoAttemptError",
+    "OpenTimeoutError",
+    "PooledTask",
+    "Resource",
+    "WorkerPools",
+    "WorkerPoolsError",
+]

@@ -1,0 +1,150 @@
+"""WorkerPools: the resources of an app, and their life in its workers."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar, cast, overload
+
+from celery import Celery
+
+from workerpools._celery import lifecycle
+from workerpools._celery.settings import read_settings
+from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
+from workerpools._core.descriptors import Descriptors
+from workerpools._core.events import Listener
+from workerpools._core.execution import UNKNOWN, ExecutionPool
+from workerpools._core.registry import CLOSE_TIMEOUT, Registry
+from workerpools._core.resource import Resource
+from workerpools.errors import ConfigurationError
+
+__all__ = ["WorkerPools"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("workerpools")
+
+# The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
+_pools_by_app: weakref.WeakKeyDictionary[Any, list[WorkerPools]] = weakref.WeakKeyDictionary()
+
+
+class WorkerPools(Registry):
+    """The resources that an app's tasks share: declared once, opened once in each process, closed with it.
+
+    Works in workers of every execution pool, and outside of them: ``with pools:`` closes what the block opened.
+
+    Args:
+        app: The Celery app; :meth:`init_app` gives it later.
+    """
+
+    def __init__(self, app: Celery | None = None) -> None:
+        super().__init__()
+        self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._worker: Any = None
+        self._execution_pool = UNKNOWN
+        self._failure: Exception | None = None
+        lifecycle.connect(self)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Celery) -> None:
+        """Serve ``app``: read its settings, follow its workers. May be called for several apps, and again."""
+        if app not in self._apps:
+            self._apps.add(app)
+            _pools_by_app.setdefault(app, []).append(self)
+
+    @classmethod
+    def of(cls, app: Celery) -> WorkerPools:
+        """Return the first WorkerPools of ``app``; one is made if it has none."""
+        pools = _pools_by_app.get(app)
+        return pools[0] if pools else cls(app)
+
+    @overload
+    def add(self, adapter: Adapter[T], *, name: str | None = None) -> Resource[T]: ...
+    @overload
+    def add(self, adapter: Callable[[], Iterator[T]], *, name: str | None = None) -> Resource[T]: ...
+    @overload
+    def add(self, adapter: Callable[[], T], *, name: str | None = None) -> Resource[T]: ...
+    def add(self, adapter: Any, *, name: str | None = None) -> Resource[Any]:
+        """Declare a resource. Opens nothing.
+
+        Args:
+            adapter: An adapter; or a function that returns the value; or a generator function that yields it once
+                and closes it after the ``yield``.
+            name: The resource's name; by default that of the class attribute it is assigned to.
+
+        Returns:
+            The resource: a class attribute for task bases, and a handle with ``get()``, ``override()``, ``close()``.
+
+        Raises:
+            ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither.
+        """
+        if not (hasattr(adapter, "open") and hasattr(adapter, "close")):
+            if isinstance(adapter, type) or not callable(adapter):
+                raise ConfigurationError(
+                    f"pools.add() wants an adapter or a function that makes the value, not {type(adapter).__name__}; "
+                    "give it a function, so that each process makes its own"
+                )
+            adapter = FunctionAdapter(adapter)
+        resource: Resource[Any] = Resource(self, cast("Adapter[Any]", adapter), name)
+        self.enrol(resource, name)
+        return resource
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call ``listener`` with every event of these resources in this process and its later children."""
+        self.listeners.add(listener)
+
+    @property
+    def close_timeout(self) -> float:
+        """How long closing may take, in seconds: the setting ``workerpools_close_timeout``, or 5."""
+        for app in self._apps:
+            return float(read_settings(app.conf).get("close_timeout", CLOSE_TIMEOUT))
+        return CLOSE_TIMEOUT
+
+    @property
+    def execution_pool(self) -> ExecutionPool:
+        """What runs the tasks of this process."""
+        # Asked late: worker_init comes before the worker has resolved its execution pool and concurrency.
+        return self._execution_pool if self._worker is None else lifecycle.execution_pool(self._worker)
+
+    def opening(self, name: str, descriptors: Descriptors) -> Opening:
+        if self._failure is not None:
+            raise self._failure
+        return super().opening(name, descriptors)
+
+    def record_failure(self, error: Exception) -> None:
+        """Raise ``error`` in every task that opens a resource from now on."""
+        self._failure = error
+
+    def worker_starts(self, worker: Any) -> None:
+        """Prepare what children can inherit; called in the parent, before any of them exists."""
+        self._worker = worker
+        self._failure = None
+        for app in self._apps:
+            read_settings(app.conf)
+        self.prepare()
+
+    def process_starts(self) -> None:
+        """Note that this process runs tasks; connects and builds nothing."""
+        if self._worker is None:
+            # A spawned child never sees worker_init; only prefork spawns.
+            self._execution_pool = ExecutionPool("prefork", 1)
+
+    def worker_stops(self) -> None:
+        """Log what the shutdown will have to wait for, if anything is open here."""
+        open_here = [resource.name for resource in self.resources if resource.is_open]
+        if open_here:
+            logger.info("worker stops: closing %s within %.1f s", ", ".join(open_here), self.close_timeout)
+
+    def __enter__(self) -> WorkerPools:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<WorkerPools {self.resources!r}>"

@@ -1,0 +1,108 @@
+"""Resources that need no declaration: made from an app's settings."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar, overload
+
+from celery import Celery, current_app
+
+from workerpools._celery.app import WorkerPools
+from workerpools._celery.settings import read_settings
+from workerpools._core.adapter import Adapter, Opening
+from workerpools._core.resource import Overridable, Resource
+
+__all__ = ["ConfiguredResource"]
+
+T = TypeVar("T")
+
+Make = Callable[[Mapping[str, Any]], Adapter[T]]
+
+
+class ConfiguredResource(Overridable[T]):
+    """A resource of which every app has one of its own, made from the app's ``workerpools_…`` settings.
+
+    As a class attribute it gives the value for the task's app; on the class it is a handle for the current app.
+
+    Args:
+        make: Returns the adapter for an app's settings; raises ConfigurationError where one is missing.
+    """
+
+    def __init__(self, make: Make[T]) -> None:
+        super().__init__()
+        self._make = make
+        self._name = ""
+        self._resources: weakref.WeakKeyDictionary[Any, Resource[T]] = weakref.WeakKeyDictionary()
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = self._name or name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> ConfiguredResource[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> ConfiguredResource[T] | T:
+        if instance is None:
+            return self
+        if self._overrides:
+            return self._overrides[-1]
+        # A handle, not a value: it holds nothing of an attempt, so the shared task object may keep it.
+        key = f"_workerpools_{self._name}"
+        resource: Resource[T] | None = instance.__dict__.get(key)
+        if resource is None:
+            resource = instance.__dict__[key] = self.resource_for(instance.app)
+        return resource.get()
+
+    def resource_for(self, app: Celery, name: str = "") -> Resource[T]:
+        """Return the app's own resource; declared on the first call."""
+        resource = self._resources.get(app)
+        if resource is None:
+            pools = WorkerPools.of(app)
+            resource = pools.add(_FromSettings(app, self._make), name=name or self._name)
+            self._resources[app] = resource
+        return resource
+
+    def get(self) -> T:
+        """Return the current app's value (see :meth:`workerpools.Resource.get`)."""
+        return self._overrides[-1] if self._overrides else self.resource_for(_app()).get()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close the current app's value (see :meth:`workerpools.Resource.close`)."""
+        self.resource_for(_app()).close(timeout)
+
+
+def _app() -> Celery:
+    return current_app._get_current_object()
+
+
+class _FromSettings(Adapter[T], Generic[T]):
+    """An adapter that is made when it is needed, since settings may be changed until then."""
+
+    def __init__(self, app: Celery, make: Make[T]) -> None:
+        # Weak: the app owns its pools, and they own this.
+        self._app = weakref.ref(app)
+        self._make = make
+        self._settings: Mapping[str, Any] | None = None
+        self._made: Adapter[T] | None = None
+
+    def _adapter(self) -> Adapter[T]:
+        app = self._app()
+        settings = read_settings(app.conf) if app is not None else self._settings or {}
+        if self._made is None or settings != self._settings:
+            self._made = self._make(settings)
+            self._settings = settings
+        return self._made
+
+    def prepare(self) -> None:
+        self._adapter().prepare()
+
+    def open(self, opening: Opening) -> T:
+        return self._adapter().open(opening)
+
+    def close(self, value: T, timeout: float) -> None:
+        if self._made is not None:
+            self._made.close(value, timeout)
+
+    def describe(self) -> str:
+        return "from settings" if self._made is None else self._made.describe()

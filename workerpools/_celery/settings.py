@@ -1,0 +1,151 @@
+"""The flat settings: read from ``app.conf`` and from the environment, checked, never guessed.
+
+Flat, because Celery hides secrets by the name of the key (``workerpools_database_url`` is hidden, a key inside a
+dictionary is not).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workerpools._core.redact import redact_url
+from workerpools.errors import ConfigurationError
+
+__all__ = ["SETTINGS", "Setting", "read_settings"]
+
+PREFIX = "workerpools_"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text that is not empty")
+    return value.strip()
+
+
+def _url(value: object) -> str:
+    text = _text(value)
+    if "://" not in text:
+        raise ValueError("a URL with a scheme, like https://api.example.com")
+    return text
+
+
+def _seconds(value: object) -> float:
+    return _number(value, "a number of seconds above 0", lambda number: number > 0)
+
+
+def _at_least(least: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        wanted = f"a whole number of at least {least}"
+        number = _number(value, wanted, lambda number: number >= least and number == int(number))
+        return int(number)
+
+    return parse
+
+
+def _number(value: object, wanted: str, accept: Callable[[float], bool]) -> float:
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
+        if number is None or number == float("inf") or not accept(number):
+            raise ValueError(value)
+    except ValueError:
+        raise ValueError(wanted) from None
+    return number
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: The name after the prefix ``workerpools_``.
+        parse: Turns the raw value into the setting's own; raises ValueError with what was wanted instead.
+        meaning: One line for the documentation.
+    """
+
+    name: str
+    parse: Callable[[object], Any]
+    meaning: str
+
+    @property
+    def key(self) -> str:
+        """The key in ``app.conf``."""
+        return PREFIX + self.name
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return self.key.upper()
+
+
+SETTINGS = (
+    Setting("close_timeout", _seconds, "How long closing at shutdown may take, in seconds (5)."),
+    Setting("http_base_url", _url, "The base URL of ``HTTPTask.http`` (none: tasks give full URLs)."),
+    Setting("http_timeout", _seconds, "Read and write timeout, in seconds (10)."),
+    Setting("http_connect_timeout", _seconds, "Connect timeout, in seconds (3)."),
+    Setting("http_acquire_timeout", _seconds, "How long to wait for a free connection, in seconds (2)."),
+    Setting("http_max_connections", _at_least(1), "Connections a process may open (10, or the concurrency)."),
+    Setting("database_url", _url, "The SQLAlchemy URL of ``DatabaseTask.engine``; required by it."),
+    Setting("database_connect_timeout", _seconds, "Connect timeout, in seconds (5)."),
+    Setting("database_acquire_timeout", _seconds, "How long to wait for a free connection, in seconds (10)."),
+    Setting("database_pool_size", _at_least(1), "Connections a process keeps (1, or the concurrency)."),
+    Setting("database_max_overflow", _at_least(0), "Connections a process may open beyond ``pool_size`` (1)."),
+)
+
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def read_settings(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the settings that are set, by name without the prefix, parsed.
+
+    The environment wins over ``app.conf``, as it does for Celery's own ``CELERY_BROKER_URL``.
+
+    Args:
+        conf: ``app.conf``, with or without a namespace.
+        environ: The environment; ``os.environ`` if None.
+
+    Raises:
+        ConfigurationError: A setting is unknown or malformed; the message names it.
+    """
+    environ = os.environ if environ is None else environ
+    for key, shown in _configured_keys(conf):
+        _known(key.removeprefix(PREFIX), shown)
+    settings: dict[str, Any] = {}
+    for setting in SETTINGS:
+        if (raw := conf.get(setting.key)) is not None:
+            settings[setting.name] = _parsed(setting, raw, setting.key)
+    for variable, raw in environ.items():
+        if variable.upper().startswith(PREFIX.upper()):
+            setting = _known(variable.lower().removeprefix(PREFIX), variable)
+            settings[setting.name] = _parsed(setting, raw, variable)
+    return settings
+
+
+def _known(name: str, shown: str) -> Setting:
+    setting = _BY_NAME.get(name)
+    if setting is None:
+        known = ", ".join(PREFIX + name for name in _BY_NAME)
+        raise ConfigurationError(f"unknown setting {shown}; the settings are: {known}")
+    return setting
+
+
+def _parsed(setting: Setting, raw: object, shown: str) -> Any:
+    try:
+        return setting.parse(raw)
+    except ValueError as wanted:
+        value = redact_url(raw) if isinstance(raw, str) else raw
+        # A URL without a scheme cannot be told from a bare password.
+        value = "a text that is not shown here" if setting.parse is _url and isinstance(raw, str) else repr(value)
+        raise ConfigurationError(f"{shown} is {value}; wanted: {wanted}") from None
+
+
+def _configured_keys(conf: Any) -> Iterator[tuple[str, str]]:
+    namespace = str(conf.__dict__.get("prefix") or "").lower()
+    for key in conf:
+        lowered = key.lower() if isinstance(key, str) else ""
+        # Under a namespace the configured object's keys carry it; defaults and later changes do not.
+        plain = lowered.removeprefix(namespace) if namespace else lowered
+        if plain.startswith(PREFIX) and (key == lowered or (namespace and lowered.startswith(namespace))):
+            yield plain, key

@@ -1,0 +1,1 @@
+"""The core: standard library only, no celery and no client library."""

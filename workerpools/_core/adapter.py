@@ -1,0 +1,125 @@
+"""What knows how one library's object is opened and closed, and the adapter for anything else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from workerpools._core.descriptors import Descriptors
+from workerpools._core.events import EventKind, Listeners
+from workerpools._core.execution import ExecutionPool
+
+__all__ = ["Adapter", "FunctionAdapter", "Opening"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an adapter is told when it opens a value, and where it reports the value's connections.
+
+    Attributes:
+        resource: The resource's name.
+        execution_pool: What runs the tasks of this process: sizes follow from it.
+        descriptors: Every connection the value opens is added here, and dropped when it is closed: that is what
+            keeps it from crossing a fork.
+        listeners: Where events go.
+    """
+
+    resource: str
+    execution_pool: ExecutionPool
+    descriptors: Descriptors
+    listeners: Listeners
+
+    def connected(self, connection: Any) -> None:
+        """Note that the value opened ``connection``, which has a ``fileno()``."""
+        self.descriptors.add(connection)
+        self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource)
+
+    def disconnected(self, connection: object) -> None:
+        """Note that the value closed ``connection``."""
+        self.descriptors.drop(connection)
+        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource)
+
+
+class Adapter(Protocol[T]):
+    """How the object of one library is prepared, opened and closed.
+
+    An adapter holds the declaration alone. Each process opens a value of its own through it.
+    """
+
+    def prepare(self) -> None:
+        """Build what can be built without a socket (a TLS context, a driver's import).
+
+        Called in the parent before it forks, where it is inherited by every child; not called at all in a script.
+        ``open`` must work without it.
+        """
+        return
+
+    def open(self, opening: Opening) -> T:
+        """Return a new value for this process. Called once a process, under a lock."""
+        ...
+
+    def close(self, value: T, timeout: float) -> None:
+        """Close ``value`` and its connections; wait at most ``timeout`` seconds for work in flight."""
+        ...
+
+    def describe(self) -> str:
+        """Return a short name of the declaration for a bug report, without secrets."""
+        return type(self).__name__
+
+
+class FunctionAdapter(Adapter[T], Generic[T]):
+    """An adapter made from a function that returns the value, or a generator function that yields it once.
+
+    The code after the ``yield`` closes the value; it never runs in a forked child for a value of the parent.
+
+    Args:
+        factory: Called without arguments, once a process.
+        close: Called with the value when the process is done with it; for plain functions. Without it the value's
+            own ``close()`` is called if it has one.
+        connections: Called with the value at a fork; returns the objects with a ``fileno()`` that the value owns, so
+            that a child can discard them. Without it the value's own ``fileno()`` is taken if it has one.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], T] | Callable[[], Iterator[T]],
+        *,
+        close: Callable[[T], object] | None = None,
+        connections: Callable[[T], Iterable[Any]] | None = None,
+    ) -> None:
+        self._factory = factory
+        self._close = close
+        self._connections = connections
+        self._running: dict[int, Iterator[T]] = {}
+
+    def open(self, opening: Opening) -> T:
+        made = self._factory()
+        if inspect.isgenerator(made):
+            running = cast("Iterator[T]", made)
+            value = next(running)
+            self._running[id(value)] = running
+            # Collecting a suspended generator runs its clean-up: never in a child.
+            opening.descriptors.keep(running)
+        else:
+            value = cast("T", made)
+        if (connections := self._connections) is not None:
+            opening.descriptors.watch(lambda: connections(value))
+        elif hasattr(value, "fileno"):
+            opening.descriptors.add(cast(Any, value))
+        return value
+
+    def close(self, value: T, timeout: float) -> None:
+        running = self._running.pop(id(value), None)
+        if running is not None:
+            next(running, None)
+        elif self._close is not None:
+            self._close(value)
+        elif callable(own := getattr(value, "close", None)):
+            own()
+
+    def describe(self) -> str:
+        return str(getattr(self._factory, "__name__", type(self._factory).__name__))

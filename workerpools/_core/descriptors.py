@@ -1,0 +1,101 @@
+"""Which sockets an open value owns, so that a forked child can discard them."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+__all__ = ["Descriptors", "HasFileno"]
+
+logger = logging.getLogger("workerpools")
+
+
+class HasFileno(Protocol):
+    """A connection or socket that tells its file descriptor."""
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 or an exception when closed."""
+        ...
+
+
+class Descriptors:
+    """The connections that one open value owns at the moment, held weakly.
+
+    An adapter adds each connection when it is made and drops it when it is closed. Descriptors are asked for only at
+    a fork, so a connection that was closed unseen is skipped, not mistaken for the next file of that number.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[int, Callable[[], Any]] = {}
+        self._borrowers: dict[int, Callable[[], Any]] = {}
+        self._sources: list[Callable[[], Iterable[Any]]] = []
+        self._kept: list[object] = []
+
+    def add(self, connection: HasFileno) -> None:
+        """Note a connection that was just opened."""
+        _hold(self._connections, id(connection), connection)
+
+    def drop(self, connection: object) -> None:
+        """Forget a connection that was closed."""
+        self._connections.pop(id(connection), None)
+
+    def lend(self, connection: object, borrower: object) -> None:
+        """Note who holds a checked-out connection.
+
+        Args:
+            connection: Anything that stands for the connection in its pool; a later call replaces its borrower.
+            borrower: Must not be finalized in a forked child, because its finalizer talks to the server.
+        """
+        _hold(self._borrowers, id(connection), borrower)
+
+    def watch(self, source: Callable[[], Iterable[HasFileno]]) -> None:
+        """Ask ``source`` for the value's connections whenever they are wanted, where nothing tells of each."""
+        self._sources.append(source)
+
+    def keep(self, companion: object) -> None:
+        """Keep an object that belongs to the value and must not be finalized in a forked child."""
+        self._kept.append(companion)
+
+    def count(self) -> int:
+        """Return how many connections are open."""
+        return sum(1 for connection in self._open() if fileno(connection) >= 0)
+
+    def pin(self) -> object:
+        """Return strong references to everything that a forked child must not finalize."""
+        return self._open(), [held for ref in list(self._borrowers.values()) if (held := ref()) is not None]
+
+    def filenos(self) -> list[int]:
+        """Return the descriptors that are open now."""
+        return [number for connection in self._open() if (number := fileno(connection)) >= 0]
+
+    def _open(self) -> list[Any]:
+        noted = [held for ref in list(self._connections.values()) if (held := ref()) is not None]
+        for source in self._sources:
+            try:
+                noted.extend(source())
+            except Exception:  # somebody else's function: a fork goes on without it
+                logger.exception("could not list the connections of a value")
+        return noted
+
+
+def _hold(table: dict[int, Callable[[], Any]], key: int, value: object) -> None:
+    def forget(ref: object) -> None:
+        # The number of a dead object may have been given to its successor already.
+        if table.get(key) is ref:
+            table.pop(key, None)
+
+    try:
+        table[key] = weakref.ref(value, forget)
+    except TypeError:
+        table[key] = lambda: value
+
+
+def fileno(connection: HasFileno) -> int:
+    """Return the connection's descriptor, or -1 when it has none any more."""
+    # Each driver has an exception of its own for a closed connection.
+    try:
+        return int(connection.fileno())
+    except Exception:
+        return -1

@@ -1,0 +1,142 @@
+"""The resources that were declared together, and what they have in common."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from workerpools._core import scope
+from workerpools._core.adapter import Opening
+from workerpools._core.descriptors import Descriptors
+from workerpools._core.events import Listeners
+from workerpools._core.execution import UNKNOWN, ExecutionPool
+from workerpools._core.resource import Resource, remaining
+from workerpools.errors import ConfigurationError
+
+__all__ = ["Registry"]
+
+logger = logging.getLogger("workerpools")
+
+
+CLOSE_TIMEOUT = 5.0
+
+
+class Registry:
+    """A set of resources with names of their own, closed together."""
+
+    def __init__(self) -> None:
+        scope.protect()
+        self.listeners = Listeners()
+        # Weak: a task class that goes away takes its resources along.
+        self._resources: weakref.WeakSet[Resource[Any]] = weakref.WeakSet()
+        self._names: weakref.WeakValueDictionary[str, Resource[Any]] = weakref.WeakValueDictionary()
+
+    @property
+    def close_timeout(self) -> float:
+        """How long closing may take, in seconds; work in flight is waited for within it."""
+        return CLOSE_TIMEOUT
+
+    @property
+    def execution_pool(self) -> ExecutionPool:
+        """What runs the tasks of this process."""
+        return UNKNOWN
+
+    @property
+    def resources(self) -> list[Resource[Any]]:
+        """The declared resources, by name."""
+        return sorted(self._resources, key=lambda resource: resource.name)
+
+    def opening(self, name: str, descriptors: Descriptors) -> Opening:
+        """Return what an adapter is told when it opens the resource ``name``."""
+        return Opening(name, self.execution_pool, descriptors, self.listeners)
+
+    def enrol(self, resource: Resource[Any], name: str | None) -> None:
+        """Take in a new resource.
+
+        Raises:
+            ConfigurationError: Another resource of this registry has the name.
+        """
+        if name is not None:
+            if name in self._names:
+                raise ConfigurationError(
+                    f"two resources are named {name!r} in one WorkerPools: {self._names[name]!r} and {resource!r}; "
+                    "give one another name: pools.add(…, name='…')"
+                )
+            self._names[name] = resource
+        self._resources.add(resource)
+
+    def adopt(self, resource: Resource[Any]) -> None:
+        """Note the name that a resource took from its attribute. The first owner of a name keeps it."""
+        self._names.setdefault(resource.name, resource)
+
+    def check_name(self, resource: Resource[Any], where: str) -> None:
+        """Refuse a resource whose attribute name another resource has already.
+
+        Args:
+            resource: The resource.
+            where: The attribute, for the message.
+
+        Raises:
+            ConfigurationError: See above.
+        """
+        other = self._names.get(resource.name)
+        if other is not None and other is not resource:
+            raise ConfigurationError(
+                f"{where}: another resource of the same WorkerPools is named {resource.name!r} ({other!r}); "
+                "use that one here, or name this one: pools.add(…, name='…')"
+            )
+
+    def prepare(self) -> None:
+        """Build what the resources can build before a fork. A failure is logged; opening raises it in the task."""
+        for resource in self.resources:
+            try:
+                resource.adapter.prepare()
+            except Exception:
+                logger.exception("could not prepare %r; its tasks will fail with this error", resource)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close every value that this process has open; the next use opens another.
+
+        Waits for running attempts of other threads first. A close that hangs or fails is logged, and the others are
+        closed all the same.
+
+        Args:
+            timeout: The bound for all of it, in seconds; ``close_timeout`` if None.
+        """
+        deadline = time.monotonic() + (self.close_timeout if timeout is None else timeout)
+        resources = [resource for resource in self.resources if resource.is_open]
+        if resources:
+            scope.wait_for_others(remaining(deadline))
+        for resource in resources:
+            _bounded(resource, deadline)
+
+
+def _bounded(resource: Resource[Any], deadline: float) -> None:
+    def close() -> None:
+        try:
+            resource.close(remaining(deadline))
+        except Exception:
+            logger.exception("could not close %r", resource)
+
+    # A goodbye on a network that drops packets blocks inside a driver, where nothing can interrupt it.
+    thread = _start(close)
+    if thread is not None:
+        # Even without time left a healthy close gets the moment it needs.
+        thread.join(max(remaining(deadline), 0.25))
+        if thread.is_alive():
+            logger.warning("closing %r did not end in time; its connections end with the process", resource)
+
+
+def _start(close: Callable[[], None]) -> threading.Thread | None:
+    thread = threading.Thread(target=close, name="workerpools-close", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # An interpreter on its way out starts no more threads.
+        close()
+        return None
+    return thread

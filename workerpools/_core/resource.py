@@ -1,0 +1,190 @@
+"""A declared connection-holding object: one live value a process, opened on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from workerpools._core import fork
+from workerpools._core.adapter import Adapter
+from workerpools._core.descriptors import Descriptors
+from workerpools._core.events import EventKind
+from workerpools._core.notes import add_note
+from workerpools.errors import ConfigurationError, OpenTimeoutError
+
+if TYPE_CHECKING:
+    from workerpools._core.registry import Registry
+
+__all__ = ["Overridable", "Resource"]
+
+T = TypeVar("T")
+
+# How long a thread waits for another one that is opening the same value, in seconds. Adapters connect lazily or within
+# a connect timeout of a few seconds, so this is reached only when a factory of the user's hangs.
+OPEN_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Live(Generic[T]):
+    value: T
+    descriptors: Descriptors
+
+
+class Overridable(Generic[T]):
+    """A stack of stand-ins for a value, for tests."""
+
+    def __init__(self) -> None:
+        self._overrides: tuple[T, ...] = ()
+
+    @contextmanager
+    def override(self, value: T) -> Generator[T, None, None]:
+        """Use ``value`` in place of the resource's own, in every thread of this process, until the block ends.
+
+        The stand-in is the caller's: it is not closed. Blocks may be nested; the innermost counts.
+        """
+        # A one-element slot makes the entry itself identifiable, even if the same value is pushed twice.
+        self._overrides = (*self._overrides, value)
+        depth = len(self._overrides)
+        try:
+            yield value
+        finally:
+            self._overrides = (*self._overrides[: depth - 1], *self._overrides[depth:])
+
+
+class Resource(Overridable[T]):
+    """One declared connection-holding object, and the value of it that this process has.
+
+    As a class attribute of a task base it gives the value (``self.api``); on the class itself, or kept in a variable,
+    it is a handle: ``ShopTask.api.get()``. Made by :meth:`workerpools.WorkerPools.add`.
+    """
+
+    def __init__(self, registry: Registry, adapter: Adapter[T], name: str | None) -> None:
+        super().__init__()
+        self.registry = registry
+        self.adapter = adapter
+        self._name = name
+        self._live: _Live[T] | None = None
+        self._forget()
+        fork.guard(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()
+        self._opening: Descriptors | None = None
+        self._closing: list[_Live[T]] = []
+
+    @property
+    def name(self) -> str:
+        """The resource's name: the one it was given, or the attribute it stands at."""
+        return self._name or f"({self.adapter.describe()})"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if self._name is None:
+            # A refusal must wait for __init_subclass__: before Python 3.12 what is raised here becomes RuntimeError.
+            self._name = name
+            self.registry.adopt(self)
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Resource[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Resource[T] | T:
+        return self if instance is None else self.get()
+
+    def get(self) -> T:
+        """Return this process's value; the first call in a process opens it.
+
+        Raises:
+            OpenTimeoutError: Another thread has been opening the value for 60 seconds.
+            ConfigurationError: The value's factory asks for the value itself.
+            Exception: Whatever the client library raised while opening, with a note that names the resource.
+        """
+        if self._overrides:
+            return self._overrides[-1]
+        live = self._live
+        return self._open() if live is None else live.value
+
+    def _open(self) -> T:
+        if not self._lock.acquire(timeout=OPEN_TIMEOUT):
+            raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
+        try:
+            if self._live is not None:
+                return self._live.value
+            if self._opening is not None:
+                raise ConfigurationError(f"{self!r}: its factory uses the resource that it is to make")
+            # From here on a fork knows of the value's connections, even while it is half open.
+            self._opening = descriptors = Descriptors()
+            try:
+                value = self.adapter.open(self.registry.opening(self.name, descriptors))
+                self._live = _Live(value, descriptors)
+            except Exception as error:
+                add_note(
+                    error,
+                    f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})",
+                )
+                raise
+            finally:
+                self._opening = None
+        finally:
+            self._lock.release()
+        self.registry.listeners.emit(EventKind.VALUE_OPENED, self.name)
+        return value
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close this process's value, if it has one; the next use opens another.
+
+        Args:
+            timeout: How long to wait for work in flight, in seconds; the registry's ``close_timeout`` if None.
+        """
+        with self._lock:
+            live, self._live = self._live, None
+            if live is None:
+                return
+            # Still ours until its last connection is closed: a fork meanwhile must discard it.
+            self._closing.append(live)
+        try:
+            self.adapter.close(live.value, self.registry.close_timeout if timeout is None else timeout)
+        finally:
+            self._closing.remove(live)
+        self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name)
+
+    def pin(self) -> object:
+        """Return what must not be finalized in a forked child (see :mod:`workerpools._core.fork`)."""
+        return [(held, held.descriptors.pin()) for held in self._held()], self._opening
+
+    def discard(self) -> tuple[object, Sequence[int]]:
+        """Forget the inherited value, in a forked child, without a byte to its peer."""
+        held = self._held()
+        ledgers = [live.descriptors for live in held]
+        if self._opening is not None:
+            ledgers.append(self._opening)
+        kept = (held, ledgers, [ledger.pin() for ledger in ledgers])
+        self._live = None
+        self._forget()
+        return kept, [number for ledger in ledgers for number in ledger.filenos()]
+
+    def _held(self) -> list[_Live[T]]:
+        return [*self._closing, *([self._live] if self._live is not None else [])]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has opened a value of its own."""
+        return self._live is not None
+
+    def __repr__(self) -> str:
+        if self._overrides:
+            state = "overridden"
+        elif self._live is not None:
+            state = "open"
+        else:
+            state = "closed"
+        return f"<Resource {self._name!r} {self.adapter.describe()} {state} pid={os.getpid()}>"
+
+
+def remaining(deadline: float) -> float:
+    """Return the seconds until ``deadline`` (of :func:`time.monotonic`), never below 0."""
+    return max(0.0, deadline - time.monotonic())

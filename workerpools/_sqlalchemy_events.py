@@ -1,0 +1,99 @@
+"""Watches an engine through its public events: its connections, its commits, and what its failures prove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, ExceptionContext
+
+from workerpools._core import scope
+from workerpools._core.adapter import Opening
+from workerpools._core.notes import add_note
+
+__all__ = ["watch"]
+
+
+def watch(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    """Report the connections of ``engine`` to ``opening``, and what it does to the attempt that it does it for."""
+    _watch_pool(engine, opening)
+    _watch_transactions(engine, opening)
+    _watch_errors(engine, opening)
+
+
+def _watch_pool(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, record: object) -> None:
+        if hasattr(connection, "fileno"):
+            opening.connected(connection)
+        else:
+            # A driver without sockets of its own (SQLite): counted, and kept from the child's finalizers.
+            opening.descriptors.lend(connection, connection)
+
+    @event.listens_for(engine, "checkout")
+    def checked_out(connection: Any, record: object, borrower: object) -> None:
+        opening.descriptors.lend(record, borrower)
+
+    @event.listens_for(engine, "close")
+    def closed(connection: Any, record: object) -> None:
+        opening.disconnected(connection)
+
+    @event.listens_for(engine, "close_detached")
+    def closed_detached(connection: Any) -> None:
+        opening.disconnected(connection)
+
+
+def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    committed = scope.Effect(f"COMMIT by {opening.resource!r}")
+    executed = scope.Effect(f"a statement in autocommit by {opening.resource!r}")
+
+    # These fire before the driver is called: from here on the transaction may have been committed.
+    @event.listens_for(engine, "commit")
+    def commits(connection: Connection) -> None:
+        scope.note_effect(committed)
+
+    @event.listens_for(engine, "prepare_twophase")
+    def prepares(connection: Connection, xid: object) -> None:
+        scope.note_effect(committed)
+
+    @event.listens_for(engine, "commit_twophase")
+    def commits_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
+        scope.note_effect(committed)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def executes(connection: Connection, *_: object) -> None:
+        if commits_each_statement(connection.connection.dbapi_connection):
+            scope.note_effect(executed)
+
+
+def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    @event.listens_for(engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        error = context.sqlalchemy_exception
+        if error is None or context.is_pre_ping:
+            return
+        if context.connection is None:
+            add_note(error, f"workerpools: connecting for the resource {opening.resource!r}")
+        elif context.is_disconnect:
+            add_note(error, f"workerpools: a connection of the resource {opening.resource!r} was lost")
+            driver = type(context.original_exception).__module__.partition(".")[0]
+            # Whatever the transaction did is undone by its loss. Had it been committing, or in autocommit, the attempt
+            # would know of the effect.
+            scope.note_stale(error, opening.resource, ("sqlalchemy", driver))
+
+
+def commits_each_statement(connection: Any) -> bool:
+    """Return whether the driver's connection is in autocommit, so that a lost reply may hide a statement's success.
+
+    SQLAlchemy's events do not tell: a connection in AUTOCOMMIT still fires begin and rollback.
+    """
+    autocommit = getattr(connection, "autocommit", None)
+    if callable(autocommit):
+        # The MySQL drivers have a method of that name to set it, and another one to ask.
+        asked = getattr(connection, "get_autocommit", None)
+        return bool(asked()) if asked is not None else False
+    if type(connection).__module__ == "sqlite3":
+        return autocommit is True or connection.isolation_level is None
+    return autocommit is True

@@ -1,0 +1,233 @@
+"""The adapter for httpx: one ``httpx.Client`` a process, with bounded waits, whose sockets never cross a fork."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import httpx
+
+from workerpools._core.adapter import Adapter, Opening
+from workerpools._core.execution import ExecutionPool
+from workerpools._core.redact import redact_url
+from workerpools._httpx_transport import Traffic, WatchedTransport
+from workerpools.errors import ConfigurationError
+
+__all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "default_limits"]
+
+#: Every one of the four waits is bounded, in seconds.
+DEFAULT_TIMEOUT = httpx.Timeout(10.0, connect=3.0, pool=2.0)
+
+#: Idle connections are closed before common servers close them (many after 5 s): a request sent at the moment the
+#: server closes is lost.
+KEEPALIVE_EXPIRY = 4.0
+
+#: What makes the kernel notice that a peer is gone although it never said so: TCP keepalives for an idle connection,
+#: TCP_USER_TIMEOUT (milliseconds) for sent data that nobody acknowledges. Where the platform has them.
+SOCKET_OPTIONS: tuple[tuple[int, int, int], ...] = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 30),
+            ("TCP_KEEPINTVL", 10),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 30_000),
+        )
+        if hasattr(socket, name)
+    ),
+)
+
+
+def default_limits(execution_pool: ExecutionPool, max_connections: int | None = None) -> httpx.Limits:
+    """Return the connection limits for a process: 10 connections, or the concurrency where that is higher."""
+    size = max_connections or max(10, execution_pool.concurrency or 0)
+    return httpx.Limits(max_connections=size, max_keepalive_connections=size, keepalive_expiry=KEEPALIVE_EXPIRY)
+
+
+class HttpxClient(Adapter[httpx.Client]):
+    """Declares an ``httpx.Client``: every option of the client, with bounds where httpx has none.
+
+    Args:
+        timeout: As for ``httpx.Client``; by default 10 s to read and write, 3 s to connect, 2 s for a free connection.
+            None, asked for in so many words, waits for ever.
+        limits: As for ``httpx.Client``; by default as :func:`default_limits` says.
+        verify: As for ``httpx.Client``. The TLS context is built once, in the parent, and inherited.
+        cert: As for ``httpx.Client``.
+        trust_env: Whether proxies and certificate files are taken from the environment, as httpx does.
+        http1: As for ``httpx.Client``.
+        http2: As for ``httpx.Client``.
+        proxy: As for ``httpx.Client``.
+        mounts: As for ``httpx.Client``.
+        transport: As for ``httpx.Client``. A transport of your own is used as it is; proxies, TLS settings and limits
+            do not reach it. It is shared by parent and children if it was made before the fork: make it in a function
+            instead, ``transport=lambda: MyTransport()``.
+        socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
+        max_connections: How many connections a process may open, where ``limits`` is not given.
+        options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
+
+    Raises:
+        ConfigurationError: ``httpx.Client`` has no such option.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: Any = DEFAULT_TIMEOUT,
+        limits: httpx.Limits | None = None,
+        verify: ssl.SSLContext | str | bool = True,
+        cert: Any = None,
+        trust_env: bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        proxy: Any = None,
+        mounts: Mapping[str, httpx.BaseTransport | None] | None = None,
+        transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport] | None = None,
+        socket_options: Iterable[tuple[Any, ...]] | None = None,
+        max_connections: int | None = None,
+        **options: Any,
+    ) -> None:
+        unknown = options.keys() - _CLIENT_OPTIONS
+        if unknown:
+            raise ConfigurationError(f"HttpxClient: httpx.Client has no option {', '.join(sorted(unknown))}")
+        self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
+        self._limits = limits
+        self._max_connections = max_connections
+        self._tls = (verify, cert, trust_env)
+        self._http1 = http1
+        self._http2 = http2
+        self._proxy = proxy
+        self._mounts = mounts or {}
+        self._transport = transport
+        self._socket_options = list(SOCKET_OPTIONS if socket_options is None else socket_options)
+        self._context: ssl.SSLContext | None = None
+        self._traffic: dict[int, Traffic] = {}
+
+    def prepare(self) -> None:
+        """Build the TLS context: 25 of the 26 ms that a client costs."""
+        if self._context is None and self._transport is None:
+            verify, cert, trust_env = self._tls
+            self._context = httpx.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+
+    def open(self, opening: Opening) -> httpx.Client:
+        self.prepare()
+        traffic = Traffic(opening)
+
+        def watched(transport: httpx.BaseTransport, *, traced: bool = True) -> WatchedTransport:
+            return WatchedTransport(transport, traffic, traced=traced)
+
+        limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
+        own = self._transport
+        if own is None:
+            transport = self._over_network(limits, self._proxy)
+            proxies = _environment_proxies() if self._client_options["trust_env"] and self._proxy is None else {}
+        else:
+            transport = own if isinstance(own, httpx.BaseTransport) else own()
+            proxies = {}
+        mounts: dict[str, httpx.BaseTransport | None] = {
+            pattern: None if proxy is None else watched(self._over_network(limits, proxy))
+            for pattern, proxy in proxies.items()
+        }
+        mounts.update(
+            {
+                pattern: None if mount is None else watched(mount, traced=False)
+                for pattern, mount in self._mounts.items()
+            }
+        )
+        client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
+        self._traffic[id(client)] = traffic
+        return client
+
+    def _over_network(self, limits: httpx.Limits, proxy: Any) -> httpx.BaseTransport:
+        assert self._context is not None
+        return httpx.HTTPTransport(
+            verify=self._context,
+            limits=limits,
+            proxy=proxy,
+            # Retrying is decided above, where it is known what was sent.
+            retries=0,
+            socket_options=self._socket_options,
+            http1=self._http1,
+            http2=self._http2,
+        )
+
+    def close(self, value: httpx.Client, timeout: float) -> None:
+        """Close the client once its requests in flight have ended, or after ``timeout`` seconds.
+
+        ``httpx.Client.close()`` alone fails them.
+        """
+        traffic = self._traffic.pop(id(value), None)
+        if traffic is not None:
+            traffic.drain(timeout)
+        value.close()
+
+    def describe(self) -> str:
+        base_url = str(self._client_options.get("base_url", ""))
+        return f"HttpxClient {redact_url(base_url)}".strip()
+
+
+_CLIENT_OPTIONS = frozenset(
+    (
+        "auth",
+        "base_url",
+        "cookies",
+        "default_encoding",
+        "event_hooks",
+        "follow_redirects",
+        "headers",
+        "max_redirects",
+        "params",
+    )
+)
+
+
+def _environment_proxies() -> dict[str, str | None]:
+    """Return httpx mount patterns for the proxies that the environment asks for.
+
+    httpx takes them from the environment only for transports that it makes itself. The variables are those of curl:
+    HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, read by :func:`urllib.request.getproxies`.
+    """
+    found = urllib.request.getproxies()
+    exempt = [host.strip() for host in found.get("no", "").split(",") if host.strip()]
+    if "*" in exempt:
+        return {}
+    mounts: dict[str, str | None] = {}
+    for scheme in ("http", "https", "all"):
+        if url := found.get(scheme):
+            mounts[f"{scheme}://"] = url if "://" in url else f"http://{url}"
+    for host in exempt:
+        mounts[_exempt_pattern(host)] = None
+    return mounts
+
+
+def _exempt_pattern(host: str) -> str:
+    if "://" in host:
+        return host
+    name = host.strip("[]")
+    try:
+        address = ipaddress.ip_interface(name).ip
+    except ValueError:
+        if name.lower() == "localhost":
+            return f"all://{name}"
+    else:
+        return f"all://[{address}]" if address.version == 6 else f"all://{address}"
+    # A domain stands for its subdomains, too: "*" matches the name itself and everything under it.
+    return f"all://*{name}"
+
+
+def from_settings(settings: Mapping[str, Any]) -> HttpxClient:
+    """Return the adapter for an app's ``workerpools_http_…`` settings."""
+    timeout = httpx.Timeout(
+        settings.get("http_timeout", DEFAULT_TIMEOUT.read),
+        connect=settings.get("http_connect_timeout", DEFAULT_TIMEOUT.connect),
+        pool=settings.get("http_acquire_timeout", DEFAULT_TIMEOUT.pool),
+    )
+    return HttpxClient(
+        base_url=settings.get("http_base_url", ""),
+        timeout=timeout,
+        max_connections=settings.get("http_max_connections"),
+    )

@@ -1,0 +1,203 @@
+"""The adapter for SQLAlchemy: one engine a process, and a session for each attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+
+import sqlalchemy
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+
+from workerpools import _sqlalchemy_events
+from workerpools._core import scope
+from workerpools._core.adapter import Adapter, Opening
+from workerpools._core.execution import ExecutionPool
+from workerpools.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from workerpools._core.resource import Resource
+
+__all__ = ["SQLAlchemyEngine", "TaskSession", "connect_defaults", "pool_defaults"]
+
+#: libpq's bounds: seconds, but ``tcp_user_timeout`` in milliseconds. Keepalives alone do not bound data that nobody
+#: acknowledges, and ``tcp_user_timeout`` alone does not bound waiting for a reply: it takes both
+#: (PostgreSQL documentation, "Parameter Key Words").
+LIBPQ_DEFAULTS: Mapping[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+_LIBPQ_DRIVERS = frozenset(("psycopg2", "psycopg"))
+_CONNECT_TIMEOUT_DRIVERS = frozenset(("pymysql", "mysqldb"))
+
+
+def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict[str, Any]:
+    """Return driver arguments that bound every wait, and name the connection on the server.
+
+    Args:
+        url: The database. What its query sets already is left out.
+        resource: The resource's name, which the server shows as ``application_name``.
+        connect_timeout: In seconds; libpq counts in whole ones, and in no fewer than 2.
+    """
+    driver = url.get_driver_name()
+    whole = max(2, round(connect_timeout))
+    if driver in _LIBPQ_DRIVERS:
+        wanted = {
+            "connect_timeout": whole,
+            "application_name": f"workerpools {resource}"[:63],
+            **LIBPQ_DEFAULTS,
+        }
+    elif driver in _CONNECT_TIMEOUT_DRIVERS:
+        wanted = {"connect_timeout": whole}
+    else:
+        wanted = {}
+    return {key: value for key, value in wanted.items() if key not in url.query}
+
+
+def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict[str, Any]:
+    """Return the connection pool's options: a connection for each task that runs at a time, and one to spare.
+
+    The spare one means that tasks that need two connections at a time make progress, one after the other. Outside a
+    worker SQLAlchemy's own sizes apply.
+    """
+    options: dict[str, Any] = {"pool_timeout": acquire_timeout, "pool_use_lifo": True}
+    if execution_pool.concurrency is not None:
+        options.update(pool_size=execution_pool.concurrency, max_overflow=1)
+    return options
+
+
+class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
+    """Declares a ``sqlalchemy.Engine``: its sockets never cross a fork, and every wait has a bound.
+
+    Args:
+        url: The database, as for ``sqlalchemy.create_engine``.
+        connect_timeout: Bound for opening a connection, in seconds.
+        acquire_timeout: Bound for waiting for a free connection of the pool, in seconds; SQLAlchemy calls it
+            ``pool_timeout``.
+        pool_size: Connections a process keeps; by default 1 under prefork and solo, the concurrency under threads.
+        max_overflow: Connections a process may open beyond ``pool_size``; by default 1 in a worker.
+        options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
+            ``connect_args`` or the URL's query sets.
+
+    Raises:
+        ConfigurationError: ``url`` is no URL.
+    """
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        connect_timeout: float = 5.0,
+        acquire_timeout: float = 10.0,
+        pool_size: int | None = None,
+        max_overflow: int | None = None,
+        **options: Any,
+    ) -> None:
+        try:
+            self._url = make_url(url)
+        except ArgumentError:
+            # SQLAlchemy's message repeats the whole text, password included.
+            raise ConfigurationError(
+                "SQLAlchemyEngine: the URL cannot be parsed (it is not shown here, as it may hold a password); "
+                "wanted: dialect+driver://user:password@host:port/database"
+            ) from None
+        self._connect_timeout = connect_timeout
+        self._acquire_timeout = acquire_timeout
+        sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
+        self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
+
+    def prepare(self) -> None:
+        """Import the driver."""
+        _dialect(self._url).import_dbapi()
+
+    def open(self, opening: Opening) -> sqlalchemy.Engine:
+        options = {**self._pool_options(opening.execution_pool), **self._options}
+        defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
+        options["connect_args"] = {**defaults, **options.get("connect_args", {})}
+        engine = sqlalchemy.create_engine(self._url, **options)
+        _sqlalchemy_events.watch(engine, opening)
+        return engine
+
+    def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
+        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
+        pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
+        if "pool" in self._options or not issubclass(pool_class, QueuePool):
+            return {}
+        return pool_defaults(execution_pool, self._acquire_timeout)
+
+    def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
+        """Close the idle connections; wait at most ``timeout`` seconds for those that are in use."""
+        deadline = time.monotonic() + timeout
+        while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        value.dispose()
+
+    def describe(self) -> str:
+        shown = URL.create(
+            self._url.drivername,
+            username=self._url.username,
+            host=self._url.host,
+            port=self._url.port,
+            database=self._url.database,
+        )
+        return f"SQLAlchemyEngine {shown.render_as_string()}"
+
+
+def _dialect(url: URL) -> type[DefaultDialect]:
+    # Every dialect derives from it, though the annotation of get_dialect() promises less.
+    return cast("type[DefaultDialect]", url.get_dialect())
+
+
+class _GivesEngine(Protocol):
+    def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
+
+class TaskSession:
+    """Gives a task body its session: one an attempt, made on first use, committed when the body returns.
+
+    It is rolled back and closed on every other way out. As a class attribute it gives a ``sqlalchemy.orm.Session``.
+
+    Args:
+        engine: The resource whose engine the session uses.
+        options: Options of ``sqlalchemy.orm.Session``.
+    """
+
+    __workerpools__ = True
+
+    def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
+        self._engine = engine
+        self._options = options
+        self._name = "session"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> TaskSession: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Session: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> TaskSession | Session:
+        if instance is None:
+            return self
+        attempt = scope.require(f"{type(instance).__name__}.{self._name}")
+
+        def make() -> Session:
+            return Session(self._engine.__get__(instance, owner), **self._options)
+
+        session: Session = attempt.scoped(self, make)
+        return session
+
+
+def from_settings(settings: Mapping[str, Any]) -> SQLAlchemyEngine:
+    """Return the adapter for an app's ``workerpools_database_…`` settings; ``database_url`` must be among them."""
+    names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
+    options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
+    return SQLAlchemyEngine(settings["database_url"], **options)
