@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
+from sqlalchemy.exc import PendingRollbackError
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
@@ -52,6 +53,12 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
     # These fire before the driver is called: from here on the transaction may have been committed.
     @event.listens_for(engine, "commit")
     def commits(connection: Connection) -> None:
+        if scope.current() is not None and is_aborted(connection.connection.dbapi_connection):
+            raise PendingRollbackError(
+                f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
+                "caught: COMMIT would undo it in silence. Call rollback() where the error is caught, or put the "
+                "statement that may fail in begin_nested()"
+            )
         scope.note_effect(committed)
 
     @event.listens_for(engine, "prepare_twophase")
@@ -82,6 +89,21 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             # Whatever the transaction did is undone by its loss. Had it been committing, or in autocommit, the attempt
             # would know of the effect.
             scope.note_stale(error, opening.resource, ("sqlalchemy", driver))
+
+
+#: libpq's PQtransactionStatus of a transaction in which a statement failed.
+_IN_ERROR = 3
+
+
+def is_aborted(connection: Any) -> bool:
+    """Return whether the driver's connection is in a transaction that PostgreSQL will only roll back.
+
+    It answers COMMIT with ROLLBACK then, and no error (PostgreSQL documentation, "COMMIT"). Costs no round trip.
+    """
+    ask = getattr(connection, "get_transaction_status", None)
+    if ask is not None:
+        return bool(ask() == _IN_ERROR)
+    return getattr(getattr(connection, "info", None), "transaction_status", None) == _IN_ERROR
 
 
 def commits_each_statement(connection: Any) -> bool:

@@ -142,7 +142,9 @@ def _parsed(setting: Setting, raw: object, shown: str) -> Any:
 
 
 def _configured_keys(conf: Any) -> Iterator[tuple[str, str]]:
-    namespace = str(conf.__dict__.get("prefix") or "").lower()
+    # The namespace is known once the configuration is loaded, which the first look at a key does.
+    conf.get(PREFIX)
+    namespace = str(conf.prefix or "").lower()
     for key in conf:
         lowered = key.lower() if isinstance(key, str) else ""
         # Under a namespace the configured object's keys carry it; defaults and later changes do not.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +30,8 @@ class Registry:
     def __init__(self) -> None:
         scope.protect()
         self.listeners = Listeners()
-        # Weak: a task class that goes away takes its resources along.
-        self._resources: weakref.WeakSet[Resource[Any]] = weakref.WeakSet()
-        self._names: weakref.WeakValueDictionary[str, Resource[Any]] = weakref.WeakValueDictionary()
+        self._resources: list[Resource[Any]] = []
+        self._names: dict[str, Resource[Any]] = {}
 
     @property
     def close_timeout(self) -> float:
@@ -67,7 +65,7 @@ class Registry:
                     "give one another name: pools.add(…, name='…')"
                 )
             self._names[name] = resource
-        self._resources.add(resource)
+        self._resources.append(resource)
 
     def adopt(self, resource: Resource[Any]) -> None:
         """Note the name that a resource took from its attribute. The first owner of a name keeps it."""
@@ -85,6 +83,7 @@ class Registry:
         """
         other = self._names.get(resource.name)
         if other is not None and other is not resource:
+            self._resources.remove(resource)
             raise ConfigurationError(
                 f"{where}: another resource of the same WorkerPools is named {resource.name!r} ({other!r}); "
                 "use that one here, or name this one: pools.add(…, name='…')"

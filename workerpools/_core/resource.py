@@ -182,7 +182,7 @@ class Resource(Overridable[T]):
             state = "open"
         else:
             state = "closed"
-        return f"<Resource {self._name!r} {self.adapter.describe()} {state} pid={os.getpid()}>"
+        return f"<Resource {self.name!r} {type(self.adapter).__name__} {state} pid={os.getpid()}>"
 
 
 def remaining(deadline: float) -> float:

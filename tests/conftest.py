@@ -1,0 +1,119 @@
+"""Fixtures of the whole suite: real servers, one of each a session, and what a single test gets of them."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from demo_tasks.servers import PostgresServer, ServerError, ValkeyServer, Workspace
+from demo_tasks.servers.binaries import postgres_directory, valkey_program
+from tests.support.databases import Database, HasAddress
+from tests.support.leftovers import nothing_left_behind
+from tests.support.proxy import TcpProxy
+from tests.support.services import require
+from tests.support.tls import TlsProxy
+from tests.support.upstream import EchoUpstream
+
+
+def _require_program(find: Callable[[], object]) -> None:
+    reason = ""
+    try:
+        find()
+    except ServerError as exc:
+        reason = str(exc)
+    require(not reason, reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the session when it leaves a process or a temporary directory behind."""
+    # pytest's own directory is chosen, and kept after the session, before ours replaces the default.
+    tmp_path_factory.getbasetemp()
+    # In a workspace, so that the next session sweeps it when this one is killed.
+    with Workspace() as outer:
+        root = outer.path / "tmp"
+        root.mkdir()
+        # As /tmp is: servers run as another user when the tests run as root.
+        root.chmod(0o1777)
+        with nothing_left_behind(root):
+            yield
+
+
+@pytest.fixture(scope="session")
+def workspace(_clean_session: None) -> Iterator[Workspace]:
+    """The directory of this session's servers."""
+    with Workspace() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the session. A test that stops or restarts it leaves it running."""
+    _require_program(postgres_directory)
+    # No test pulls the plug of the machine: the disk need not keep up.
+    with PostgresServer(workspace, settings={"fsync": "off", "max_connections": "200"}) as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[Database]:
+    """A new, empty database, dropped with whatever is still connected to it."""
+    server = postgres_server.start()
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    server.create_database(name)
+    made = Database(server.host, server.port, name, server.user, server.password)
+    yield made
+    server.start()
+    Database(server.host, server.port, server.database, server.user, server.password).execute(
+        f"DROP DATABASE {name} WITH (FORCE)"
+    )
+
+
+@pytest.fixture(scope="session")
+def valkey_server(workspace: Workspace) -> Iterator[ValkeyServer]:
+    """A Valkey (or Redis) server for the session. A test that stops it leaves it running."""
+    _require_program(valkey_program)
+    with ValkeyServer(workspace) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _broker_numbers() -> Iterator[int]:
+    # Database 0 is left to tests that use the server directly.
+    return itertools.cycle(range(1, 16))
+
+
+@pytest.fixture
+def broker_url(valkey_server: ValkeyServer, _broker_numbers: Iterator[int]) -> str:
+    """An empty broker and result store: another Valkey database than that of the fourteen tests before."""
+    import redis
+
+    url = valkey_server.start().url(next(_broker_numbers))
+    with closing(redis.Redis.from_url(url)) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def echo() -> Iterator[EchoUpstream]:
+    """An HTTP server in a process of its own."""
+    with EchoUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+def tls_echo(echo: EchoUpstream) -> Iterator[TlsProxy]:
+    """The same server behind TLS."""
+    with TlsProxy(echo.host, echo.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy_to() -> Iterator[Callable[[HasAddress], TcpProxy]]:
+    """Make a TCP proxy before a server, or before another proxy; closed at the end of the test."""
+    with ExitStack() as opened:
+        yield lambda server: opened.enter_context(TcpProxy(server.host, server.port))

@@ -1,0 +1,21 @@
+"""What a test needs from the machine: missing on a laptop it is skipped, missing in CI it has failed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip the running test when `condition` is false, or fail it when the environment variable CI is set.
+
+    Args:
+        condition: Whether the service is there.
+        reason: What is missing and how to get it.
+    """
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"required in CI: {reason}", pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,64 @@
+"""The check at the end of a session, on things that are left behind on purpose."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.databases import Database
+from tests.support.leftovers import nothing_left_behind
+
+
+def test_a_clean_session_passes_and_restores_the_environment(tmp_path: Path) -> None:
+    """What was made and removed again is no leftover, and TMPDIR is as before."""
+    before = (tempfile.gettempdir(), dict(os.environ))
+    with nothing_left_behind(tmp_path):
+        assert tempfile.gettempdir() == str(tmp_path)
+        with tempfile.TemporaryDirectory(prefix="workerpools-"):
+            subprocess.run([sys.executable, "-c", ""], check=True)
+    assert (tempfile.gettempdir(), dict(os.environ)) == before
+
+
+def test_a_directory_is_told(tmp_path: Path) -> None:
+    """A workspace that was not removed is named, also one that a subprocess made."""
+    make = "import tempfile; tempfile.mkdtemp(prefix='workerpools-left-')"
+    with pytest.raises(AssertionError, match=r"workerpools-left-"), nothing_left_behind(tmp_path):
+        subprocess.run([sys.executable, "-c", make], check=True)
+
+
+def test_a_child_is_told(tmp_path: Path) -> None:
+    """A child that still runs is named with its command."""
+    with pytest.raises(AssertionError, match=r"process \d+: .*input"), nothing_left_behind(tmp_path, grace=0.1):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child.communicate()
+
+
+def test_an_orphan_is_told(tmp_path: Path) -> None:
+    """A process whose parent is gone, in a session of its own, is found by its mark."""
+    start = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        "start_new_session=True, stdout=subprocess.DEVNULL); print(p.pid)"
+    )
+    pid = 0
+    with pytest.raises(AssertionError, match=r"time\.sleep"), nothing_left_behind(tmp_path, grace=0.1):
+        pid = int(subprocess.run([sys.executable, "-c", start], check=True, capture_output=True).stdout)
+    os.kill(pid, 9)
+
+
+def test_a_test_database_is_empty_and_its_own(database: Database, proxy_to: object) -> None:
+    """Each test gets a new database, under the same address directly and another through a proxy."""
+    from demo_tasks.servers import PostgresServer
+
+    assert callable(proxy_to)
+    assert database.execute("SELECT count(*) FROM pg_stat_user_tables") == [(0,)]
+    assert database.execute("SELECT current_database()") == [(database.name,)]
+    proxy = proxy_to(database)
+    assert database.through(proxy).execute("SELECT %s::text", "x") == [("x",)]
+    assert proxy.accepted == 1
+    assert database.url("psycopg").startswith("postgresql+psycopg://")
+    assert PostgresServer is not None

@@ -1,0 +1,120 @@
+"""Settings come from the app and the environment, and mistakes are named."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from workerpools import ConfigurationError, DatabaseTask, HTTPTask
+from workerpools._celery.settings import SETTINGS, read_settings
+
+
+def conf(**settings: Any) -> Any:
+    app = Celery("settings", set_as_current=False)
+    app.conf.update(settings)
+    return app.conf
+
+
+def test_settings_are_read_and_parsed() -> None:
+    """Numbers may be written as text."""
+    settings = read_settings(conf(workerpools_http_timeout="2.5", workerpools_database_pool_size=3), {})
+    assert settings == {"http_timeout": 2.5, "database_pool_size": 3}
+
+
+def test_the_environment_wins() -> None:
+    """As it does for Celery's own URLs."""
+    settings = read_settings(conf(workerpools_http_timeout=1), {"WORKERPOOLS_HTTP_TIMEOUT": "4", "PATH": "/"})
+    assert settings == {"http_timeout": 4.0}
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", "shop"])
+def test_settings_work_under_a_namespace(namespace: str) -> None:
+    """As in a Django settings module."""
+    upper = namespace.isupper()
+    key = f"{namespace}_workerpools_database_url"
+    module = SimpleNamespace(**{key.upper() if upper else key: "sqlite:///shop.db", "SECRET_KEY": "x"})
+    app = Celery("settings", set_as_current=False)
+    app.config_from_object(module, namespace=namespace)
+    assert read_settings(app.conf, {}) == {"database_url": "sqlite:///shop.db"}
+
+
+def test_an_unknown_setting_under_a_namespace_is_refused() -> None:
+    """The message names it as it was written."""
+    app = Celery("settings", set_as_current=False)
+    app.config_from_object(SimpleNamespace(CELERY_WORKERPOOLS_HTTP_TIMOUT=1), namespace="CELERY")
+    with pytest.raises(ConfigurationError, match="CELERY_WORKERPOOLS_HTTP_TIMOUT"):
+        read_settings(app.conf, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("workerpools_htttp_base_url", "http://x", "unknown setting workerpools_htttp_base_url"),
+        ("workerpools_http_timeout", "soon", "workerpools_http_timeout is 'soon'; wanted: a number of seconds"),
+        ("workerpools_http_timeout", 0, "workerpools_http_timeout is 0"),
+        ("workerpools_http_timeout", -1, "above 0"),
+        ("workerpools_http_timeout", float("nan"), "above 0"),
+        ("workerpools_http_timeout", float("inf"), "above 0"),
+        ("workerpools_http_timeout", True, "above 0"),
+        ("workerpools_close_timeout", [], "above 0"),
+        ("workerpools_database_pool_size", "1.5", "a whole number of at least 1"),
+        ("workerpools_database_pool_size", 0, "at least 1"),
+        ("workerpools_database_max_overflow", -1, "at least 0"),
+        ("workerpools_http_base_url", "", "a text that is not empty"),
+        ("workerpools_http_base_url", "api.example.com", "a URL with a scheme"),
+        ("workerpools_database_url", 5, "workerpools_database_url is 5"),
+    ],
+)
+def test_mistakes_are_refused_by_name(key: str, value: Any, message: str) -> None:
+    """The message names the setting, its value and what is wanted."""
+    with pytest.raises(ConfigurationError, match=message):
+        read_settings(conf(**{key: value}), {})
+
+
+@pytest.mark.parametrize("variable", ["WORKERPOOLS_DATABASE_POOL_SIZ", "WORKERPOOLS_"])
+def test_unknown_variables_are_refused(variable: str) -> None:
+    """A misspelt environment variable does not pass unnoticed."""
+    with pytest.raises(ConfigurationError, match=variable):
+        read_settings(conf(), {variable: "1"})
+
+
+def test_a_mistaken_url_is_not_shown() -> None:
+    """It may be a bare password."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(conf(workerpools_database_url="hunter2"), {})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_every_setting_is_documented() -> None:
+    """Each has a meaning and two names."""
+    for setting in SETTINGS:
+        assert setting.meaning.endswith(".")
+        assert setting.variable == setting.key.upper() == f"WORKERPOOLS_{setting.name.upper()}"
+
+
+@pytest.mark.parametrize("base", [HTTPTask, DatabaseTask])
+def test_a_task_with_wrong_settings_is_not_registered(base: type) -> None:
+    """So that a worker with a mistake in its settings does not start."""
+    app = Celery("settings", set_as_current=False)
+    app.conf.workerpools_http_timeout = "soon"
+
+    @app.task(base=base)
+    def task() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="workerpools_http_timeout"):
+        app.finalize()
+
+
+def test_a_database_task_without_a_url_says_so() -> None:
+    """When it uses the engine, not before."""
+    app = Celery("settings", set_as_current=False)
+
+    @app.task(base=DatabaseTask, bind=True)
+    def task(self: DatabaseTask) -> None:
+        assert self.engine
+
+    with pytest.raises(ConfigurationError, match="WORKERPOOLS_DATABASE_URL"):
+        task()

@@ -1,0 +1,69 @@
+"""What the package offers, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import workerpools
+import workerpools.httpx
+import workerpools.sqlalchemy
+from tests.support.paths import environment
+
+
+def test_exported_members() -> None:
+    """The root's names are pinned: a new one changes this test, a page of the documentation and the changelog."""
+    assert workerpools.__all__ == [
+        "Adapter",
+        "ConfigurationError",
+        "DatabaseTask",
+        "HTTPTask",
+        "NoAttemptError",
+        "OpenTimeoutError",
+        "PooledTask",
+        "Resource",
+        "WorkerPools",
+        "WorkerPoolsError",
+    ]
+    assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "default_limits"]
+    assert workerpools.sqlalchemy.__all__ == ["SQLAlchemyEngine", "TaskSession", "connect_defaults", "pool_defaults"]
+    for module in (workerpools, workerpools.httpx, workerpools.sqlalchemy):
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def test_importing_loads_no_client_library() -> None:
+    """``import workerpools`` imports neither httpx nor SQLAlchemy, redis or requests."""
+    loaded = run(
+        "import workerpools, sys; print({'httpx', 'httpcore', 'sqlalchemy', 'psycopg2', 'redis', 'requests'}"
+        " & set(sys.modules))"
+    )
+    assert loaded.strip() == "set()"
+
+
+def test_importing_does_nothing() -> None:
+    """Importing opens no file or socket, starts no thread, and registers neither fork hooks nor exit functions."""
+    did = run(
+        """
+import os, sys, threading, celery, celery.app.task, celery.signals, celery.app.base
+celery.Task, celery.Celery, celery.current_app
+happened = []
+fds = len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0
+os.register_at_fork = lambda **hooks: happened.append('register_at_fork')
+import atexit
+atexit.register = lambda *a, **k: happened.append('atexit')
+receivers = sum(len(s.receivers or ()) for s in vars(celery.signals).values() if hasattr(s, 'receivers'))
+import workerpools
+assert receivers == sum(len(s.receivers or ()) for s in vars(celery.signals).values() if hasattr(s, 'receivers'))
+assert threading.active_count() == 1
+assert not fds or fds == len(os.listdir('/proc/self/fd'))
+print(happened)
+"""
+    )
+    assert did.strip() == "[]"
