@@ -25,6 +25,8 @@ IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 #: Whose exceptions may be in the chain of causes of an httpx error.
 PACKAGES = ("httpx", "httpcore", "h11", "h2", "hpack", "ssl")
 
+_CONNECTING = (".connect_tcp.started", ".connect_unix_socket.started")
+_GAVE_UP = (".connect_tcp.failed", ".connect_unix_socket.failed")
 _OPENED = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
 
 
@@ -59,6 +61,16 @@ class Traffic:
             return self._changed.wait_for(lambda: self._in_flight == 0, max(0.0, deadline - time.monotonic()))
 
 
+class _Handshake:
+    """Stands for a connection between TCP and TLS: its descriptor has left one object and is in no other yet."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+
 class _Trace:
     """What became of one request; called by httpcore at each step."""
 
@@ -71,11 +83,22 @@ class _Trace:
         self.head_failed = False
         self.answered = False
         self.effect: scope.Effect | None = None
+        self._number = -1
+        self._handshake = _Handshake(-1)
 
     def __call__(self, name: str, info: Any) -> Any:
         if name.endswith(_OPENED):
             self.fresh = True
             self._opened(name, info["return_value"])
+        elif name.endswith(_CONNECTING):
+            self._traffic.opening.descriptors.connecting(info.get("port"))
+        elif name.endswith(".start_tls.started"):
+            self._handshake = _Handshake(self._number)
+            self._traffic.opening.descriptors.add(self._handshake)
+        elif name.endswith(".start_tls.failed"):
+            self._traffic.opening.descriptors.drop(self._handshake)
+        elif name.endswith(_GAVE_UP):
+            self._traffic.opening.descriptors.gave_up()
         elif name.endswith(".send_request_headers.started"):
             self.sending = True
             self.leaves()
@@ -98,8 +121,10 @@ class _Trace:
         if name.endswith(".start_tls.complete"):
             # The same descriptor in a new object; the connection was counted when it was made.
             self._traffic.opening.descriptors.add(connection)
+            self._traffic.opening.descriptors.drop(self._handshake)
         else:
             self._traffic.opening.connected(connection)
+            self._number = connection.fileno()
 
 
 class WatchedTransport(httpx.BaseTransport):

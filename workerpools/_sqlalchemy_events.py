@@ -15,6 +15,8 @@ from workerpools._core.notes import add_note
 
 __all__ = ["watch"]
 
+_RAW = "workerpools raw connection"
+
 
 def watch(engine: sqlalchemy.Engine, opening: Opening) -> None:
     """Report the connections of ``engine`` to ``opening``, and what it does to the attempt that it does it for."""
@@ -25,17 +27,34 @@ def watch(engine: sqlalchemy.Engine, opening: Opening) -> None:
 
 def _watch_pool(engine: sqlalchemy.Engine, opening: Opening) -> None:
     # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
+    # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
+    @event.listens_for(engine, "do_connect")
+    def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+        port = parameters.get("port")
+        opening.descriptors.connecting(int(port) if port else None)
+
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: object) -> None:
         if hasattr(connection, "fileno"):
             opening.connected(connection)
         else:
-            # A driver without sockets of its own (SQLite): counted, and kept from the child's finalizers.
+            # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
+            opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
 
     @event.listens_for(engine, "checkout")
-    def checked_out(connection: Any, record: object, borrower: object) -> None:
+    def checked_out(connection: Any, record: Any, borrower: object) -> None:
         opening.descriptors.lend(record, borrower)
+        if scope.current() is not None:
+            # Whoever takes a connection past the engine may commit on it unseen.
+            record.info[_RAW] = effect = scope.Effect(f"a raw connection of {opening.resource!r} was used")
+            scope.note_effect(effect)
+
+    @event.listens_for(engine, "engine_connect")
+    def wrapped(connection: Connection) -> None:
+        effect = connection.info.pop(_RAW, None)
+        if effect is not None:
+            scope.withdraw_effect(effect)
 
     @event.listens_for(engine, "close")
     def closed(connection: Any, record: object) -> None:
@@ -82,6 +101,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
         if error is None or context.is_pre_ping:
             return
         if context.connection is None:
+            opening.descriptors.gave_up()
             add_note(error, f"workerpools: connecting for the resource {opening.resource!r}")
         elif context.is_disconnect:
             add_note(error, f"workerpools: a connection of the resource {opening.resource!r} was lost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -159,3 +160,32 @@ def _start_beyond_the_limit(child: Any, limits: tuple[int, int]) -> Any:
         return start_child(child)
     finally:
         os.fork = original
+
+
+@pytest.mark.parametrize("phase", ["accepted", "not accepted yet"])
+def test_a_connection_that_is_just_being_made_stays_with_the_parent(phase: str) -> None:
+    """Another thread waits for TLS, or for TCP itself, at the moment of the fork; no object tells of its socket."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, WorkerPools() as pools:
+        port = listener.getsockname()[1]
+        # A full backlog leaves a further connection waiting for TCP.
+        crowd = [socket.create_connection(("127.0.0.1", port), 5)] if phase == "not accepted yet" else []
+        resource = pools.add(HttpxClient(base_url=f"https://127.0.0.1:{port}", timeout=3, verify=False), name="api")
+        failures: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                resource.get().get("/")
+            except httpx.TransportError as error:
+                failures.append(error)
+
+        before = socket_inodes()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while not (own := socket_inodes() - before):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert not run_in_fork(socket_inodes) & own
+        thread.join()
+        assert len(failures) == 1
+        for connection in crowd:
+            connection.close()

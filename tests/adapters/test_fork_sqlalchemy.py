@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import text
 
 from tests.adapters.fork_cases import STATES, collect_garbage, make_table, rows
 from tests.support.forking import fork_in_script, run_in_fork, start_child, wait_for_child
-from tests.support.inspect import backends, socket_inodes
+from tests.support.inspect import backends, socket_inodes, tcp_connections_to
 from tests.support.tls import TlsProxy
 from workerpools import Resource, WorkerPools
 from workerpools.sqlalchemy import SQLAlchemyEngine
@@ -128,3 +129,24 @@ def test_generations_of_children_leave_no_backend(database: Any, driver: str) ->
     assert len(run_in_fork(generation)) == 2
     pools.close()
     assert backends(database.dsn, "workerpools generations%") == []
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_connection_that_is_just_being_made_stays_with_the_parent(database: Any, driver: str, proxy_to: Any) -> None:
+    """Another thread waits for the server's first answer at the moment of the fork; no object tells of its socket."""
+    proxy = proxy_to(database)
+    proxy.blackhole()
+    with WorkerPools() as pools:
+        resource = pools.add(SQLAlchemyEngine(database.through(proxy).url(driver), connect_timeout=20), name="db")
+        outcome: list[object] = []
+        thread = threading.Thread(target=lambda: outcome.append(resource.get().connect()))
+        thread.start()
+        proxy.wait_for(accepted=1)
+        own = {connection.local_port for connection in tcp_connections_to(proxy.port, os.getpid())}
+        inherited = run_in_fork(lambda: tcp_connections_to(proxy.port, os.getpid()))
+        assert len(own) == 1
+        assert inherited == []
+        proxy.pass_through()
+        thread.join()
+        assert isinstance(outcome[0], sqlalchemy.Connection)
+        outcome[0].close()

@@ -121,7 +121,7 @@ def test_a_lost_commit_is_raised(shop: Shop, deliver: bool) -> None:
     assert shop.rows() == ([1] if deliver else [])
 
 
-@pytest.mark.parametrize("how", ["session.commit()", "engine.begin()", "autocommit"])
+@pytest.mark.parametrize("how", ["session.commit()", "engine.begin()", "autocommit", "raw connection"])
 def test_nothing_is_replayed_after_a_commit(shop: Shop, how: str) -> None:
     """What was committed in the attempt would be done twice, by whatever way it was."""
     runs: list[int] = []
@@ -135,6 +135,11 @@ def test_nothing_is_replayed_after_a_commit(shop: Shop, how: str) -> None:
         elif how == "engine.begin()":
             with self.db.begin() as connection:
                 insert(connection, len(runs))
+        elif how == "raw connection":
+            raw = self.db.raw_connection()
+            raw.cursor().execute("insert into orders values (1)")
+            raw.commit()
+            raw.close()
         else:
             with self.db.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 insert(connection, len(runs))

@@ -59,7 +59,11 @@ class ConfiguredResource(Overridable[T]):
         resource = self._resources.get(app)
         if resource is None:
             pools = WorkerPools.of(app)
-            resource = pools.add(_FromSettings(app, self._make), name=name or self._name)
+            name = name or self._name
+            if pools.has(name):
+                # Somebody declared a resource of that name: both stay, and can be told apart.
+                name += " (settings)"
+            resource = pools.add(_FromSettings(app, self._make), name=name)
             self._resources[app] = resource
         return resource
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
+
+from workerpools._core import sockets
 
 __all__ = ["Descriptors", "HasFileno"]
 
@@ -32,9 +35,25 @@ class Descriptors:
         self._borrowers: dict[int, Callable[[], Any]] = {}
         self._sources: list[Callable[[], Iterable[Any]]] = []
         self._kept: list[object] = []
+        self._connecting: dict[int, tuple[frozenset[int], int | None]] = {}
+
+    def connecting(self, port: int | None) -> None:
+        """Note that the calling thread begins to connect, until it calls :meth:`add` or :meth:`gave_up`.
+
+        Until then no object tells of the socket, and a fork must look for it among those that were made since.
+
+        Args:
+            port: The TCP port it connects to; None where that is not known.
+        """
+        self._connecting[threading.get_ident()] = (sockets.numbers(), port)
+
+    def gave_up(self) -> None:
+        """Note that the calling thread connects no longer."""
+        self._connecting.pop(threading.get_ident(), None)
 
     def add(self, connection: HasFileno) -> None:
         """Note a connection that was just opened."""
+        self.gave_up()
         _hold(self._connections, id(connection), connection)
 
     def drop(self, connection: object) -> None:
@@ -67,8 +86,11 @@ class Descriptors:
         return self._open(), [held for ref in list(self._borrowers.values()) if (held := ref()) is not None]
 
     def filenos(self) -> list[int]:
-        """Return the descriptors that are open now."""
-        return [number for connection in self._open() if (number := fileno(connection)) >= 0]
+        """Return the descriptors that are open now, those of connections that are still being made included."""
+        found = [number for connection in self._open() if (number := fileno(connection)) >= 0]
+        for before, port in list(self._connecting.values()):
+            found += sockets.made_since(before, port)
+        return found
 
     def _open(self) -> list[Any]:
         noted = [held for ref in list(self._connections.values()) if (held := ref()) is not None]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import stat
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
+
+from workerpools._core.sockets import is_socket
 
 __all__ = ["Inheritable", "guard"]
 
@@ -91,7 +92,8 @@ def _after_in_child() -> None:
 
 
 def _point_at_null(descriptors: Iterable[int]) -> None:
-    sockets = [fd for fd in dict.fromkeys(descriptors) if _is_socket(fd)]
+    # A number that was closed behind its owner's back may name a file of somebody else by now.
+    sockets = [fd for fd in dict.fromkeys(descriptors) if is_socket(fd)]
     if not sockets:
         return
     try:
@@ -105,11 +107,3 @@ def _point_at_null(descriptors: Iterable[int]) -> None:
             os.dup2(null, fd, inheritable=False)
     if null not in sockets:
         os.close(null)
-
-
-def _is_socket(fd: int) -> bool:
-    # A number that was closed behind its owner's back may name a file of somebody else by now.
-    try:
-        return stat.S_ISSOCK(os.fstat(fd).st_mode)
-    except OSError:
-        return False

@@ -67,6 +67,10 @@ class Registry:
             self._names[name] = resource
         self._resources.append(resource)
 
+    def has(self, name: str) -> bool:
+        """Return whether a resource has this name."""
+        return name in self._names
+
     def adopt(self, resource: Resource[Any]) -> None:
         """Note the name that a resource took from its attribute. The first owner of a name keeps it."""
         self._names.setdefault(resource.name, resource)

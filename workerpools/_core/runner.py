@@ -65,8 +65,8 @@ def _joins(outer: Attempt | None, request: object, called_directly: bool) -> boo
 
 
 def _once(attempt: Attempt, body: Callable[[], R]) -> R:
-    attempt.enter()
     try:
+        attempt.enter()
         try:
             result = body()
             attempt.commit()

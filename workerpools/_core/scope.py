@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,6 +87,7 @@ class Attempt:
         #: The errors of connections that were dead before the server did anything.
         self.stale: list[Stale] = []
         self._scoped: dict[object, Scoped] = {}
+        self._token: Token[Attempt | None] | None = None
 
     def scoped(self, key: object, make: Callable[[], Scoped]) -> Any:
         """Return the attempt's object for ``key``, made on the first call."""
@@ -103,7 +104,8 @@ class Attempt:
     def leave(self) -> None:
         """Restore the attempt that was current before."""
         _active.attempts.discard(self)
-        _current.reset(self._token)
+        if self._token is not None:
+            _current.reset(self._token)
 
     def commit(self) -> None:
         """Commit what the body did, in the order in which it began.

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.forking import run_in_fork
 from tests.support.inspect import (
+    Backend,
     backends,
     children_of,
     is_alive,
@@ -125,11 +126,13 @@ def test_backends_are_the_servers_sessions(database: Any) -> None:
 
     assert backends(database.dsn, "support-test-%") == []
     with closing(psycopg2.connect(database.dsn, application_name="support-test-1")) as connection:
-        (idle,) = backends(database.dsn, "support-test-%")
-        assert idle == (connection.info.backend_pid, "support-test-1", "idle")
+        found = backends(database.dsn, "support-test-%")
+        assert found == [Backend(connection.info.backend_pid, "support-test-1", "idle")]
         connection.cursor().execute("SELECT 1")
         assert backends(database.dsn, "support-test-1")[0].state == "idle in transaction"
-        assert idle.pid in [row.pid for row in backends(database.dsn)]
+        everyone = backends(database.dsn)
+        assert found[0].pid in [row.pid for row in everyone]
+        assert "active" not in [row.state for row in everyone], "the session that asks is not listed"
         assert backends(database.dsn, "other-%") == []
     deadline = time.monotonic() + 5
     while backends(database.dsn, "support-test-%"):

@@ -201,6 +201,17 @@ def test_close_all_while_a_client_waits_and_a_forked_child_lives(proxy: TcpProxy
         wait_for_child(child)
 
 
+def test_a_fin_is_not_followed_by_a_reset(proxy: TcpProxy) -> None:
+    """Data that the proxy has not read does not turn the FIN into an RST: the client's socket has no error."""
+    proxy.blackhole()
+    with connect(proxy) as client:
+        client.sendall(b"x" * 100_000)
+        proxy.wait_for(accepted=1)
+        proxy.close_all("fin")
+        assert client.recv(1) == b""
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
 def test_blackhole_is_silent_on_old_and_new_connections(proxy: TcpProxy, server: EchoServer) -> None:
     """Nothing arrives, nothing is answered, nothing is closed; afterwards what was held back flows on."""
     with connect(proxy) as old:
@@ -253,10 +264,13 @@ def test_delay_is_added_in_each_direction(proxy: TcpProxy) -> None:
         ask(client, b"x")
         assert 0.2 <= time.monotonic() - started < 1.0
         proxy.delay(0.0005)
-        started = time.monotonic()
-        for _ in range(20):
+        took = []
+        for _ in range(100):
+            started = time.monotonic()
             ask(client, b"x")
-        assert 0.02 <= time.monotonic() - started < 1.0
+            took.append(time.monotonic() - started)
+        # The shortest: on a busy machine the others tell of the machine.
+        assert 0.001 <= min(took) < 0.0018
         proxy.pass_through()
         started = time.monotonic()
         ask(client, b"x")

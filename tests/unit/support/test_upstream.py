@@ -100,6 +100,14 @@ def test_close_idle_spares_what_is_in_progress(echo: EchoUpstream) -> None:
         assert echo.accepted == 3
 
 
+def test_close_idle_knows_an_answered_request_at_once(echo: EchoUpstream) -> None:
+    """A client that has its whole answer finds its connection counted as idle, every time."""
+    with httpx.Client(base_url=echo.url) as client:
+        for _ in range(100):
+            client.get("/echo/x")
+            assert echo.close_idle() == 1
+
+
 def test_closes_idle_connections_when_told_to() -> None:
     """With `keep_alive` the server ends a connection that was idle for so long."""
     with EchoUpstream(keep_alive=0.2) as echo, httpx.Client(base_url=echo.url) as client:
@@ -158,7 +166,9 @@ def test_ends_when_its_owner_is_killed(leak: bool) -> None:
         assert is_alive(server)
     finally:
         owner.kill()
-        owner.communicate()
+        owner.wait()
+        if owner.stdout is not None:
+            owner.stdout.close()
     deadline = time.monotonic() + 5
     while is_alive(server):
         assert time.monotonic() < deadline

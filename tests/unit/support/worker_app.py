@@ -15,13 +15,13 @@ app.conf.update(
 )
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]
 def pid() -> int:
     """Return the id of the process that runs the task."""
     return os.getpid()
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]
 def nap(seconds: float) -> str:
     """Sleep, then say so."""
     time.sleep(seconds)

@@ -1,0 +1,73 @@
+"""Type-checked by mypy and pyright, never run: what a user's declarations infer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import sqlalchemy
+from celery import Celery
+from sqlalchemy.orm import Session
+from typing_extensions import assert_type
+
+from workerpools import Adapter, DatabaseTask, HTTPTask, PooledTask, Resource, WorkerPools
+from workerpools.httpx import HttpxClient
+from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+
+app = Celery("shop")
+pools = WorkerPools(app)
+
+
+class Cache:
+    """Any client at all."""
+
+
+def make_cache() -> Cache:
+    return Cache()
+
+
+def yield_cache() -> Iterator[Cache]:
+    yield Cache()
+
+
+class ShopTask(PooledTask):
+    api = pools.add(HttpxClient(base_url="https://api.example.com"))
+    db = pools.add(SQLAlchemyEngine("postgresql+psycopg2://app@db/shop"))
+    session = TaskSession(db)
+    cache = pools.add(make_cache)
+    other = pools.add(yield_cache, name="other cache")
+
+
+class EverythingTask(HTTPTask, DatabaseTask):
+    """Both bases that need no declaration."""
+
+
+def body(self: ShopTask) -> None:
+    assert_type(self.api, httpx.Client)
+    assert_type(self.db, sqlalchemy.Engine)
+    assert_type(self.session, Session)
+    assert_type(self.cache, Cache)
+    assert_type(self.other, Cache)
+
+
+def settings_body(self: EverythingTask) -> None:
+    assert_type(self.http, httpx.Client)
+    assert_type(self.engine, sqlalchemy.Engine)
+    assert_type(self.session, Session)
+
+
+def handles() -> None:
+    assert_type(ShopTask.api, Resource[httpx.Client])
+    assert_type(ShopTask.api.get(), httpx.Client)
+    assert_type(ShopTask.session, TaskSession)
+    assert_type(HTTPTask.http.get(), httpx.Client)
+    with ShopTask.api.override(httpx.Client()) as fake:
+        assert_type(fake, httpx.Client)
+    with HTTPTask.http.override(httpx.Client()) as fake:
+        assert_type(fake, httpx.Client)
+    with pools as same:
+        assert_type(same, WorkerPools)
+
+
+def own_adapter(adapter: Adapter[Cache]) -> None:
+    assert_type(pools.add(adapter), Resource[Cache])
