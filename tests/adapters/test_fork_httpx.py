@@ -105,9 +105,14 @@ def test_no_process_gets_the_answer_of_another(api: Resource[httpx.Client], stat
 
 def test_the_unprotected_client_mixes_answers_up(echo: Any) -> None:
     """What this is about: a plain client that was used before the fork hands out other processes' bodies."""
-    client = httpx.Client(base_url=echo.url, timeout=5)
-    client.get("/echo/before")
+    # A matter of luck: a process that finds the shared connection readable takes it for closed and opens its own.
+    assert any(unprotected(echo.url) > 0 for _ in range(20))
 
+
+def unprotected(url: str) -> int:
+    """Return how many answers were wrong or lost in three children that share a connection."""
+    client = httpx.Client(base_url=url, timeout=5)
+    client.get("/echo/before")
     start = time.monotonic() + 0.3
 
     def child(number: int) -> int:
@@ -117,8 +122,9 @@ def test_the_unprotected_client_mixes_answers_up(echo: Any) -> None:
             return REQUESTS
 
     children = [start_child(lambda number=number: child(number)) for number in range(CHILDREN)]  # type: ignore[misc]
-    assert sum(wait_for_child(child, 60) for child in children) > 0
+    wrong = sum(wait_for_child(child, 60) for child in children)
     client.close()
+    return wrong
 
 
 def test_a_child_at_the_limit_of_open_files_still_lets_go(api: Resource[httpx.Client]) -> None:
