@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from urllib.parse import quote
 
@@ -34,7 +34,7 @@ class Database:
     port: int
     name: str
     user: str
-    password: str
+    password: str = field(repr=False)
 
     @property
     def dsn(self) -> str:

@@ -28,6 +28,10 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 class TcpProxy:
     """Forward connections from a free loopback port to a server, until told otherwise.
 
+    Do not call `cancel` of a psycopg2 or psycopg connection that goes through a proxy of the same process: it holds
+    the interpreter's lock until the proxy's thread answers, which needs that lock. `cancel_safe` of psycopg, a call
+    from a forked child and `pg_cancel_backend` are free of that.
+
     Attributes:
         port: The loopback port; it stays the same over `stop` and `start`.
         accepted: How many connections were accepted since construction.

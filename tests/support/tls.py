@@ -29,7 +29,8 @@ class TlsProxy:
     """Accept TLS on a free loopback port and forward the plain text, both ways, until either side ends.
 
     To delay or break such a connection put a `TcpProxy` before it (the cut falls between TLS records or inside
-    one) or behind it (the client sees an orderly end of TLS).
+    one) or behind it (the client sees an orderly end of TLS). psycopg's `cancel` deadlocks here as it does with
+    `TcpProxy`.
 
     Args:
         upstream_host: The plain server's host.
@@ -51,6 +52,8 @@ class TlsProxy:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._waiting: set[socket.socket] = set()
+        self._established: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         authority = trustme.CA()
@@ -73,7 +76,7 @@ class TlsProxy:
     @property
     def open(self) -> int:
         """How many TLS connections are open."""
-        return len([sock for sock in list(self._sockets) if isinstance(sock, ssl.SSLSocket)])
+        return len(self._established)
 
     def client_context(self) -> ssl.SSLContext:
         """Return a client's context that trusts this proxy's authority alone."""
@@ -85,6 +88,10 @@ class TlsProxy:
             return
         self._closing.set()
         close_listener(self._listener)
+        for sock in list(self._waiting):
+            # Wakes a thread out of a handshake that does not come.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         for thread in list(self._threads):
             thread.join(_STALLED)
         self._folder.cleanup()
@@ -109,6 +116,7 @@ class TlsProxy:
             except OSError:
                 return
             self._sockets.add(client)
+            self._waiting.add(client)
             self._start(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
@@ -131,8 +139,12 @@ class TlsProxy:
                 if first != SSL_REQUEST:
                     return
                 client.sendall(b"S")
-            tls = self._context.wrap_socket(client, server_side=True)
+            tls = self._context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
             self._sockets.add(tls)
+            self._waiting.add(tls)
+            tls.do_handshake()
+            self._waiting -= {client, tls}
+            self._established.add(tls)
             self.accepted += 1
             upstream = socket.create_connection(self._upstream, timeout=5.0)
             upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -145,7 +157,8 @@ class TlsProxy:
         finally:
             for sock in (upstream, tls, client):
                 if sock is not None:
-                    self._sockets.discard(sock)
+                    for known in (self._sockets, self._waiting, self._established):
+                        known.discard(sock)
                     with contextlib.suppress(OSError):
                         sock.close()
 
@@ -154,9 +167,9 @@ class TlsProxy:
         tls.setblocking(False)
         upstream.settimeout(_STALLED)
         while not self._closing.is_set():
-            ready: list[socket.socket] = [tls]
-            if not tls.pending():
-                ready = select.select([tls, upstream], [], [], _STEP)[0]
+            # A chunk is larger than a TLS record, and OpenSSL reads one record at a time: nothing stays buffered
+            # where select would not see it.
+            ready = select.select([tls, upstream], [], [], _STEP)[0]
             if tls in ready:
                 try:
                     data = tls.recv(_CHUNK)

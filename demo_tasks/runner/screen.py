@@ -1,0 +1,131 @@
+"""What the user sees: live bars and tables in a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Generator
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from demo_tasks.runner.output import patient
+from demo_tasks.summary import RESOURCES, Summary, per_task
+
+__all__ = ["Bar", "Screen"]
+
+# How often a line tells of the progress where there is no terminal, in seconds.
+LINE_EVERY = 2.0
+
+
+class Bar:
+    """The progress of the tasks.
+
+    Args:
+        screen: Where it is shown.
+        total: How many tasks there are.
+        progress: The live display; None where plain lines do.
+    """
+
+    def __init__(self, screen: Screen, total: int, progress: Progress | None) -> None:
+        self._screen = screen
+        self._total = total
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task("tasks", total=total)
+        self._next_line = time.monotonic() + LINE_EVERY
+
+    def update(self, done: int) -> None:
+        """Show how many tasks have ended."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            self._screen.say(f"{done:,} of {self._total:,} tasks done")
+
+
+class Screen:
+    """Standard output.
+
+    Args:
+        stream: Where to write instead.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        stream = patient(stream or sys.stdout)
+        self.live = stream.isatty()
+        # Said outright, because rich also looks at variables like FORCE_COLOR, which continuous integration sets.
+        self._console = Console(
+            file=stream,
+            force_terminal=self.live,
+            color_system="auto" if self.live else None,
+            width=None if self.live else 100,
+            highlight=False,
+            emoji=False,
+            markup=False,
+        )
+
+    def say(self, text: str, style: str = "") -> None:
+        """Write one line; above the bar, if one is shown."""
+        self._console.print(Text(text, style=style), soft_wrap=True)
+
+    def fail(self, text: str) -> None:
+        """Write why the run could not go on, to standard error."""
+        with contextlib.suppress(OSError):
+            print(f"demo: {text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def waiting(self, text: str) -> Generator[None, None, None]:
+        """Show that something takes its time, while the block runs; nothing without a terminal."""
+        if not self.live:
+            yield
+            return
+        with self._console.status(text):
+            yield
+
+    @contextlib.contextmanager
+    def bar(self, total: int) -> Generator[Bar, None, None]:
+        """Show the progress of ``total`` tasks while the block runs."""
+        if not self.live:
+            yield Bar(self, total, None)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            yield Bar(self, total, progress)
+
+    def summary(self, summary: Summary) -> None:
+        """Show what a run came to."""
+        first, *others = summary.lines()
+        self.say("")
+        self.say(first, "bold green" if summary.ok else "bold red")
+        for line in others:
+            self.say(line)
+        self.say("\nConnections opened, beside what a client per task would have opened", "bold")
+        self._console.print(self._children(summary))
+
+    def _children(self, summary: Summary) -> Table:
+        table = Table(box=box.ROUNDED if self.live else box.ASCII2, show_footer=True)
+        runs = sum(sum(child.runs.values()) for child in summary.children.values())
+        table.add_column("child", footer="together")
+        table.add_column("tasks run", justify="right", footer=f"{runs:,}")
+        for resource in RESOURCES:
+            table.add_column(
+                resource, justify="right", style="bold green", footer=f"{summary.opened(resource):,}", min_width=5
+            )
+            table.add_column("per task", justify="right", style="dim", footer=f"{summary.opened_per_task(resource):,}")
+        for name, child in summary.children.items():
+            cells = [f"pid {name.rpartition('/')[2]}", f"{sum(child.runs.values()):,}"]
+            for resource in RESOURCES:
+                cells += [f"{child.opened[resource]:,}", f"{per_task(child, resource):,}"]
+            table.add_row(*cells)
+        return table

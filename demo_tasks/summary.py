@@ -1,0 +1,154 @@
+"""What a run came to: the figures, as a report and as lines to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from demo_tasks.tally import Child
+from demo_tasks.workload import USES
+
+__all__ = ["RESOURCES", "Summary", "counted_since", "per_task"]
+
+#: The resources whose connections are counted, in the order in which they are shown.
+RESOURCES = ("api", "db")
+
+
+def counted_since(before: Mapping[str, Child], now: Mapping[str, Child]) -> dict[str, Child]:
+    """Return what each child did after ``before`` was read; only those that did something.
+
+    Args:
+        before: The tally at the start.
+        now: The tally at the end.
+    """
+    children = {name: child.since(before.get(name, Child())) for name, child in sorted(now.items())}
+    return {name: child for name, child in children.items() if child.runs or child.opened}
+
+
+def per_task(child: Child, resource: str) -> int:
+    """Return how many connections ``child`` would have opened, had each run of a task made a client of its own.
+
+    Args:
+        child: What it ran.
+        resource: The resource to count for.
+    """
+    return sum(runs for task, runs in child.runs.items() if resource in USES.get(task, ()))
+
+
+@dataclass
+class Summary:
+    """The figures of one run.
+
+    Attributes:
+        tasks: How many were submitted.
+        succeeded: How many succeeded.
+        failed: How many failed.
+        seconds: How long they took together.
+        children: What each process of the worker did.
+        rows: How many rows each table has.
+        rows_expected: How many it must have.
+        failures: The first errors, one line each.
+        backends_killed: How many database connections were cut; None if that was not part of the run.
+        upstream_reloaded: Whether the HTTP server closed its connections.
+        connections_at_stop: How many database connections of the worker were left after it stopped; None while it runs.
+    """
+
+    tasks: int
+    succeeded: int
+    failed: int
+    seconds: float
+    children: Mapping[str, Child]
+    rows: Mapping[str, int]
+    rows_expected: Mapping[str, int]
+    failures: list[str] = field(default_factory=lambda: list[str]())
+    backends_killed: int | None = None
+    upstream_reloaded: bool = False
+    connections_at_stop: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every task succeeded, and every row is there once."""
+        return self.failed == 0 and self.succeeded == self.tasks and dict(self.rows) == dict(self.rows_expected)
+
+    @property
+    def replayed(self) -> int:
+        """How often a body ran again in its process."""
+        return sum(child.replayed for child in self.children.values())
+
+    @property
+    def retried(self) -> int:
+        """How often a task went back to the broker."""
+        return sum(child.retried for child in self.children.values())
+
+    def opened(self, resource: str) -> int:
+        """Return how many connections the worker opened for ``resource``."""
+        return sum(child.opened[resource] for child in self.children.values())
+
+    def opened_per_task(self, resource: str) -> int:
+        """Return how many a client per task would have opened."""
+        return sum(per_task(child, resource) for child in self.children.values())
+
+    def lines(self) -> list[str]:
+        """Return the summary as plain lines, but for the table of the children."""
+        rate = self.tasks / self.seconds if self.seconds else 0.0
+        lines = [
+            f"{self.tasks:,} tasks: {self.succeeded:,} succeeded, {self.failed:,} failed, "
+            f"in {self.seconds:.1f} s ({rate:,.0f} a second)"
+        ]
+        lines += [f"  {failure}" for failure in self.failures]
+        if self.backends_killed is not None:
+            reloaded = ", and the HTTP server reloaded" if self.upstream_reloaded else ""
+            lines.append(f"cut in the middle: {self.backends_killed} database connections{reloaded}")
+        lines.append(f"replayed at once in the process: {self.replayed}, retried by Celery: {self.retried}")
+        written = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
+        if dict(self.rows) == dict(self.rows_expected):
+            lines.append(f"in the database: {written}: nothing lost, nothing twice")
+        else:
+            expected = ", ".join(f"{count:,} {table}" for table, count in self.rows_expected.items())
+            lines.append(f"in the database: {written}; EXPECTED: {expected}")
+        return lines
+
+    def child_lines(self) -> list[str]:
+        """Return what each child opened, as plain lines."""
+        return [
+            f"{name}: "
+            + f"{sum(child.runs.values()):,} tasks; "
+            + ", ".join(
+                f"{child.opened[resource]} connections of {resource} (a client per task: {per_task(child, resource):,})"
+                for resource in RESOURCES
+            )
+            for name, child in self.children.items()
+        ]
+
+    def report(self) -> dict[str, Any]:
+        """Return the figures as JSON takes them."""
+        return {
+            "tasks": self.tasks,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "failures": self.failures,
+            "replayed": self.replayed,
+            "retried": self.retried,
+            "backends_killed": self.backends_killed,
+            "upstream_reloaded": self.upstream_reloaded,
+            "seconds": round(self.seconds, 3),
+            "children": len(self.children),
+            "connections_opened": {resource: self.opened(resource) for resource in RESOURCES},
+            "connections_with_a_client_per_task": {resource: self.opened_per_task(resource) for resource in RESOURCES},
+            "connections_at_stop": self.connections_at_stop,
+            "rows": dict(self.rows),
+            "rows_expected": dict(self.rows_expected),
+            "per_child": {
+                name: {
+                    "tasks": sum(child.runs.values()),
+                    "connections_opened": {resource: child.opened[resource] for resource in RESOURCES},
+                    "connections_with_a_client_per_task": {
+                        resource: per_task(child, resource) for resource in RESOURCES
+                    },
+                    "replayed": child.replayed,
+                    "retried": child.retried,
+                }
+                for name, child in self.children.items()
+            },
+        }

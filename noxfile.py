@@ -1,0 +1,79 @@
+"""The developers' tasks: `nox -l` lists them, `nox -s lint` runs one, `nox -s tests -- -k fork` passes arguments on.
+
+Plain `nox` runs the linters, the type checkers, the import contracts and the tests on the interpreter at hand.
+"""
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "imports", "docs", "tests-current"]
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+SHOW_VERSIONS = "import celery, redis, sqlalchemy as s; print(celery.__version__, redis.__version__, s.__version__)"
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def group(name: str) -> list[str]:
+    """The requirements of one dependency group: not every installer understands `--group`."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Code style."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=["3.10", "3.13"])
+def types(session: nox.Session) -> None:
+    """The type checkers, on both ends of what SQLAlchemy 2.0 and 2.1 cover."""
+    session.install("-e", ".[demo]", *group("types"), *group("test"))
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """The import contracts."""
+    session.install("-e", ".", *group("lint"))
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The code blocks of the README and of the documentation, executed."""
+    session.install("-e", ".[demo]", *group("test"), *group("docs"))
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+def run_tests(session: nox.Session, *pins: str) -> None:
+    session.install("-e", ".[demo]", *group("test"), *pins)
+    # A resolver that cannot have the newest release falls back to an older one in silence: say what it took.
+    session.run("python", "-c", SHOW_VERSIONS)
+    session.run("pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session(name="tests-current")
+def tests_current(session: nox.Session) -> None:
+    """The tests, on the interpreter at hand and the newest releases."""
+    run_tests(session)
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "celery", "sqlalchemy"),
+    [
+        (python, celery, sqlalchemy)
+        for python in PYTHONS
+        for celery in ("5.6", "5.7")
+        for sqlalchemy in ("2.0", "2.1")
+        # SQLAlchemy 2.1 needs Python 3.11.
+        if (python, sqlalchemy) != ("3.10", "2.1")
+    ],
+)
+def tests(session: nox.Session, celery: str, sqlalchemy: str) -> None:
+    """The tests, on every version that is promised."""
+    run_tests(session, f"celery~={celery}.0", f"sqlalchemy~={sqlalchemy}.0")

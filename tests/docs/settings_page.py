@@ -1,0 +1,35 @@
+"""Writes the table of ``docs/settings.md``: ``python -m tests.docs.settings_page``.
+
+The table is made from the settings themselves; a test fails while the page says something else.
+"""
+
+from __future__ import annotations
+
+from tests.support.paths import ROOT
+from workerpools._celery.settings import SETTINGS
+
+PAGE = ROOT / "docs" / "settings.md"
+BEGIN = "<!-- The table is written by `python -m tests.docs.settings_page`. -->"
+END = "<!-- End of the table. -->"
+
+
+def table() -> str:
+    """Return the table, with a line for each setting."""
+    rows = [
+        f"| `{setting.key}` | `{setting.variable}` | {setting.meaning.replace('``', '`').rstrip('.')} |"
+        for setting in SETTINGS
+    ]
+    return "\n".join(["| in `app.conf` | in the environment | meaning (default) |", "|---|---|---|", *rows])
+
+
+def written(text: str) -> str:
+    """Return the page's text with its table as it should be."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{PAGE}: the table's two marks are not there")
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,85 @@
+"""Every block of the documentation is executed, against real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.markdown import Block, PageError, _blocks, blocks, pages
+from tests.support.paths import ROOT
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.worker
+@pytest.mark.parametrize("page", pages(), ids=_name)
+def test_every_block_runs(page: Path, page_environment: dict[str, str], tmp_path: Path) -> None:
+    """The blocks run one after the other, and as many were executed as a plain search finds in the page."""
+    report = tmp_path / "executed.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.docs.runner", str(page), str(report)],
+        cwd=tmp_path,
+        env=page_environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=90)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, f"{_name(page)} failed:\n{output}"
+    # Found without the parser that the runner uses: what the parser overlooks must not go unnoticed.
+    found = len(re.findall(r"^\s*(?:```(?:python|sh|sql)|<!-- python)\s*$", page.read_text(), re.MULTILINE))
+    assert len(json.loads(report.read_text())) == found
+
+
+@pytest.mark.parametrize("page", pages(), ids=_name)
+def test_code_is_formatted(page: Path) -> None:
+    """A visible block is short enough to be read without scrolling, and parses on its own."""
+    for block in blocks(page):
+        long = [line for line in block.text.splitlines() if len(line) > (120 if block.hidden else 110)]
+        assert not long, f"{block.page}:{block.line}: {long}"
+        if block.language == "python":
+            compile(block.text, f"{block.page}:{block.line}", "exec")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["  ```python", "x = 1", "  ```"],
+        ["~~~python", "x = 1", "~~~"],
+        ["```py", "x = 1", "```"],
+        ["```", "x = 1", "```"],
+        ["```python", "x = 1"],
+        ["<!-- python: -->"],
+        ["``` python", "x = 1", "```"],
+    ],
+)
+def test_block_that_would_not_run_is_refused(lines: list[str]) -> None:
+    """A block in another notation fails the tests, rather than being passed over."""
+    with pytest.raises(PageError):
+        list(_blocks("page.md", lines))
+
+
+def test_blocks_are_found() -> None:
+    """The parser tells visible blocks from hidden ones, and knows their lines."""
+    lines = ["text", "```python", "x = 1", "```", "<!-- python", "assert x", "-->"]
+    assert list(_blocks("page.md", lines)) == [
+        Block("page.md", 2, "python", "x = 1\n"),
+        Block("page.md", 5, "python", "assert x\n", hidden=True),
+    ]

@@ -1,0 +1,113 @@
+"""The documentation names everything public, every setting, and pages that exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import workerpools
+import workerpools.httpx
+import workerpools.sqlalchemy
+from tests.docs import settings_page
+from tests.docs.markdown import pages
+from tests.support.paths import ROOT
+from workerpools._celery.settings import SETTINGS, Setting
+from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
+from workerpools.sqlalchemy import SQLAlchemyEngine
+
+# Two sides of one page: a link to a heading, and what GitHub makes of the heading.
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} (?P<title>.+)$", re.MULTILINE)
+_FENCED = re.compile(r"^(```|<!--).*?(```|-->)$", re.MULTILINE | re.DOTALL)
+
+
+def _api() -> str:
+    return (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *workerpools.__all__,
+        *(f"httpx.{name}" for name in workerpools.httpx.__all__),
+        *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
+    ],
+)
+def test_public_name_is_described(name: str) -> None:
+    """Each public name is in the API page's prose or headings, not only in its list of imports."""
+    text = _FENCED.sub("", _api()) if not name.endswith("Error") else _api()
+    assert re.search(rf"\b{name.rpartition('.')[2]}\b", text)
+
+
+@pytest.mark.parametrize("adapter", [HttpxClient, SQLAlchemyEngine])
+def test_options_are_described(adapter: type) -> None:
+    """Each argument of an adapter is in the API page."""
+    names = {
+        name
+        for name, parameter in inspect.signature(adapter).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    if adapter is HttpxClient:
+        names |= _CLIENT_OPTIONS
+    described = set(re.findall(r"`(\w+)`", _api())) | {"url"}
+    assert names <= described
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+def test_setting_is_described(setting: Setting) -> None:
+    """Each setting is in the settings page, with its environment variable."""
+    text = settings_page.PAGE.read_text(encoding="utf-8")
+    assert f"| `{setting.key}` | `{setting.variable}` |" in text
+
+
+def test_settings_page_is_up_to_date() -> None:
+    """The table is what the code says; `python -m tests.docs.settings_page` writes it."""
+    text = settings_page.PAGE.read_text(encoding="utf-8")
+    assert text == settings_page.written(text)
+
+
+def _anchors(page: Path) -> set[str]:
+    text = _FENCED.sub("", page.read_text(encoding="utf-8"))
+    titles = (match["title"].lower() for match in _HEADING.finditer(text))
+    return {re.sub(r"[^\w\- ]", "", title).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*pages(), ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A link within the checkout leads to a file that exists and to a heading that it has."""
+    text = _FENCED.sub("", page.read_text(encoding="utf-8"))
+    for match in _LINK.finditer(text):
+        target, _, anchor = match["target"].partition("#")
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.is_file(), f"{page.name}: {match['target']}"
+        assert path.is_relative_to(ROOT), f"{page.name}: {match['target']} leads out of the checkout"
+        assert not anchor or anchor in _anchors(path), f"{page.name}: {match['target']}"
+
+
+def test_every_page_is_linked() -> None:
+    """README and the index lead to every page."""
+    names = {page.name for page in pages()} - {"README.md", "index.md"}
+    for start in (ROOT / "README.md", ROOT / "docs" / "index.md"):
+        linked = {
+            Path(match["target"].partition("#")[0]).name for match in _LINK.finditer(start.read_text(encoding="utf-8"))
+        }
+        assert names <= linked
+
+
+def test_code_comes_early() -> None:
+    """The README shows code within its first twenty lines, after the problem."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert 3 < lines.index("```python") < 20
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_prose_fits(page: Path) -> None:
+    """Prose is wrapped; tables and quoted messages are as wide as they need."""
+    text = _FENCED.sub("", page.read_text(encoding="utf-8"))
+    wide = [line for line in text.splitlines() if len(line) > 115 and not line.startswith("|")]
+    assert not wide

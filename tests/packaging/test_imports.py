@@ -1,0 +1,58 @@
+"""What importing costs: the rules on imports that a contract of import-linter cannot say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "workerpools"
+CORE = sorted([*(PACKAGE / "_core").rglob("*.py"), PACKAGE / "errors.py"])
+CLIENTS = ["httpx", "httpcore", "sqlalchemy", "psycopg", "psycopg2", "redis", "requests"]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            assert node.module is not None
+            found.add(node.module)
+            if node.module == "workerpools":
+                found |= {f"workerpools.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
+def test_core_imports_the_standard_library_only(path: Path) -> None:
+    """The core and the errors use the standard library and each other, and the root package not at all."""
+    foreign = {
+        name
+        for name in imported(path)
+        if name.split(".")[0] not in sys.stdlib_module_names
+        and not name.startswith(("workerpools._core", "workerpools.errors"))
+    }
+    assert foreign == set()
+
+
+@pytest.mark.parametrize("module", ["workerpools", "workerpools.bases"])
+def test_importing_loads_no_client_library(module: str) -> None:
+    """Nothing but Celery is loaded: a worker without a database pays nothing for SQLAlchemy."""
+    code = f"import {module}, sys; print(*sorted(set({CLIENTS!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_works_without_any_client_library() -> None:
+    """With no extra installed the package imports, and the bases are there."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({CLIENTS!r}))\n"
+        "from workerpools import DatabaseTask, HTTPTask, PooledTask, WorkerPools"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,137 @@
+"""What is published: the wheel, built from the source distribution as an installer would."""
+
+from __future__ import annotations
+
+import email
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the source distribution and the wheel that was built from it."""
+    directory = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        # Without isolation: nothing is downloaded, hatchling is among the test requirements.
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(directory), str(ROOT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> list[PurePosixPath]:
+    with zipfile.ZipFile(wheel) as archive:
+        return [PurePosixPath(name) for name in archive.namelist()]
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_file_names(built: Path, project: dict[str, Any]) -> None:
+    """One pure wheel and one source distribution, under the version of pyproject.toml."""
+    version = project["version"]
+    assert {path.name for path in built.iterdir()} == {
+        f"workerpools-{version}-py3-none-any.whl",
+        f"workerpools-{version}.tar.gz",
+    }
+
+
+def test_wheel_holds_both_packages_and_nothing_else(names: list[PurePosixPath], project: dict[str, Any]) -> None:
+    """The library, the demo and the metadata; no test, no script, no compiled file."""
+    assert {name.parts[0] for name in names} == {
+        "workerpools",
+        "demo_tasks",
+        f"workerpools-{project['version']}.dist-info",
+    }
+    assert [name for name in names if name.suffix in {".pyc", ".so"} or "tests" in name.parts] == []
+
+
+def test_wheel_holds_every_module(names: list[PurePosixPath]) -> None:
+    """No module of the checkout is left out, `py.typed` is there, and it says nothing of being partial."""
+    modules = {
+        PurePosixPath(path.relative_to(ROOT))
+        for package in ("workerpools", "demo_tasks")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert modules <= set(names)
+    assert PurePosixPath("workerpools/py.typed") in names
+
+
+def test_wheel_holds_the_licence(names: list[PurePosixPath]) -> None:
+    """The licence travels with the code."""
+    assert [name.name for name in names if "licenses" in name.parts] == ["LICENSE"]
+
+
+def test_source_distribution_holds_the_tests(built: Path) -> None:
+    """Whoever repackages the library can run its tests."""
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in tar.getnames()}
+    needed = ["pyproject.toml", "docker-compose.yml", "demo", ".ci/environment.sh", "tests/packaging/test_wheel.py"]
+    assert {PurePosixPath(name) for name in needed} <= names
+    assert not {".venv", ".git"} & {name.parts[0] for name in names if name.parts}
+
+
+def test_celery_is_the_only_dependency(metadata: Message) -> None:
+    """Installing workerpools installs Celery; every client library is an extra."""
+    required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert required == ["celery>=5.6"]
+
+
+def test_metadata(metadata: Message, project: dict[str, Any]) -> None:
+    """Name, version, Python, licence and extras are what pyproject.toml says, and the README is the description."""
+    assert metadata["Name"] == "workerpools"
+    assert metadata["Version"] == project["version"]
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "redis", "flower"])
+def test_adapters_extras_are_in_all(extra: str, project: dict[str, Any]) -> None:
+    """`workerpools[all]` is every adapter and integration."""
+    (everything,) = project["optional-dependencies"]["all"]
+    assert extra in everything.removeprefix("workerpools[").removesuffix("]").split(",")
+
+
+def test_image_needs_no_embedded_servers(project: dict[str, Any]) -> None:
+    """The extra that the Dockerfile installs leaves the embedded servers out, and `demo` adds just those."""
+    extras = project["optional-dependencies"]
+    assert "[demo-app]" in (ROOT / "Dockerfile").read_text()
+    assert [line for line in extras["demo-app"] if line.startswith(("embedded", "valkey"))] == []
+    assert extras["demo"][0] == "workerpools[demo-app]"
+    assert len(extras["demo"]) == 3
