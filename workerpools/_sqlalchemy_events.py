@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import sqlalchemy
@@ -16,6 +17,9 @@ from workerpools._core.notes import add_note
 __all__ = ["watch"]
 
 _RAW = "workerpools raw connection"
+
+#: COMMIT as text, which no event tells of; END is PostgreSQL's other word for it.
+_COMMIT = re.compile(r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b", re.IGNORECASE)
 
 
 def watch(engine: sqlalchemy.Engine, opening: Opening) -> None:
@@ -89,8 +93,10 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
         scope.note_effect(committed)
 
     @event.listens_for(engine, "before_cursor_execute")
-    def executes(connection: Connection, *_: object) -> None:
-        if commits_each_statement(connection.connection.dbapi_connection):
+    def executes(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+        if _COMMIT.search(statement):
+            scope.note_effect(committed)
+        elif commits_each_statement(connection.connection.dbapi_connection):
             scope.note_effect(executed)
 
 

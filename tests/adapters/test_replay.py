@@ -121,7 +121,7 @@ def test_a_lost_commit_is_raised(shop: Shop, deliver: bool) -> None:
     assert shop.rows() == ([1] if deliver else [])
 
 
-@pytest.mark.parametrize("how", ["session.commit()", "engine.begin()", "autocommit", "raw connection"])
+@pytest.mark.parametrize("how", ["session.commit()", "engine.begin()", "autocommit", "raw connection", "text"])
 def test_nothing_is_replayed_after_a_commit(shop: Shop, how: str) -> None:
     """What was committed in the attempt would be done twice, by whatever way it was."""
     runs: list[int] = []
@@ -135,6 +135,9 @@ def test_nothing_is_replayed_after_a_commit(shop: Shop, how: str) -> None:
         elif how == "engine.begin()":
             with self.db.begin() as connection:
                 insert(connection, len(runs))
+        elif how == "text":
+            insert(self.session, len(runs))
+            self.session.execute(text("COMMIT"))
         elif how == "raw connection":
             raw = self.db.raw_connection()
             raw.cursor().execute("insert into orders values (1)")

@@ -145,7 +145,13 @@ def test_generators_are_closed_after_the_yield(pools: WorkerPools) -> None:
     assert happened == ["open", "close"]
 
 
-@pytest.mark.parametrize("wrong", [Client, Client(), 5, None])
+class Opener(Client):
+    """A client library's pool with methods that an adapter has, too."""
+
+    def open(self) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [Client, Client(), Opener, Opener(), 5, None])
 def test_a_value_in_place_of_a_factory_is_refused(pools: WorkerPools, wrong: Any) -> None:
     """A client made at import would be shared by every process: it is refused, with what to do."""
     with pytest.raises(ConfigurationError, match="function"):

@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger("workerpools")
 
+# What tells an adapter from a client: many of those have open() and close(), too.
+_ADAPTER = ("prepare", "open", "close", "describe")
+
 # The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
 _pools_by_app: weakref.WeakKeyDictionary[Any, list[WorkerPools]] = weakref.WeakKeyDictionary()
 
@@ -81,7 +84,7 @@ class WorkerPools(Registry):
         Raises:
             ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither.
         """
-        if not (hasattr(adapter, "open") and hasattr(adapter, "close")):
+        if isinstance(adapter, type) or not all(callable(getattr(adapter, name, None)) for name in _ADAPTER):
             if isinstance(adapter, type) or not callable(adapter):
                 raise ConfigurationError(
                     f"pools.add() wants an adapter or a function that makes the value, not {type(adapter).__name__}; "
