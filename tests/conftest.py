@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -12,11 +13,18 @@ import pytest
 from demo_tasks.servers import PostgresServer, ServerError, ValkeyServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory, valkey_program
 from tests.support.databases import Database, HasAddress
+from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
 from tests.support.proxy import TcpProxy
 from tests.support.services import require
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
+
+
+def pytest_configure() -> None:
+    """Note the sockets that this run was started with, before xdist starts its processes."""
+    if INHERITED not in os.environ:
+        os.environ[INHERITED] = " ".join(map(str, socket_inodes()))
 
 
 def _require_program(find: Callable[[], object]) -> None:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
+#: The environment variable with the sockets that the test run was started with.
+INHERITED = "TEST_INHERITED_SOCKETS"
+
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -44,9 +47,13 @@ def open_fds(pid: int | None = None) -> dict[int, str]:
 
 
 def socket_inodes(pid: int | None = None) -> set[int]:
-    """Return the inode of each socket a process holds; one that two processes hold is shared."""
+    """Return the inode of each socket a process holds; one that two processes hold is shared.
+
+    Sockets that the whole test run was started with (a terminal's, a pipeline's) are left out.
+    """
     matches = (_SOCKET.fullmatch(target) for target in open_fds(pid).values())
-    return {int(match[1]) for match in matches if match}
+    inherited = {int(inode) for inode in os.environ.get(INHERITED, "").split()}
+    return {int(match[1]) for match in matches if match} - inherited
 
 
 def tcp_connections_to(port: int, pid: int | None = None) -> list[TcpConnection]:

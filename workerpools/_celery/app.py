@@ -123,11 +123,17 @@ class WorkerPools(Registry):
 
     def worker_starts(self, worker: Any) -> None:
         """Prepare what children can inherit; called in the parent, before any of them exists."""
+        if self._worker is not None and self._serves(self._worker) and not self._serves(worker):
+            # A worker of another app in the same process: this app's own one decides about sizes.
+            return
         self._worker = worker
         self._failure = None
         for app in self._apps:
             read_settings(app.conf)
         self.prepare()
+
+    def _serves(self, worker: Any) -> bool:
+        return getattr(worker, "app", None) in self._apps
 
     def process_starts(self) -> None:
         """Note that this process runs tasks; connects and builds nothing."""
