@@ -14,7 +14,6 @@ from tests.worker.stand import Stand
 pytestmark = pytest.mark.worker
 
 
-@pytest.mark.xfail(reason="a worker that ends closes, and one that starts sizes, the other app's resources too")
 def test_two_workers_in_one_process(stand: Stand) -> None:
     """Each application's worker has its own values, of its own sizes; when one worker ends, it closes its own alone,
     and a task that is in the middle of its body in the other one is not disturbed."""

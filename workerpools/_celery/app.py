@@ -58,6 +58,11 @@ class WorkerPools(Registry):
             self._apps.add(app)
             _pools_by_app.setdefault(app, []).append(self)
 
+    @property
+    def has_app(self) -> bool:
+        """Whether an app is served."""
+        return len(self._apps) > 0
+
     @classmethod
     def of(cls, app: Celery) -> WorkerPools:
         """Return the first WorkerPools of ``app``; one is made if it has none."""
@@ -131,6 +136,14 @@ class WorkerPools(Registry):
         for app in self._apps:
             read_settings(app.conf)
         self.prepare()
+
+    def worker_ended(self, worker: Any) -> None:
+        """Close everything, unless it was the worker of another app, and this app's own one still runs here."""
+        if self._worker is not None and self._serves(self._worker) and hasattr(worker, "app"):
+            if not self._serves(worker):
+                return
+            self._worker = None
+        self.close()
 
     def _serves(self, worker: Any) -> bool:
         return getattr(worker, "app", None) in self._apps

@@ -37,7 +37,7 @@ def connect(pools: WorkerPools) -> None:
         (signals.worker_process_init, lambda told, sender: told.process_starts()),
         (signals.worker_process_shutdown, lambda told, sender: told.close()),
         (signals.worker_shutting_down, lambda told, sender: told.worker_stops()),
-        (signals.worker_shutdown, lambda told, sender: told.close()),
+        (signals.worker_shutdown, lambda told, sender: told.worker_ended(sender)),
     )
     undo: list[Callable[[], object]] = []
     for signal, tell in receivers:

@@ -60,7 +60,8 @@ class PooledTask(Task):
         for name, resource in _resources(cls):
             if isinstance(resource, ConfiguredResource):
                 resource.resource_for(app, name)
-            elif isinstance(resource.registry, WorkerPools):
+            elif isinstance(resource.registry, WorkerPools) and not resource.registry.has_app:
+                # Celery registers a task with every app of the process: an app that was chosen stays the only one.
                 resource.registry.init_app(app)
         return bound
 
