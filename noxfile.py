@@ -45,7 +45,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The code blocks of the README and of the documentation, executed."""
-    session.install("-e", ".[demo]", *group("test"), *group("docs"))
+    session.install("-e", ".[demo]", *group("test"))
     session.run("pytest", "tests/docs", *session.posargs)
 
 

@@ -23,7 +23,7 @@ from demo_tasks.settings import Settings
 from workerpools import Resource, WorkerPools
 
 if TYPE_CHECKING:
-    from workerpools._core.events import Event
+    from workerpools.events import Event
 
 __all__ = ["Child", "Tally", "connect"]
 

@@ -122,9 +122,25 @@ class _Trace:
             # The same descriptor in a new object; the connection was counted when it was made.
             self._traffic.opening.descriptors.add(connection)
             self._traffic.opening.descriptors.drop(self._handshake)
+            _tell_of_close(stream, connection, self._traffic.opening)
         else:
             self._traffic.opening.connected(connection)
             self._number = connection.fileno()
+            _tell_of_close(stream, connection, self._traffic.opening)
+
+
+def _tell_of_close(stream: Any, connection: object, opening: Opening) -> None:
+    # The trace has no event for it, and every way of closing a connection ends in its network stream's close().
+    close, told = stream.close, False
+
+    def close_and_tell() -> None:
+        nonlocal told
+        close()
+        if not told:
+            told = True
+            opening.disconnected(connection)
+
+    stream.close = close_and_tell
 
 
 class WatchedTransport(httpx.BaseTransport):
@@ -172,7 +188,7 @@ class WatchedTransport(httpx.BaseTransport):
             trace.effect = None
         if trace.sending and not trace.fresh and not trace.answered and trace.effect is None:
             # The connection had been idle in the pool and gave no answer to a request that may be sent again.
-            scope.note_stale(error, resource, PACKAGES)
+            scope.note_stale(error, resource, PACKAGES, self._traffic.opening.listeners)
 
     def close(self) -> None:
         self._transport.close()

@@ -114,7 +114,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             driver = type(context.original_exception).__module__.partition(".")[0]
             # Whatever the transaction did is undone by its loss. Had it been committing, or in autocommit, the attempt
             # would know of the effect.
-            scope.note_stale(error, opening.resource, ("sqlalchemy", driver))
+            scope.note_stale(error, opening.resource, ("sqlalchemy", driver), opening.listeners)
 
 
 #: libpq's PQtransactionStatus of a transaction in which a statement failed.

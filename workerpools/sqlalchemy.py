@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
@@ -17,6 +18,7 @@ from workerpools import _sqlalchemy_events
 from workerpools._core import scope
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
+from workerpools._core.resource import Overridable
 from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
 
     Args:
         url: The database. What its query sets already is left out.
-        resource: The resource's name, which the server shows as ``application_name``.
+        resource: The resource's name, which the server shows in ``application_name``, with this process's id.
         connect_timeout: In seconds; libpq counts in whole ones, and in no fewer than 2.
     """
     driver = url.get_driver_name()
@@ -52,7 +54,7 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
     if driver in _LIBPQ_DRIVERS:
         wanted = {
             "connect_timeout": whole,
-            "application_name": f"workerpools {resource}"[:63],
+            "application_name": application_name(resource, os.getpid()),
             **LIBPQ_DEFAULTS,
         }
     elif driver in _CONNECT_TIMEOUT_DRIVERS:
@@ -60,6 +62,16 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
     else:
         wanted = {}
     return {key: value for key, value in wanted.items() if key not in url.query}
+
+
+def application_name(resource: str, pid: int) -> str:
+    """Return what the server shows of a connection: ``workerpools db pid=4711``.
+
+    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and turns what is not ASCII into question marks: a long name is cut, the
+    process id is not.
+    """
+    start, end = f"workerpools {resource}".encode("ascii", "replace").decode(), f" pid={pid}"
+    return start[: 63 - len(end)] + end
 
 
 def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict[str, Any]:
@@ -160,10 +172,11 @@ class _GivesEngine(Protocol):
     def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
 
-class TaskSession:
+class TaskSession(Overridable[Session]):
     """Gives a task body its session: one an attempt, made on first use, committed when the body returns.
 
-    It is rolled back and closed on every other way out. As a class attribute it gives a ``sqlalchemy.orm.Session``.
+    It is rolled back and closed on every other way out. As a class attribute it gives a ``sqlalchemy.orm.Session``; one
+    that ``override()`` puts in its place stays its maker's: no attempt commits, rolls back or closes it.
 
     Args:
         engine: The resource whose engine the session uses.
@@ -173,6 +186,7 @@ class TaskSession:
     __workerpools__ = True
 
     def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
+        super().__init__()
         self._engine = engine
         self._options = options
         self._name = "session"
@@ -187,6 +201,8 @@ class TaskSession:
     def __get__(self, instance: Any, owner: type | None = None) -> TaskSession | Session:
         if instance is None:
             return self
+        if self._overrides:
+            return self._overrides[-1]
         attempt = scope.require(f"{type(instance).__name__}.{self._name}")
 
         def make() -> Session:

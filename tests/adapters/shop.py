@@ -13,7 +13,7 @@ from sqlalchemy import text
 from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
 from workerpools import PooledTask, WorkerPools
-from workerpools._core.events import Event, EventKind
+from workerpools.events import Event, EventKind
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 

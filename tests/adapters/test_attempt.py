@@ -12,6 +12,7 @@ from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from greenlet import GreenletExit
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
+from sqlalchemy.orm import Session
 
 from tests.adapters.shop import NUMBERS, Shop, insert
 from tests.support.databases import Database
@@ -273,3 +274,32 @@ def test_an_attempt_that_uses_no_session_opens_none(shop: Shop) -> None:
 
     assert task.delay().get() == 1
     assert not shop.engine.is_open
+
+
+def test_a_session_can_be_overridden(shop: Shop) -> None:
+    """A test's own session stands in, and no attempt commits, rolls back or closes it."""
+    done: list[str] = []
+
+    class Fake(Session):
+        def commit(self) -> None:
+            done.append("commit")
+
+        def rollback(self) -> None:
+            done.append("rollback")
+
+        def close(self) -> None:
+            done.append("close")
+
+    @shop.task()
+    def task(self: Any, fails: bool) -> Any:
+        if fails:
+            raise ValueError
+        return self.session
+
+    fake = Fake()
+    with shop.base.session.override(fake):
+        assert task(False) is fake
+        with pytest.raises(ValueError):
+            task(True)
+    assert done == []
+    assert task(False) is not fake

@@ -238,3 +238,24 @@ def test_the_resource_tells_no_secret() -> None:
     with WorkerPools() as pools:
         resource = pools.add(HttpxClient(base_url="https://user:secret@api.example.com/?token=secret"), name="api")
         assert "secret" not in repr(resource) + resource.adapter.describe() + repr(pools)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_every_connection_is_told_of_when_it_opens_and_when_it_closes(
+    echo: EchoUpstream, tls_echo: TlsProxy, tls: bool
+) -> None:
+    """One event each, whoever ended it: the server, an expiry or the client."""
+    told: list[str] = []
+    with WorkerPools() as pools:
+        pools.subscribe(lambda event: told.append(event.kind.value))
+        verify = tls_echo.client_context() if tls else True
+        api = pools.add(
+            HttpxClient(base_url=f"https://localhost:{tls_echo.port}" if tls else echo.url, verify=verify), name="api"
+        )
+        assert api.get().get("/echo/1").text == "1"
+        assert api.get().get("/echo/2").text == "2"
+        assert told == ["value_opened", "connection_opened"]
+        api.get().get("/echo/3", headers={"Connection": "close"})
+        assert told[2:] == ["connection_closed"]
+        api.get().get("/echo/4")
+    assert told[3:] == ["connection_opened", "connection_closed", "value_closed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any
@@ -26,11 +27,11 @@ DRIVERS = ["psycopg2", "psycopg"]
     [
         (
             "postgresql+psycopg2://db/shop",
-            {"connect_timeout": 5, "application_name": "workerpools db", **LIBPQ_DEFAULTS},
+            {"connect_timeout": 5, "application_name": f"workerpools db pid={os.getpid()}", **LIBPQ_DEFAULTS},
         ),
         (
             "postgresql+psycopg://db/shop",
-            {"connect_timeout": 5, "application_name": "workerpools db", **LIBPQ_DEFAULTS},
+            {"connect_timeout": 5, "application_name": f"workerpools db pid={os.getpid()}", **LIBPQ_DEFAULTS},
         ),
         (
             "postgresql+psycopg2://db/shop?keepalives=0&application_name=mine&connect_timeout=9",
@@ -59,6 +60,15 @@ def test_a_long_name_fits_the_servers_limit() -> None:
     """PostgreSQL cuts application_name at 63 bytes, with a notice."""
     defaults = connect_defaults(make_url("postgresql://db"), resource="x" * 100, connect_timeout=5)
     assert len(defaults["application_name"]) == 63
+    assert defaults["application_name"].endswith(f"xxx pid={os.getpid()}")
+
+
+def test_a_name_that_is_not_ascii_is_no_longer_than_it_looks() -> None:
+    """The server counts bytes, and shows a question mark for each character that is not ASCII."""
+    defaults = connect_defaults(make_url("postgresql://db"), resource="Bestände" * 9, connect_timeout=5)
+    name = defaults["application_name"]
+    assert len(name.encode()) == 63
+    assert name.startswith("workerpools Best?ndeBest?nde")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +93,7 @@ def test_the_server_sees_the_defaults(database: Database, driver: str) -> None:
         with engine.connect() as connection:
             connection.execute(text("select 1"))
             assert [backend.application_name for backend in backends(database.dsn, "workerpools %")] == [
-                "workerpools orders"
+                f"workerpools orders pid={os.getpid()}"
             ]
             parameters = _parameters(connection)
             assert {key: parameters[key] for key in LIBPQ_DEFAULTS} == {

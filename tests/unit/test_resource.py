@@ -15,6 +15,8 @@ import pytest
 from tests.support.forking import fork_in_script, run_in_fork
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
 from workerpools._core import resource as resource_module
+from workerpools._core.runner import run
+from workerpools.events import Event
 
 
 class Client:
@@ -221,6 +223,98 @@ def test_a_registry_goes_with_its_last_user() -> None:
     del pools
     gc.collect()
     assert ref() is None
+
+
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_what_a_function_needs_not_and_an_adapter_has(pools: WorkerPools, with_adapter: bool) -> None:
+    """``close=`` beside a generator, and either option beside an adapter, is a mistake that is told at once."""
+
+    def yielding() -> Iterator[Client]:
+        yield Client()
+
+    class Own(Adapter[Client]):
+        def open(self, opening: Any) -> Client:
+            return Client()
+
+        def close(self, value: Client, timeout: float) -> None:
+            """Nothing to do."""
+
+    adapter: Any = Own() if with_adapter else yielding
+    with pytest.raises(ConfigurationError, match=r"Own\(" if with_adapter else r"yielding, close="):
+        pools.add(adapter, close=Client.close, name="client")
+    assert pools.resources == []
+
+
+def test_a_function_can_say_how_its_value_is_closed(pools: WorkerPools) -> None:
+    """``close=`` is called in place of the value's own ``close()``."""
+    ended: list[Client] = []
+    resource = pools.add(lambda: Client(), name="client", close=ended.append)
+    client = resource.get()
+    pools.close()
+    assert ended == [client]
+    assert client.closed == 0
+
+
+def test_a_child_discards_the_connections_it_is_told_of(pools: WorkerPools) -> None:
+    """``connections=`` names the sockets inside a value; in a child they are the null device, and the first opening
+    there tells of the discarded value once."""
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    def make() -> list[socket.socket]:
+        pairs.append(socket.socketpair())
+        return [pairs[-1][0]]
+
+    events: list[Event] = []
+    pools.subscribe(events.append)
+    resource = pools.add(make, name="pair", close=lambda value: value[0].close(), connections=list)
+    ours = resource.get()[0]
+
+    def child() -> tuple[str, list[tuple[str, str]]]:
+        del events[:]
+        resource.get()
+        resource.close()
+        resource.get()
+        return os.readlink(f"/proc/self/fd/{ours.fileno()}"), [(event.kind.value, event.resource) for event in events]
+
+    target, told = run_in_fork(child)
+    assert target == os.devnull
+    assert told == [(kind, "pair") for kind in ("value_discarded", "value_opened", "value_closed", "value_opened")]
+    ours.sendall(b"still here")
+    assert pairs[0][1].recv(10) == b"still here"
+    for _, theirs in pairs:
+        theirs.close()
+
+
+def test_closing_waits_for_the_attempts_that_use_these_resources_alone(pools: WorkerPools) -> None:
+    """A registry is closed at once while an attempt of another one runs, and waits for one of its own."""
+    own, other = pools.add(lambda: Client(), name="own"), WorkerPools()
+    others = other.add(lambda: Client(), name="other")
+    client = own.get()
+    entered, leave = threading.Event(), threading.Event()
+
+    def body(used: Resource[Client]) -> None:
+        used.get()
+        entered.set()
+        leave.wait(30)
+
+    options: dict[str, Any] = {"request": None, "called_directly": True, "on_replay": print}
+    for used, closes in ((others, True), (own, False)):
+        entered.clear()
+        leave.clear()
+        task = threading.Thread(target=lambda used=used: run(lambda: body(used), **options))
+        task.start()
+        assert entered.wait(30)
+        closing = threading.Thread(target=pools.close, args=(60.0,))
+        closing.start()
+        closing.join(20 if closes else 0.3)
+        assert closing.is_alive() is not closes
+        assert client.closed == int(closes)
+        leave.set()
+        task.join(30)
+        closing.join(30)
+        assert client.closed == 1
+        client = own.get()
+    other.close()
 
 
 @pytest.mark.parametrize("kind", ["function", "generator"])

@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import workerpools
+import workerpools.adapter
+import workerpools.events
 import workerpools.httpx
 import workerpools.sqlalchemy
 from tests.support.paths import environment
@@ -25,9 +27,11 @@ def test_exported_members() -> None:
         "WorkerPools",
         "WorkerPoolsError",
     ]
+    assert workerpools.adapter.__all__ == ["Adapter", "ExecutionPool", "FunctionAdapter", "Opening"]
+    assert workerpools.events.__all__ == ["Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "default_limits"]
     assert workerpools.sqlalchemy.__all__ == ["SQLAlchemyEngine", "TaskSession", "connect_defaults", "pool_defaults"]
-    for module in (workerpools, workerpools.httpx, workerpools.sqlalchemy):
+    for module in (workerpools, workerpools.adapter, workerpools.events, workerpools.httpx, workerpools.sqlalchemy):
         assert all(hasattr(module, name) for name in module.__all__)
 
 

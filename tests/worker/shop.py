@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+import sqlalchemy
 from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from sqlalchemy import text
@@ -131,6 +132,15 @@ def _order(self: Any, number: int, ending: str, seconds: float) -> int:
         self.session.execute(text("select pg_sleep(:seconds)"), {"seconds": seconds})
     elif ending == "fail":
         raise ValueError(f"order {number}")
+    elif ending == "lose the session":
+        _end_session(self)
+        self.session.execute(INSERT, {"number": number, "run": retries})
+    elif ending == "fail and lose the session":
+        try:
+            raise ValueError(f"order {number}")
+        finally:
+            _end_session(self)
+            self.session.execute(INSERT, {"number": number, "run": retries})
     elif ending == "retry" and retries == 0:
         raise self.retry(countdown=0)
     elif ending == "ignore":
@@ -140,6 +150,14 @@ def _order(self: Any, number: int, ending: str, seconds: float) -> int:
     elif ending == "exit":
         raise SystemExit(1)
     return os.getpid()
+
+
+def _end_session(task: Any) -> None:
+    """Have the server end the task's session, from another one, and wait until it has."""
+    ending = text("select pg_terminate_backend(:backend, 10000)")
+    backend = task.session.scalar(BACKEND)
+    with sqlalchemy.create_engine(task.session.get_bind().url).connect() as connection:
+        connection.execute(ending, {"backend": backend})
 
 
 @app.task(base=ShopTask, bind=True, name="shop.pay")

@@ -42,7 +42,9 @@ if os.environ.get("SHOP_NAMESPACED"):
 def look(task: Any, token: str) -> dict[str, Any]:
     return {
         "right": task.http.get(f"/echo/{token}").text == token,
-        "name": task.session.scalar(text("select current_setting('application_name')")),
+        "name": task.session.scalar(text("select current_setting('application_name')")).replace(
+            f" pid={os.getpid()}", ""
+        ),
         "size": task.engine.pool.size(),
         "base": isinstance(task, Both),
     }

@@ -19,7 +19,9 @@ def test_a_database_that_is_down_at_boot_does_not_loop_the_children(stand: Stand
         proxy.blackhole()
         url = stand.database.through(proxy).url()
         with stand.worker(concurrency=2, env={"SHOP_DATABASE": url}) as worker:
-            children = worker.children()
+            children = stand.pool_processes(2)
+            # Not one connection was tried before a task asked for one: recorded in the children, and seen from outside.
+            assert proxy.accepted == 0
             # Takes the whole connect timeout, which is longer than the four seconds that Celery gives a child to start.
             silent = stand.outcome("visit", "silent")
             assert silent.state == "FAILURE"

@@ -101,6 +101,26 @@ def test_what_was_sent_decides_about_a_replay(
         assert shared.orders(number) == []
 
 
+def test_a_body_whose_every_run_loses_its_connection_is_replayed_once(shared: Stand, worker: WorkerProcess) -> None:
+    """The server ends the session of each run half-way: the second failure is the task's."""
+    number = next(numbers)
+    result = shared.outcome("order", number, "lose the session")
+    assert result.state == "FAILURE"
+    assert "OperationalError" in repr(result.result)
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 2
+    assert shared.orders(number) == []
+
+
+def test_a_bug_behind_a_lost_connection_is_not_replayed(shared: Stand, worker: WorkerProcess) -> None:
+    """The body's own error is masked by the driver's, of a statement that its clean-up tries: it ran once."""
+    number = next(numbers)
+    result = shared.outcome("order", number, "fail and lose the session")
+    assert result.state == "FAILURE"
+    assert f"ValueError: order {number}" in result.traceback
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 1
+    assert shared.orders(number) == []
+
+
 def test_a_body_is_replayed_once_and_not_more(shared: Stand, worker: WorkerProcess, proxy: TcpProxy) -> None:
     """The connection is dead and the server refuses another one: the second run's failure is the task's; the same
     children serve when the server is back."""

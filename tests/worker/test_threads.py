@@ -30,7 +30,7 @@ def test_the_connection_pool_has_the_concurrency_for_its_size(shared: Stand, wor
     assert {answer["pid"] for answer in answers} == {worker.pid}
     assert len({answer["engine"] for answer in answers}) == 3
     for name in ("db", "stock", "engine"):
-        assert 1 <= len(shared.backends(f"workerpools {name}")) <= THREADS
+        assert 1 <= len(shared.backends(f"workerpools {name} pid=%")) <= THREADS
     assert shared.echo.accepted - accepted <= 2 * THREADS
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, TypeVar, cast, overload
 
@@ -72,22 +73,43 @@ class WorkerPools(Registry):
     @overload
     def add(self, adapter: Adapter[T], *, name: str | None = None) -> Resource[T]: ...
     @overload
-    def add(self, adapter: Callable[[], Iterator[T]], *, name: str | None = None) -> Resource[T]: ...
+    def add(
+        self,
+        adapter: Callable[[], Iterator[T]],
+        *,
+        name: str | None = None,
+        connections: Callable[[T], Iterable[Any]] | None = None,
+    ) -> Resource[T]: ...
     @overload
-    def add(self, adapter: Callable[[], T], *, name: str | None = None) -> Resource[T]: ...
-    def add(self, adapter: Any, *, name: str | None = None) -> Resource[Any]:
+    def add(
+        self,
+        adapter: Callable[[], T],
+        *,
+        name: str | None = None,
+        close: Callable[[T], object] | None = None,
+        connections: Callable[[T], Iterable[Any]] | None = None,
+    ) -> Resource[T]: ...
+    def add(
+        self, adapter: Any, *, name: str | None = None, close: Any = None, connections: Any = None
+    ) -> Resource[Any]:
         """Declare a resource. Opens nothing.
 
         Args:
             adapter: An adapter; or a function that returns the value; or a generator function that yields it once
                 and closes it after the ``yield``.
             name: The resource's name; by default that of the class attribute it is assigned to.
+            close: For a plain function: called with the value when the process is done with it; by default the
+                value's own ``close()``, if it has one.
+            connections: For a function: called with the value at a fork; returns the objects with a ``fileno()`` that
+                the value owns, so that a child can discard them. By default the value itself, if it has a
+                ``fileno()``.
 
         Returns:
             The resource: a class attribute for task bases, and a handle with ``get()``, ``override()``, ``close()``.
 
         Raises:
-            ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither.
+            ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither, or is an
+                adapter and comes with ``close`` or ``connections``.
         """
         if isinstance(adapter, type) or not all(callable(getattr(adapter, name, None)) for name in _ADAPTER):
             if isinstance(adapter, type) or not callable(adapter):
@@ -95,7 +117,17 @@ class WorkerPools(Registry):
                     f"pools.add() wants an adapter or a function that makes the value, not {type(adapter).__name__}; "
                     "give it a function, so that each process makes its own"
                 )
-            adapter = FunctionAdapter(adapter)
+            if close is not None and inspect.isgeneratorfunction(adapter):
+                raise ConfigurationError(
+                    f"pools.add({adapter.__name__}, close=…): a generator function closes its value after the yield; "
+                    "put the clean-up there"
+                )
+            adapter = FunctionAdapter(adapter, close=close, connections=connections)
+        elif close is not None or connections is not None:
+            raise ConfigurationError(
+                f"pools.add({type(adapter).__name__}(…)): close= and connections= are for functions; an adapter has "
+                "methods for that"
+            )
         resource: Resource[Any] = Resource(self, cast("Adapter[Any]", adapter), name)
         self.enrol(resource, name)
         return resource

@@ -107,5 +107,5 @@ def _bound_run(task: PooledTask, cls: type) -> Any:
 
 
 def _replayed(task: PooledTask, stale: Stale) -> None:
-    listeners = WorkerPools.of(task.app).listeners
-    listeners.emit(EventKind.ATTEMPT_REPLAYED, stale.resource, f"task={task.name} error={type(stale.error).__name__}")
+    detail = f"task={task.name} error={type(stale.error).__name__}"
+    stale.listeners.emit(EventKind.ATTEMPT_REPLAYED, stale.resource, detail)

@@ -104,8 +104,8 @@ class Registry:
     def close(self, timeout: float | None = None) -> None:
         """Close every value that this process has open; the next use opens another.
 
-        Waits for running attempts of other threads first. A close that hangs or fails is logged, and the others are
-        closed all the same.
+        First waits for the attempts of other threads that use these resources. A close that hangs or fails is logged,
+        and the others are closed all the same.
 
         Args:
             timeout: The bound for all of it, in seconds; ``close_timeout`` if None.
@@ -113,7 +113,7 @@ class Registry:
         deadline = time.monotonic() + (self.close_timeout if timeout is None else timeout)
         resources = [resource for resource in self.resources if resource.is_open]
         if resources:
-            scope.wait_for_others(remaining(deadline))
+            scope.wait_for_others(self, remaining(deadline))
         for resource in resources:
             _bounded(resource, deadline)
 

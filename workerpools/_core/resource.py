@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from workerpools._core import fork
+from workerpools._core import fork, scope
 from workerpools._core.adapter import Adapter
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind
@@ -69,6 +69,7 @@ class Resource(Overridable[T]):
         self.adapter = adapter
         self._name = name
         self._live: _Live[T] | None = None
+        self._discarded = False
         self._forget()
         fork.guard(self)
 
@@ -105,6 +106,7 @@ class Resource(Overridable[T]):
         """
         if self._overrides:
             return self._overrides[-1]
+        scope.note_use(self.registry)
         live = self._live
         return self._open() if live is None else live.value
 
@@ -131,6 +133,10 @@ class Resource(Overridable[T]):
                 self._opening = None
         finally:
             self._lock.release()
+        if self._discarded:
+            # Told now: right after a fork no code may run that takes a lock, and logging does.
+            self._discarded = False
+            self.registry.listeners.emit(EventKind.VALUE_DISCARDED, self.name, "inherited by a fork")
         self.registry.listeners.emit(EventKind.VALUE_OPENED, self.name)
         return value
 
@@ -162,6 +168,7 @@ class Resource(Overridable[T]):
         ledgers = [live.descriptors for live in held]
         if self._opening is not None:
             ledgers.append(self._opening)
+        self._discarded = self._discarded or bool(ledgers)
         kept = (held, ledgers, [ledger.pin() for ledger in ledgers])
         self._live = None
         self._forget()

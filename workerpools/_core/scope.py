@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workerpools._core import fork
+from workerpools._core.events import Listeners
 from workerpools.errors import NoAttemptError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "current",
     "note_effect",
     "note_stale",
+    "note_use",
     "protect",
     "require",
     "wait_for_others",
@@ -68,6 +70,7 @@ class Stale:
     error: BaseException
     resource: str
     packages: tuple[str, ...]
+    listeners: Listeners
 
 
 class Attempt:
@@ -77,7 +80,7 @@ class Attempt:
         request: The Celery request it runs for, whose identity tells one run from another; None outside a worker.
     """
 
-    __slots__ = ("_scoped", "_token", "effects", "parent", "request", "stale")
+    __slots__ = ("_scoped", "_token", "effects", "owners", "parent", "request", "stale")
 
     def __init__(self, request: object = None) -> None:
         self.request = request
@@ -86,6 +89,8 @@ class Attempt:
         self.effects: list[Effect] = []
         #: The errors of connections that were dead before the server did anything.
         self.stale: list[Stale] = []
+        #: The registries whose resources it has used.
+        self.owners: set[object] = set()
         self._scoped: dict[object, Scoped] = {}
         self._token: Token[Attempt | None] | None = None
 
@@ -232,23 +237,32 @@ def _with_parents(attempt: Attempt | None) -> list[Attempt]:
     return line
 
 
-def note_stale(error: BaseException, resource: str, packages: tuple[str, ...]) -> None:
+def note_stale(error: BaseException, resource: str, packages: tuple[str, ...], listeners: Listeners) -> None:
     """Note that ``error`` was raised because a pooled connection was dead and nothing was applied.
 
     Args:
         error: The exception that is about to be raised.
         resource: Whose connection it was.
         packages: The top-level packages whose exceptions may stand in the error's chain of causes.
+        listeners: Who is told when the body runs again because of it.
     """
     attempt = _current.get()
     if attempt is not None:
-        attempt.stale.append(Stale(error, resource, packages))
+        attempt.stale.append(Stale(error, resource, packages, listeners))
 
 
-def wait_for_others(timeout: float) -> bool:
-    """Wait until no attempt runs but the caller's own.
+def note_use(owner: object) -> None:
+    """Note that the current attempt uses resources of the registry ``owner``."""
+    attempt = _current.get()
+    if attempt is not None:
+        attempt.owners.add(owner)
+
+
+def wait_for_others(owner: object, timeout: float) -> bool:
+    """Wait until no attempt that uses resources of ``owner`` runs, but the caller's own.
 
     Args:
+        owner: The registry.
         timeout: How long to wait, in seconds.
 
     Returns:
@@ -257,7 +271,7 @@ def wait_for_others(timeout: float) -> bool:
     own = set(_with_parents(_current.get()))
     deadline = time.monotonic() + timeout
     # Polled, so that an attempt's end costs no notification.
-    while _active.attempts - own:
+    while any(owner in attempt.owners for attempt in _active.attempts.copy() - own):
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.01)
