@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from workerpools._core.events import Listeners
 from workerpools._core.retry import causes, may_replay
 from workerpools._core.scope import Effect, Stale
 
@@ -29,7 +30,7 @@ def chained(*errors: BaseException, by: str = "__context__") -> BaseException:
 
 
 def decide(error: BaseException, *, noted: bool = True, effects: int = 0, replays: int = 0) -> bool:
-    stale = Stale(error, "db", ("sqlalchemy", "psycopg2")) if noted else None
+    stale = Stale(error, "db", ("sqlalchemy", "psycopg2"), Listeners()) if noted else None
     return may_replay(error, stale, [Effect("COMMIT")] * effects, replays)
 
 
