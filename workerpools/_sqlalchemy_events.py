@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from typing import Any
 
 import sqlalchemy
@@ -12,7 +13,18 @@ from sqlalchemy.exc import PendingRollbackError
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
+from workerpools._core.effects import Effect, note_effect, withdraw_effect
+from workerpools._core.failure import Noted, Phase
 from workerpools._core.notes import add_note
+from workerpools._sqlalchemy_classify import classify_connect, classify_statement, error_code, is_read_only
+from workerpools._sqlalchemy_commit import (
+    COMMIT_STATE,
+    CONNECTION,
+    CommitState,
+    commits_each_statement,
+    note_timeline,
+    watch_commits,
+)
 
 __all__ = ["watch"]
 
@@ -22,14 +34,21 @@ _RAW = "workerpools raw connection"
 _COMMIT = re.compile(r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b", re.IGNORECASE)
 
 
-def watch(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    """Report the connections of ``engine`` to ``opening``, and what it does to the attempt that it does it for."""
-    _watch_pool(engine, opening)
+def watch(engine: sqlalchemy.Engine, opening: Opening, *, resolve_timeout: float) -> None:
+    """Report the connections of ``engine`` to ``opening``, and what it does to the attempt that it does it for.
+
+    Args:
+        engine: The engine, not yet used.
+        opening: What the adapter was told.
+        resolve_timeout: How long to ask for the outcome of a lost COMMIT, in seconds; 0 for not at all.
+    """
+    _watch_pool(engine, opening, resolves=resolve_timeout > 0 and engine.dialect.driver in ("psycopg2", "psycopg"))
+    watch_commits(engine, opening, resolve_timeout)
     _watch_transactions(engine, opening)
     _watch_errors(engine, opening)
 
 
-def _watch_pool(engine: sqlalchemy.Engine, opening: Opening) -> None:
+def _watch_pool(engine: sqlalchemy.Engine, opening: Opening, *, resolves: bool) -> None:
     # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
     # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
     @event.listens_for(engine, "do_connect")
@@ -38,9 +57,11 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening) -> None:
         opening.descriptors.connecting(int(port) if port else None)
 
     @event.listens_for(engine, "connect")
-    def connected(connection: Any, record: object) -> None:
+    def connected(connection: Any, record: Any) -> None:
         if hasattr(connection, "fileno"):
             opening.connected(connection)
+            if resolves:
+                note_timeline(connection, record.info)
         else:
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
             opening.descriptors.gave_up()
@@ -51,14 +72,14 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening) -> None:
         opening.descriptors.lend(record, borrower)
         if scope.current() is not None:
             # Whoever takes a connection past the engine may commit on it unseen.
-            record.info[_RAW] = effect = scope.Effect(f"a raw connection of {opening.resource!r} was used")
-            scope.note_effect(effect)
+            record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
+            note_effect(effect)
 
     @event.listens_for(engine, "engine_connect")
     def wrapped(connection: Connection) -> None:
         effect = connection.info.pop(_RAW, None)
         if effect is not None:
-            scope.withdraw_effect(effect)
+            withdraw_effect(effect)
 
     @event.listens_for(engine, "close")
     def closed(connection: Any, record: object) -> None:
@@ -70,51 +91,99 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening) -> None:
 
 
 def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    committed = scope.Effect(f"COMMIT by {opening.resource!r}")
-    executed = scope.Effect(f"a statement in autocommit by {opening.resource!r}")
+    @event.listens_for(engine, "begin")
+    def begins(connection: Connection) -> None:
+        _phases[connection] = Phase.STATEMENT
 
-    # These fire before the driver is called: from here on the transaction may have been committed.
+    # The next ones fire before the driver is called.
     @event.listens_for(engine, "commit")
     def commits(connection: Connection) -> None:
+        _phases[connection] = Phase.COMMIT
         if scope.current() is not None and is_aborted(connection.connection.dbapi_connection):
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
                 "caught: COMMIT would undo it in silence. Call rollback() where the error is caught, or put the "
                 "statement that may fail in begin_nested()"
             )
-        scope.note_effect(committed)
+        connection.info[CONNECTION] = weakref.ref(connection)
+
+    @event.listens_for(engine, "rollback")
+    def rolls_back(connection: Connection) -> None:
+        _phases[connection] = Phase.ROLLBACK
 
     @event.listens_for(engine, "prepare_twophase")
     def prepares(connection: Connection, xid: object) -> None:
-        scope.note_effect(committed)
+        _phases[connection] = Phase.COMMIT
+        note_effect(Effect(f"PREPARE TRANSACTION by {opening.resource!r}"))
 
     @event.listens_for(engine, "commit_twophase")
     def commits_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
-        scope.note_effect(committed)
+        _phases[connection] = Phase.COMMIT
+        note_effect(Effect(f"COMMIT by {opening.resource!r}"))
+
+    @event.listens_for(engine, "rollback_twophase")
+    def rolls_back_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
+        _phases[connection] = Phase.ROLLBACK
+
+    committed = Effect(f"COMMIT by {opening.resource!r}")
+    executed = Effect(f"a statement in autocommit by {opening.resource!r}")
 
     @event.listens_for(engine, "before_cursor_execute")
     def executes(connection: Connection, cursor: object, statement: str, *_: object) -> None:
         if _COMMIT.search(statement):
-            scope.note_effect(committed)
+            note_effect(committed)
         elif commits_each_statement(connection.connection.dbapi_connection):
-            scope.note_effect(executed)
+            note_effect(executed)
+
+
+#: What each connection is doing; no entry means statements.
+_phases: weakref.WeakKeyDictionary[Connection, Phase] = weakref.WeakKeyDictionary()
 
 
 def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    resource = opening.resource
+
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
-        error = context.sqlalchemy_exception
+        error, original = context.sqlalchemy_exception, context.original_exception
         if error is None or context.is_pre_ping:
             return
-        if context.connection is None:
+        connection = context.connection
+        if connection is None:
             opening.descriptors.gave_up()
-            add_note(error, f"workerpools: connecting for the resource {opening.resource!r}")
-        elif context.is_disconnect:
-            add_note(error, f"workerpools: a connection of the resource {opening.resource!r} was lost")
-            driver = type(context.original_exception).__module__.partition(".")[0]
-            # Whatever the transaction did is undone by its loss. Had it been committing, or in autocommit, the attempt
-            # would know of the effect.
-            scope.note_stale(error, opening.resource, ("sqlalchemy", driver), opening.listeners)
+            add_note(error, f"workerpools: connecting for the resource {resource!r}")
+            scope.note_failure(error, Noted(classify_connect(original, resource=resource), Phase.CONNECT, opening))
+            return
+        if is_read_only(error_code(original)):
+            # The server is no primary any more, and every ping of this connection would succeed for ever.
+            context.is_disconnect = True
+        if context.is_disconnect:
+            add_note(error, f"workerpools: a connection of the resource {resource!r} was lost")
+        phase = _phase(connection, context.statement)
+        state: CommitState | None = getattr(original, COMMIT_STATE, None)
+        failure = classify_statement(
+            original,
+            resource=resource,
+            phase=phase,
+            disconnected=context.is_disconnect and not is_read_only(error_code(original)),
+            autocommit=phase is Phase.STATEMENT and _in_autocommit(connection),
+            commit_sent=state is None or state.sent,
+            outcome="" if state is None else state.outcome,
+        )
+        scope.note_failure(error, Noted(failure, phase, opening))
+
+
+def _phase(connection: Connection, statement: str | None) -> Phase:
+    if statement is None:
+        return _phases.get(connection, Phase.STATEMENT)
+    return Phase.ROLLBACK if statement.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
+
+
+def _in_autocommit(connection: Connection) -> bool:
+    try:
+        return commits_each_statement(connection.connection.dbapi_connection)
+    except Exception:  # the connection is gone already: what is not known counts as the worse
+        return True
 
 
 #: libpq's PQtransactionStatus of a transaction in which a statement failed.
@@ -130,18 +199,3 @@ def is_aborted(connection: Any) -> bool:
     if ask is not None:
         return bool(ask() == _IN_ERROR)
     return getattr(getattr(connection, "info", None), "transaction_status", None) == _IN_ERROR
-
-
-def commits_each_statement(connection: Any) -> bool:
-    """Return whether the driver's connection is in autocommit, so that a lost reply may hide a statement's success.
-
-    SQLAlchemy's events do not tell: a connection in AUTOCOMMIT still fires begin and rollback.
-    """
-    autocommit = getattr(connection, "autocommit", None)
-    if callable(autocommit):
-        # The MySQL drivers have a method of that name to set it, and another one to ask.
-        asked = getattr(connection, "get_autocommit", None)
-        return bool(asked()) if asked is not None else False
-    if type(connection).__module__ == "sqlite3":
-        return autocommit is True or connection.isolation_level is None
-    return autocommit is True

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 import ssl
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
+from workerpools._core.failure import Failure
 from workerpools._core.redact import redact_url
+from workerpools._httpx_classify import classify_status, classify_unwatched
 from workerpools._httpx_transport import Traffic, WatchedTransport
 from workerpools.errors import ConfigurationError
 
-__all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "default_limits"]
+__all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
 
 #: Every one of the four waits is bounded, in seconds.
 DEFAULT_TIMEOUT = httpx.Timeout(10.0, connect=3.0, pool=2.0)
@@ -117,19 +120,22 @@ class HttpxClient(Adapter[httpx.Client]):
         self.prepare()
         traffic = Traffic(opening)
 
-        def watched(transport: httpx.BaseTransport, *, traced: bool = True) -> WatchedTransport:
+        def watched(
+            transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
+        ) -> WatchedTransport:
             return WatchedTransport(transport, traffic, traced=traced)
 
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         own = self._transport
+        transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]
         if own is None:
-            transport = self._over_network(limits, self._proxy)
+            transport = functools.partial(self._over_network, limits, self._proxy)
             proxies = _environment_proxies() if self._client_options["trust_env"] and self._proxy is None else {}
         else:
             transport = own if isinstance(own, httpx.BaseTransport) else own()
             proxies = {}
         mounts: dict[str, httpx.BaseTransport | None] = {
-            pattern: None if proxy is None else watched(self._over_network(limits, proxy))
+            pattern: None if proxy is None else watched(functools.partial(self._over_network, limits, proxy))
             for pattern, proxy in proxies.items()
         }
         mounts.update(
@@ -164,6 +170,11 @@ class HttpxClient(Adapter[httpx.Client]):
         if traffic is not None:
             traffic.drain(timeout)
         value.close()
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        # The rest was noted when it was raised. A response that came through another client is not this one's.
+        failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None
+        return failure if failure is not None and failure.resource else None
 
     def describe(self) -> str:
         base_url = str(self._client_options.get("base_url", ""))
@@ -217,6 +228,15 @@ def _exempt_pattern(host: str) -> str:
         return f"all://[{address}]" if address.version == 6 else f"all://{address}"
     # A domain stands for its subdomains, too: "*" matches the name itself and everything under it.
     return f"all://*{name}"
+
+
+def classify(error: BaseException) -> Failure | None:
+    """Return what an exception of httpx proves; None if it is no failure of a connection.
+
+    For the exceptions of any client. What the client of a :class:`HttpxClient` raises is known more closely:
+    :func:`workerpools.classify` tells that.
+    """
+    return classify_unwatched(error)
 
 
 def from_settings(settings: Mapping[str, Any]) -> HttpxClient:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import sqlalchemy
@@ -18,13 +18,15 @@ from workerpools import _sqlalchemy_events
 from workerpools._core import scope
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
+from workerpools._core.failure import Failure, FailureKind, Phase, Sent
 from workerpools._core.resource import Overridable
+from workerpools._sqlalchemy_classify import classify_unwatched, error_code
 from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from workerpools._core.resource import Resource
 
-__all__ = ["SQLAlchemyEngine", "TaskSession", "connect_defaults", "pool_defaults"]
+__all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
 
 #: libpq's bounds: seconds, but ``tcp_user_timeout`` in milliseconds. Keepalives alone do not bound data that nobody
 #: acknowledges, and ``tcp_user_timeout`` alone does not bound waiting for a reply: it takes both
@@ -96,6 +98,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ``pool_timeout``.
         pool_size: Connections a process keeps; by default 1 under prefork and solo, the concurrency under threads.
         max_overflow: Connections a process may open beyond ``pool_size``; by default 1 in a worker.
+        resolve_commit: Whether to find out, where a COMMIT's acknowledgement was lost, if it was done: with PostgreSQL
+            13 and later, for one round trip a COMMIT and one a connection.
+        resolve_timeout: How long to ask for that, in seconds.
         options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
             ``connect_args`` or the URL's query sets.
 
@@ -111,6 +116,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         acquire_timeout: float = 10.0,
         pool_size: int | None = None,
         max_overflow: int | None = None,
+        resolve_commit: bool = True,
+        resolve_timeout: float = 30.0,
         **options: Any,
     ) -> None:
         try:
@@ -123,6 +130,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ) from None
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
+        self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
         self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
 
@@ -135,7 +143,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         engine = sqlalchemy.create_engine(self._url, **options)
-        _sqlalchemy_events.watch(engine, opening)
+        _sqlalchemy_events.watch(engine, opening, resolve_timeout=self._resolve_timeout)
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
@@ -151,6 +159,12 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         value.dispose()
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        # Only what no event of the engine tells of. The errors of another engine are not for this one to judge.
+        if isinstance(error, sqlalchemy.exc.TimeoutError):
+            return _POOL_EXHAUSTED
+        return earlier[0] if earlier and _follows(error) else None
 
     def describe(self) -> str:
         shown = URL.create(
@@ -210,6 +224,33 @@ class TaskSession(Overridable[Session]):
 
         session: Session = attempt.scoped(self, make)
         return session
+
+
+def classify(error: BaseException) -> Failure | None:
+    """Return what an exception of SQLAlchemy proves; None if it is no failure of a connection.
+
+    For the exceptions of any engine. What a :class:`SQLAlchemyEngine` raises is known more closely:
+    :func:`workerpools.classify` tells that.
+    """
+    if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return _POOL_EXHAUSTED
+    return classify_unwatched(error) if isinstance(error, sqlalchemy.exc.DBAPIError) else None
+
+
+_POOL_EXHAUSTED = Failure(
+    FailureKind.POOL_EXHAUSTED,
+    Sent.NOTHING,
+    phase=Phase.ACQUIRE,
+    timed_out=True,
+    known="no connection of the connection pool came free in time",
+)
+
+
+def _follows(error: BaseException) -> bool:
+    """Return whether ``error`` says no more than that an earlier one was not dealt with."""
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        return error_code(error.orig) == "25P02"
+    return isinstance(error, sqlalchemy.exc.PendingRollbackError)
 
 
 def from_settings(settings: Mapping[str, Any]) -> SQLAlchemyEngine:

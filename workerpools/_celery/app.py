@@ -14,6 +14,7 @@ from celery import Celery
 from workerpools._celery import lifecycle
 from workerpools._celery.settings import read_settings
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
+from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listener
 from workerpools._core.execution import UNKNOWN, ExecutionPool
@@ -142,6 +143,13 @@ class WorkerPools(Registry):
         for app in self._apps:
             return float(read_settings(app.conf).get("close_timeout", CLOSE_TIMEOUT))
         return CLOSE_TIMEOUT
+
+    @property
+    def budget_capacity(self) -> int:
+        """How many tokens each process has for replays: the setting ``workerpools_retry_budget``, or 500."""
+        for app in self._apps:
+            return int(read_settings(app.conf).get("retry_budget", CAPACITY))
+        return CAPACITY
 
     @property
     def execution_pool(self) -> ExecutionPool:

@@ -82,6 +82,7 @@ class Setting:
 
 SETTINGS = (
     Setting("close_timeout", _seconds, "How long closing at shutdown may take, in seconds (5)."),
+    Setting("retry_budget", _at_least(0), "Tokens for replays in each process: 5 for one, 10 after a time-out (500)."),
     Setting("http_base_url", _url, "The base URL of ``HTTPTask.http`` (none: tasks give full URLs)."),
     Setting("http_timeout", _seconds, "Read and write timeout, in seconds (10)."),
     Setting("http_connect_timeout", _seconds, "Connect timeout, in seconds (3)."),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from celery import Celery, Task
 
 from workerpools._celery.app import WorkerPools
 from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.settings import read_settings
-from workerpools._core.events import EventKind
+from workerpools._celery.terms import TaskTerms
+from workerpools._core import scope
+from workerpools._core.effects import Effect, declare_effect
+from workerpools._core.policy import RetryPolicy
 from workerpools._core.resource import Resource
 from workerpools._core.runner import run
 from workerpools.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from workerpools._core.scope import Stale
 
 __all__ = ["PooledTask"]
 
@@ -27,10 +27,17 @@ class PooledTask(Task):
 
     Every run of a body, in a worker, eager or called directly, is one attempt: what it did in its sessions is
     committed when it returns, before the result is stored and the message acknowledged, and rolled back on every
-    other way out.
+    other way out. After a failure of a connection the body runs again where that is safe.
+
+    Attributes:
+        idempotent: Whether the body may run twice even if the first run may have done everything.
+        replay: How often it runs again: a :class:`workerpools.RetryPolicy`, True for the default one, False for never.
     """
 
     abstract = True
+
+    idempotent: bool = False
+    replay: RetryPolicy | bool = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PooledTask:
         task: PooledTask = super().__new__(cls)
@@ -47,15 +54,40 @@ class PooledTask(Task):
             if isinstance(value, Resource):
                 value.registry.check_name(value, f"{cls.__name__}.{name}")
 
+    def effect(self, what: str) -> None:
+        """Say that the body did something that cannot be taken back and that no resource of the task sees.
+
+        From here on this attempt is not run again, unless the task is idempotent. Call it just before it is done.
+
+        Args:
+            what: A short phrase for messages, without secrets: ``"sent the mail"``.
+
+        Raises:
+            NoAttemptError: No task body runs in this process.
+        """
+        declare_effect(what)
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What left in the current attempt that cannot be taken back; empty outside one."""
+        attempt = scope.current()
+        return () if attempt is None else attempt.effects
+
     @classmethod
     def bind(cls, app: Celery) -> Any:
         """Bind the task to ``app`` as Celery does, and the resources of the class to it.
 
         Raises:
-            ConfigurationError: A ``workerpools_`` setting of the app is unknown or malformed. Raised here, it keeps a
-                worker from starting, where a signal's receiver could only log it.
+            ConfigurationError: A ``workerpools_`` setting of the app, or the task's ``idempotent`` or ``replay``, is
+                unknown or malformed. Raised here, it keeps a worker from starting, where a signal's receiver could
+                only log it.
         """
         bound = super().bind(app)
+        RetryPolicy.of(cls.replay, cls.name or cls.__name__)
+        if not isinstance(cls.idempotent, bool):
+            raise ConfigurationError(
+                f"{cls.name or cls.__name__}: idempotent={cls.idempotent!r}; wanted: True or False"
+            )
         read_settings(app.conf)
         for name, resource in _resources(cls):
             if isinstance(resource, ConfiguredResource):
@@ -74,15 +106,16 @@ def _resources(cls: type) -> Iterator[tuple[str, Resource[Any] | ConfiguredResou
 
 
 def _check_attribute(cls: type, name: str) -> None:
-    if hasattr(Task, name):
-        raise ConfigurationError(
-            f"{cls.__name__}.{name}: Celery's Task has an attribute {name!r}, which the resource would hide; "
-            "choose another attribute name"
-        )
+    for owner, whose in ((Task, "Celery's Task"), (PooledTask, "PooledTask")):
+        if hasattr(owner, name):
+            raise ConfigurationError(
+                f"{cls.__name__}.{name}: {whose} has an attribute {name!r}, which the resource would hide; "
+                "choose another attribute name"
+            )
 
 
 def _in_attempts(task: PooledTask) -> Any:
-    cls = type(task)
+    cls, terms = type(task), TaskTerms(task)
 
     @functools.wraps(task.run)
     def run_in_attempts(*args: Any, **kwargs: Any) -> Any:
@@ -93,7 +126,7 @@ def _in_attempts(task: PooledTask) -> Any:
             lambda: original(*args, **kwargs),
             request=request,
             called_directly=request is None or request.called_directly,
-            on_replay=functools.partial(_replayed, task),
+            terms=terms,
         )
 
     return run_in_attempts
@@ -104,8 +137,3 @@ def _bound_run(task: PooledTask, cls: type) -> Any:
         if "run" in vars(base):
             return vars(base)["run"].__get__(task, cls)
     raise NotImplementedError("Tasks must define the run method.")
-
-
-def _replayed(task: PooledTask, stale: Stale) -> None:
-    detail = f"task={task.name} error={type(stale.error).__name__}"
-    stale.listeners.emit(EventKind.ATTEMPT_REPLAYED, stale.resource, detail)

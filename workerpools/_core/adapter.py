@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from workerpools._core.budget import Budget
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind, Listeners
 from workerpools._core.execution import ExecutionPool
+from workerpools._core.failure import Failure
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
@@ -26,12 +28,14 @@ class Opening:
         descriptors: Every connection the value opens is added here, and dropped when it is closed: that is what
             keeps it from crossing a fork.
         listeners: Where events go.
+        budget: What pays for replays.
     """
 
     resource: str
     execution_pool: ExecutionPool
     descriptors: Descriptors
     listeners: Listeners
+    budget: Budget = field(default_factory=Budget)
 
     def connected(self, connection: Any) -> None:
         """Note that the value opened ``connection``, which has a ``fileno()``."""
@@ -65,6 +69,18 @@ class Adapter(Protocol[T]):
     def close(self, value: T, timeout: float) -> None:
         """Close ``value`` and its connections; wait at most ``timeout`` seconds for work in flight."""
         ...
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        """Return what an exception of this library proves; None if it is no failure of a connection, or not known.
+
+        Asked after an attempt has failed, for exceptions that were not noted when they were raised. Without an answer
+        the exception is raised, and nothing is run again.
+
+        Args:
+            error: The exception.
+            earlier: The failures that the attempt's resources have noted, for an error that merely follows from one.
+        """
+        return None
 
     def describe(self) -> str:
         """Return a short name of the declaration for a bug report, without secrets."""

@@ -22,12 +22,20 @@ class EventKind(str, Enum):
     CONNECTION_OPENED = "connection_opened"
     CONNECTION_CLOSED = "connection_closed"
     ATTEMPT_REPLAYED = "attempt_replayed"
+    REQUEST_REPLAYED = "request_replayed"
+    COMMIT_RESOLVED = "commit_resolved"
+    TASK_RETRIED = "task_retried"
+    REPLAY_REFUSED = "replay_refused"
 
 
 _LEVELS = {
     EventKind.CONNECTION_OPENED: logging.DEBUG,
     EventKind.CONNECTION_CLOSED: logging.DEBUG,
     EventKind.ATTEMPT_REPLAYED: logging.WARNING,
+    EventKind.REQUEST_REPLAYED: logging.WARNING,
+    EventKind.COMMIT_RESOLVED: logging.WARNING,
+    EventKind.TASK_RETRIED: logging.WARNING,
+    EventKind.REPLAY_REFUSED: logging.WARNING,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
+from workerpools._core.budget import CAPACITY, Budget
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listeners
 from workerpools._core.execution import UNKNOWN, ExecutionPool
@@ -30,6 +31,7 @@ class Registry:
     def __init__(self) -> None:
         scope.protect()
         self.listeners = Listeners()
+        self._budget: Budget | None = None
         self._resources: list[Resource[Any]] = []
         self._names: dict[str, Resource[Any]] = {}
 
@@ -37,6 +39,19 @@ class Registry:
     def close_timeout(self) -> float:
         """How long closing may take, in seconds; work in flight is waited for within it."""
         return CLOSE_TIMEOUT
+
+    @property
+    def budget_capacity(self) -> int:
+        """How many tokens the budget for replays has."""
+        return CAPACITY
+
+    @property
+    def budget(self) -> Budget:
+        """What this process may spend on replays."""
+        if self._budget is None:
+            # Made late: the settings are not known when a registry is made.
+            self._budget = Budget(self.budget_capacity)
+        return self._budget
 
     @property
     def execution_pool(self) -> ExecutionPool:
@@ -50,7 +65,7 @@ class Registry:
 
     def opening(self, name: str, descriptors: Descriptors) -> Opening:
         """Return what an adapter is told when it opens the resource ``name``."""
-        return Opening(name, self.execution_pool, descriptors, self.listeners)
+        return Opening(name, self.execution_pool, descriptors, self.listeners, self.budget)
 
     def enrol(self, resource: Resource[Any], name: str | None) -> None:
         """Take in a new resource.

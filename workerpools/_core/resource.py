@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from workerpools._core import fork, scope
 from workerpools._core.adapter import Adapter
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind
+from workerpools._core.failure import Failure, Noted
 from workerpools._core.notes import add_note
 from workerpools.errors import ConfigurationError, OpenTimeoutError
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Overridable", "Resource"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger("workerpools")
 
 # How long a thread waits for another one that is opening the same value, in seconds. Adapters connect lazily or within
 # a connect timeout of a few seconds, so this is reached only when a factory of the user's hangs.
@@ -106,7 +110,7 @@ class Resource(Overridable[T]):
         """
         if self._overrides:
             return self._overrides[-1]
-        scope.note_use(self.registry)
+        scope.note_use(self)
         live = self._live
         return self._open() if live is None else live.value
 
@@ -157,6 +161,17 @@ class Resource(Overridable[T]):
         finally:
             self._closing.remove(live)
         self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name)
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Noted | None:
+        """Return what an exception proves, if its adapter knows it for one of this resource."""
+        try:
+            failure = self.adapter.classify(error, earlier)
+        except Exception:  # somebody else's function: the task's own error matters more
+            logger.exception("%r could not classify %s", self, type(error).__name__)
+            return None
+        if failure is None or failure.resource not in ("", self.name):
+            return None
+        return Noted(replace(failure, resource=self.name), failure.phase, self.registry)
 
     def pin(self) -> object:
         """Return what must not be finalized in a forked child (see :mod:`workerpools._core.fork`)."""

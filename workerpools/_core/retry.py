@@ -1,47 +1,125 @@
-"""Whether a failed attempt may be run again: pure decisions over what was noted."""
+"""Whether a failed attempt runs again: one pure decision over what is known."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from workerpools._core.scope import Effect, Stale
+from workerpools._core.effects import Effect
+from workerpools._core.failure import Failure, FailureKind
+from workerpools._core.policy import RetryPolicy
 
-__all__ = ["MAX_REPLAYS", "causes", "may_replay"]
+__all__ = ["Action", "Decision", "Situation", "decide"]
 
-#: One automatic replay and not more: a client should not automatically retry a failed automatic retry
-#: (RFC 9110 §9.2.2).
-MAX_REPLAYS = 1
+#: The upper bound of the delay before a transaction that was aborted runs again, in seconds; it doubles each time.
+#: Those that met in a deadlock would meet again without one.
+ABORTED_BACKOFF = 0.05
 
 
-def may_replay(error: BaseException, stale: Stale | None, effects: Sequence[Effect], replays: int) -> bool:
-    """Decide whether the body may run again at once, on a fresh connection.
+DEFAULT_POLICY = RetryPolicy()
 
-    It may if a connection was dead before the server applied anything, nothing that cannot be taken back has left in
-    this attempt, and nothing but the library's own errors is in the chain of causes: a soft time limit or a bug of the
-    task may be masked by the driver's clean-up.
 
-    Args:
-        error: What ended the attempt.
-        stale: What was noted of the error; None if it is not that of a dead connection.
-        effects: What left in the attempt.
-        replays: How often the body was run again already.
+class Action(str, Enum):
+    """What is done about a failure."""
+
+    REPLAY = "replay"
+    RETRY = "retry"
+    RAISE = "raise"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What surrounds a failure. Times in seconds.
+
+    Attributes:
+        effects: What left in the attempt that cannot be taken back.
+        idempotent: Whether the task says that it may run twice.
+        policy: None where replaying is turned off.
+        replays: How often something was replayed for this task already, in this delivery and those before.
+        retries: How often the task was put back on the broker already.
+        affordable: Whether the budget has tokens for a replay.
+        no_broker: Why the task cannot go back to the broker; empty if it can.
+        remaining: Until the task's time limit; None without one.
+        expires_in: Until the task expires; None if it does not.
+        chance: A number from 0 to 1, drawn at random, for the jitter.
     """
-    if stale is None or effects or replays >= MAX_REPLAYS:
-        return False
-    return all(_belongs(cause, stale.packages) for cause in causes(error))
+
+    effects: Sequence[Effect] = ()
+    idempotent: bool = False
+    policy: RetryPolicy | None = DEFAULT_POLICY
+    replays: int = 0
+    retries: int = 0
+    affordable: bool = True
+    no_broker: str = ""
+    remaining: float | None = None
+    expires_in: float | None = None
+    chance: float = 0.5
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and everything it was raised from or during, each once."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        found = pending.pop()
-        if found is not None and id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            pending += (found.__cause__, found.__context__)
+@dataclass(frozen=True)
+class Decision:
+    """What is done.
+
+    Attributes:
+        action: Run again now, go back to the broker, or raise.
+        delay: Before that, in seconds.
+        reason: Why nothing is run again now or later; empty for a replay.
+    """
+
+    action: Action
+    delay: float = 0.0
+    reason: str = ""
 
 
-def _belongs(error: BaseException, packages: tuple[str, ...]) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in packages
+_AT_ONCE = (FailureKind.STALE, FailureKind.ABORTED, FailureKind.INDETERMINATE)
+
+
+def decide(failure: Failure, situation: Situation) -> Decision:
+    """Decide what follows a failure.
+
+    Nothing runs again that may have been done: not after an effect, and not when the outcome is unknown, unless the
+    task says that it is idempotent.
+    """
+    policy = situation.policy
+    if policy is None:
+        return _raise("replaying is turned off for this task (replay=False)")
+    if failure.kind is FailureKind.PERMANENT:
+        return _raise("another try would fail in the same way")
+    if not situation.idempotent:
+        if failure.kind is FailureKind.INDETERMINATE:
+            return _raise("it may have been done, and the task does not say that it is idempotent")
+        if situation.effects:
+            return _raise(
+                f"{describe(situation.effects)} had left already, and the task does not say that it is idempotent"
+            )
+    if failure.kind in _AT_ONCE and situation.replays < policy.replays and situation.affordable:
+        delay = 0.0
+        if failure.kind is FailureKind.ABORTED:
+            delay = situation.chance * ABORTED_BACKOFF * 2**situation.replays
+        if situation.remaining is None or delay < situation.remaining:
+            return Decision(Action.REPLAY, delay)
+    return _to_broker(failure, situation, policy)
+
+
+def _to_broker(failure: Failure, situation: Situation, policy: RetryPolicy) -> Decision:
+    if situation.no_broker:
+        return _raise(situation.no_broker)
+    if situation.retries >= policy.max_retries:
+        return _raise(f"it was retried {situation.retries} times (max_retries={policy.max_retries})")
+    bound = min(policy.backoff_max, policy.backoff * 2**situation.retries)
+    delay = max(situation.chance * bound, failure.retry_after or 0.0)
+    if situation.expires_in is not None and delay >= situation.expires_in:
+        return _raise(f"the task expires in {max(0.0, situation.expires_in):.1f} s, before a retry in {delay:.1f} s")
+    return Decision(Action.RETRY, delay, "" if situation.affordable else "the process's retry budget is used up")
+
+
+def _raise(reason: str) -> Decision:
+    return Decision(Action.RAISE, reason=reason)
+
+
+def describe(effects: Sequence[Effect]) -> str:
+    """Return the effects as a short phrase."""
+    names = list(dict.fromkeys(effect.what for effect in effects))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

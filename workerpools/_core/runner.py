@@ -1,55 +1,220 @@
-"""Runs a task body as one attempt, and once more where that is safe."""
+"""Runs a task body as one attempt, and again where that is safe."""
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from workerpools._core import scope
-from workerpools._core.retry import may_replay
-from workerpools._core.scope import Attempt, Stale
+from workerpools._core.budget import Budget
+from workerpools._core.events import EventKind
+from workerpools._core.failure import Failure, Noted, Verdict, judge
+from workerpools._core.notes import add_note
+from workerpools._core.policy import RetryPolicy
+from workerpools._core.retry import Action, Decision, Situation, decide
+from workerpools._core.scope import Attempt
 
-__all__ = ["run"]
+__all__ = ["Terms", "run"]
 
 R = TypeVar("R")
 
 
-def run(
-    body: Callable[[], R],
-    *,
-    request: object,
-    called_directly: bool,
-    on_replay: Callable[[Stale], object],
-) -> R:
+class Terms(Protocol):
+    """What a task says about running again, and how it goes back to the broker."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether the task says that it may run twice."""
+        ...
+
+    @property
+    def policy(self) -> RetryPolicy | None:
+        """The task's policy; None where replaying is turned off."""
+        ...
+
+    def is_control(self, error: BaseException) -> bool:
+        """Return whether ``error`` is the task system's own way to end a run (Retry, Ignore, Reject)."""
+        ...
+
+    def retries(self, request: Any) -> int:
+        """Return how often the task was put back on the broker."""
+        ...
+
+    def replays(self, request: Any) -> int:
+        """Return how many replays earlier deliveries of the task have used."""
+        ...
+
+    def carry(self, request: Any, replays: int) -> None:
+        """Have later deliveries of the task know how many replays were used."""
+
+    def no_broker(self, request: Any, error: BaseException) -> str:
+        """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
+        ...
+
+    def limits(self, request: Any) -> tuple[float | None, float | None]:
+        """Return the task's time limit and the time until it expires, in seconds; None without one."""
+        ...
+
+    def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
+        """Put the task back on the broker, to run in ``delay`` seconds; return what is to be raised.
+
+        Raises:
+            Exception: The broker did not take it.
+        """
+        ...
+
+
+class _Run:
+    """One delivery of a task: what its attempts share. An :class:`workerpools._core.scope.Allowance`."""
+
+    __slots__ = ("before", "budget", "replays", "request", "started", "terms")
+
+    def __init__(self, terms: Terms, request: Any) -> None:
+        self.terms = terms
+        self.request = request
+        self.started = time.monotonic()
+        self.replays = 0
+        self.before: int | None = None
+        self.budget: Budget | None = None
+
+    def used(self) -> int:
+        """Return how many replays were used, in this delivery and those before."""
+        if self.before is None:
+            self.before = self.terms.replays(self.request)
+        return self.before + self.replays
+
+    def take_replay(self, noted: Noted) -> bool:
+        policy = self.terms.policy
+        if policy is None or self.used() >= policy.replays or not self._pay(noted):
+            return False
+        self.count()
+        return True
+
+    def count(self) -> None:
+        self.replays += 1
+        self.terms.carry(self.request, self.used())
+
+    def _pay(self, noted: Noted) -> bool:
+        if noted.owner is None or noted.failure is None:
+            return True
+        self.budget = noted.owner.budget
+        return self.budget.take(timed_out=noted.failure.timed_out)
+
+    def decide(self, failure: Failure, noted: Noted, attempt: Attempt, error: BaseException) -> Decision:
+        limit, expires_in = self.terms.limits(self.request)
+
+        def situation(affordable: bool) -> Situation:
+            return Situation(
+                effects=attempt.effects,
+                idempotent=self.terms.idempotent,
+                policy=self.terms.policy,
+                replays=self.used(),
+                retries=self.terms.retries(self.request),
+                affordable=affordable,
+                no_broker=self.terms.no_broker(self.request, error),
+                remaining=None if limit is None else limit - (time.monotonic() - self.started),
+                expires_in=expires_in,
+                chance=random.random(),
+            )
+
+        decision = decide(failure, situation(True))
+        # Paid when it is to be done, not before: another thread may have taken the last token.
+        if decision.action is Action.REPLAY and not self._pay(noted):
+            return decide(failure, situation(False))
+        return decision
+
+    def succeeded(self, attempt: Attempt) -> None:
+        if self.budget is not None:
+            self.budget.succeeded(self.replays)
+        elif attempt.used:
+            attempt.used[0].registry.budget.succeeded(0)
+
+
+def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Terms) -> R:
     """Run ``body`` inside an attempt: commit what it did when it returns, undo it on every other way out.
 
-    A body that another one calls as a plain function joins that one's attempt: one session, one commit.
+    A body that another one calls as a plain function joins that one's attempt: one session, one commit, no replay of
+    its own.
 
     Args:
         body: The task body, with its arguments.
         request: The Celery request that the body runs for.
         called_directly: Whether the task was called as a plain function.
-        on_replay: Told of the dead connection before the body runs again.
+        terms: What the task says about running again.
 
     Raises:
-        BaseException: What the body raised, or the failure to commit, unchanged.
+        BaseException: What the body raised, or the failure to commit; unchanged, but for a note. A time limit or an
+            exception of the body that a failed clean-up masked comes out instead of the clean-up's.
     """
     if _joins(scope.current(), request, called_directly):
         return body()
-    replays = 0
+    delivery = _Run(terms, request)
     while True:
-        attempt = Attempt(request)
+        attempt = Attempt(request, delivery)
         try:
-            return _once(attempt, body)
+            result = _once(attempt, body)
+            delivery.succeeded(attempt)
+            return result
         except Exception as error:
-            stale = attempt.stale_for(error)
-            if stale is None or not may_replay(error, stale, attempt.effects, replays):
+            if terms.is_control(error):
                 raise
-            replays += 1
+            verdict = judge(error, attempt.classify)
+            if verdict.noted is None or verdict.failure is None:
+                if verdict.error is error:
+                    raise
+                masked = verdict.error
+            else:
+                _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
+                masked = None
         finally:
             # An exception's traceback holds this frame: without the attempt in it, sessions and errors go at once.
             del attempt
-        on_replay(stale)
+        if masked is not None:
+            # Outside of the handler, so that the masking error does not become its context.
+            raise masked
+
+
+def _replay_retry_or_raise(delivery: _Run, attempt: Attempt, verdict: Verdict, noted: Noted, failure: Failure) -> None:
+    """Return when the body is to run again at once; raise otherwise."""
+    error, terms = verdict.error, delivery.terms
+    decision = delivery.decide(failure, noted, attempt, error)
+    detail = f"task={terms.name} error={type(error).__name__} kind={failure.kind.value}"
+    if decision.action is Action.REPLAY:
+        delivery.count()
+        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, detail)
+        time.sleep(decision.delay)
+        return
+    reason = decision.reason
+    if decision.action is Action.RETRY:
+        try:
+            retry = terms.retry(delivery.request, error, decision.delay)
+        except Exception as refused:
+            reason = f"the broker did not take it back ({type(refused).__name__})"
+        else:
+            _emit(noted, EventKind.TASK_RETRIED, failure, f"{detail} delay={decision.delay:.1f}")
+            raise retry
+    add_note(error, sentence(failure, reason))
+    _emit(noted, EventKind.REPLAY_REFUSED, failure, f"{detail} reason={reason}")
+    raise error
+
+
+def sentence(failure: Failure, reason: str) -> str:
+    """Return the note on an error after which the task is not run again: what is known, and why not."""
+    whose = f" of the resource {failure.resource!r}" if failure.resource else ""
+    known = failure.known or failure.kind.value
+    return f"workerpools: {failure.phase.value}{whose} failed: {known}. Not run again: {reason}."
+
+
+def _emit(noted: Noted, kind: EventKind, failure: Failure, detail: str) -> None:
+    if noted.owner is not None:
+        noted.owner.listeners.emit(kind, failure.resource, detail)
 
 
 def _joins(outer: Attempt | None, request: object, called_directly: bool) -> bool:

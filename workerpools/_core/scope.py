@@ -10,32 +10,34 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from workerpools._core import fork
-from workerpools._core.events import Listeners
+from workerpools._core import failure, fork
+from workerpools._core.failure import Noted
 from workerpools.errors import NoAttemptError
 
+if TYPE_CHECKING:
+    from workerpools._core.effects import Effect
+    from workerpools._core.resource import Resource
+
 __all__ = [
+    "Allowance",
     "Attempt",
-    "Effect",
     "Scoped",
-    "Stale",
+    "concerned",
     "current",
-    "note_effect",
-    "note_stale",
+    "note_failure",
     "note_use",
     "protect",
     "require",
+    "running",
     "wait_for_others",
-    "withdraw_effect",
 ]
 
 logger = logging.getLogger("workerpools")
 
-#: How many effects an attempt remembers: the first one decides already, the others are there to be read.
-MAX_EFFECTS = 100
+#: How many failures an attempt remembers; it is the first one that later ones follow from.
+MAX_NOTED = 20
 
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
@@ -56,21 +58,12 @@ class Scoped(Protocol):
         """Throw the connection away, when giving it back failed."""
 
 
-@dataclass(frozen=True, eq=False)
-class Effect:
-    """Something that left in an attempt and cannot be taken back; ``what`` is a short phrase without secrets."""
+class Allowance(Protocol):
+    """What a task may still replay."""
 
-    what: str
-
-
-@dataclass(frozen=True, eq=False)
-class Stale:
-    """A connection was dead when it was used, and nothing was applied (see :func:`note_stale`)."""
-
-    error: BaseException
-    resource: str
-    packages: tuple[str, ...]
-    listeners: Listeners
+    def take_replay(self, noted: Noted) -> bool:
+        """Count one replay because of ``noted``, if there may be one; return whether there may."""
+        ...
 
 
 class Attempt:
@@ -78,19 +71,21 @@ class Attempt:
 
     Args:
         request: The Celery request it runs for, whose identity tells one run from another; None outside a worker.
+        allowance: What it may still replay; None where nothing is known of that.
     """
 
-    __slots__ = ("_scoped", "_token", "effects", "owners", "parent", "request", "stale")
+    __slots__ = ("_scoped", "_token", "allowance", "effects", "noted", "parent", "request", "used")
 
-    def __init__(self, request: object = None) -> None:
+    def __init__(self, request: object = None, allowance: Allowance | None = None) -> None:
         self.request = request
+        self.allowance = allowance
         self.parent = _current.get()
         #: What left that cannot be taken back.
-        self.effects: list[Effect] = []
-        #: The errors of connections that were dead before the server did anything.
-        self.stale: list[Stale] = []
-        #: The registries whose resources it has used.
-        self.owners: set[object] = set()
+        self.effects: tuple[Effect, ...] = ()
+        #: What is known of the exceptions that its resources raised.
+        self.noted: tuple[Noted, ...] = ()
+        #: The resources it has used.
+        self.used: tuple[Resource[Any], ...] = ()
         self._scoped: dict[object, Scoped] = {}
         self._token: Token[Attempt | None] | None = None
 
@@ -145,9 +140,14 @@ class Attempt:
         if interruption is not None:
             raise interruption
 
-    def stale_for(self, error: BaseException) -> Stale | None:
-        """Return what was noted of ``error``, if it is that of a dead connection."""
-        return next((stale for stale in self.stale if stale.error is error), None)
+    def classify(self, error: BaseException) -> Noted | None:
+        """Ask the resources that were used what is known of ``error``, where nothing was noted when it was raised."""
+        earlier = tuple(noted.failure for noted in self.noted if noted.failure is not None)
+        for resource in self.used:
+            noted = resource.classify(error, earlier)
+            if noted is not None:
+                return noted
+        return None
 
 
 def _guarded(step: Callable[[], object]) -> BaseException | None:
@@ -206,27 +206,19 @@ def require(what: str) -> Attempt:
     return attempt
 
 
-def note_effect(effect: Effect) -> None:
-    """Note that something leaves which cannot be taken back.
+def running() -> list[Attempt]:
+    """Return the attempts that run in this process."""
+    return list(_active.attempts)
 
-    It counts for the attempt of the calling context and for those it runs inside of. A thread that a body started has
-    no attempt: what leaves there counts for every attempt of the process, since any of them may have started it.
 
-    Args:
-        effect: What leaves. The same object may be noted again: it counts once.
+def concerned() -> list[Attempt]:
+    """Return the attempts that what is done here and now belongs to.
+
+    That of the calling context and those it runs inside of. A thread that a body started has none: what it does may
+    belong to every attempt of the process.
     """
     attempt = _current.get()
-    concerned = list(_active.attempts) if attempt is None else _with_parents(attempt)
-    for attempt in concerned:
-        if len(attempt.effects) < MAX_EFFECTS and effect not in attempt.effects:
-            attempt.effects.append(effect)
-
-
-def withdraw_effect(effect: Effect) -> None:
-    """Take back a noted effect: it turned out that the server cannot have acted on it."""
-    for attempt in {*_active.attempts, *_with_parents(_current.get())}:
-        # A new list: another thread may be looking at this one.
-        attempt.effects = [noted for noted in attempt.effects if noted is not effect]
+    return running() if attempt is None else _with_parents(attempt)
 
 
 def _with_parents(attempt: Attempt | None) -> list[Attempt]:
@@ -237,25 +229,19 @@ def _with_parents(attempt: Attempt | None) -> list[Attempt]:
     return line
 
 
-def note_stale(error: BaseException, resource: str, packages: tuple[str, ...], listeners: Listeners) -> None:
-    """Note that ``error`` was raised because a pooled connection was dead and nothing was applied.
-
-    Args:
-        error: The exception that is about to be raised.
-        resource: Whose connection it was.
-        packages: The top-level packages whose exceptions may stand in the error's chain of causes.
-        listeners: Who is told when the body runs again because of it.
-    """
+def note_failure(error: BaseException, noted: Noted) -> None:
+    """Note what is known of ``error``, which is about to be raised: on it, and in the attempt."""
+    failure.attach(error, noted)
     attempt = _current.get()
     if attempt is not None:
-        attempt.stale.append(Stale(error, resource, packages, listeners))
+        attempt.noted = (*attempt.noted, noted)[:MAX_NOTED]
 
 
-def note_use(owner: object) -> None:
-    """Note that the current attempt uses resources of the registry ``owner``."""
+def note_use(resource: Resource[Any]) -> None:
+    """Note that the current attempt uses ``resource``."""
     attempt = _current.get()
-    if attempt is not None:
-        attempt.owners.add(owner)
+    if attempt is not None and resource not in attempt.used:
+        attempt.used = (*attempt.used, resource)
 
 
 def wait_for_others(owner: object, timeout: float) -> bool:
@@ -271,7 +257,7 @@ def wait_for_others(owner: object, timeout: float) -> bool:
     own = set(_with_parents(_current.get()))
     deadline = time.monotonic() + timeout
     # Polled, so that an attempt's end costs no notification.
-    while any(owner in attempt.owners for attempt in _active.attempts.copy() - own):
+    while any(used.registry is owner for attempt in _active.attempts.copy() - own for used in attempt.used):
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.01)

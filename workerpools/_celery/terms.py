@@ -1,0 +1,94 @@
+"""What a Celery task says about running again, and how it goes back to its broker."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from celery.exceptions import Retry, TaskPredicate
+from celery.utils.time import maybe_iso8601
+
+from workerpools._core.policy import RetryPolicy
+
+__all__ = ["TaskTerms"]
+
+#: The message header that tells later deliveries how many replays were used.
+REPLAYS = "workerpools_replays"
+
+
+class TaskTerms:
+    """The terms of one task (see :class:`workerpools._core.runner.Terms`).
+
+    Args:
+        task: The task; its options are looked up when they are wanted, as annotations may change them late.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    @property
+    def name(self) -> str:
+        return str(self._task.name)
+
+    @property
+    def idempotent(self) -> bool:
+        return bool(self._task.idempotent)
+
+    @property
+    def policy(self) -> RetryPolicy | None:
+        return RetryPolicy.of(self._task.replay, self.name)
+
+    def is_control(self, error: BaseException) -> bool:
+        return isinstance(error, TaskPredicate)
+
+    def retries(self, request: Any) -> int:
+        return int(getattr(request, "retries", 0) or 0)
+
+    def replays(self, request: Any) -> int:
+        headers = getattr(request, "headers", None) or {}
+        try:
+            return max(0, int(headers.get(REPLAYS, 0)))
+        except (TypeError, ValueError):
+            return 0
+
+    def carry(self, request: Any, replays: int) -> None:
+        if request is not None:
+            # Celery copies a request's headers to whatever retries it, be it ours, the body's or autoretry_for's.
+            request.headers = {**(request.headers or {}), REPLAYS: replays}
+
+    def no_broker(self, request: Any, error: BaseException) -> str:
+        task = self._task
+        if request is None or request.called_directly:
+            return "it was called directly, and has no broker to wait at"
+        if request.is_eager:
+            return "it runs eagerly, and has no broker to wait at"
+        wanted, unwanted = getattr(task, "autoretry_for", ()), getattr(task, "dont_autoretry_for", ())
+        if isinstance(error, tuple(wanted)) and not isinstance(error, tuple(unwanted)):
+            return "autoretry_for of the task decides about retries of this error"
+        return ""
+
+    def limits(self, request: Any) -> tuple[float | None, float | None]:
+        set_limits = [limit for limit in getattr(request, "timelimit", None) or () if limit]
+        return min(set_limits, default=None), _seconds_until(getattr(request, "expires", None))
+
+    def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
+        # Not Task.retry(): that one counts against the task's own max_retries and, with autoretry_for, would keep a
+        # max_retries that it is given for later calls.
+        signature = self._task.signature_from_request(request, countdown=delay, retries=self.retries(request) + 1)
+        signature.apply_async()
+        retry: Exception = Retry(exc=error, when=delay, is_eager=False, sig=signature)
+        return retry
+
+
+def _seconds_until(expires: Any) -> float | None:
+    if isinstance(expires, str):
+        try:
+            expires = maybe_iso8601(expires)
+        except ValueError:
+            return None
+    if not isinstance(expires, datetime):
+        return None
+    if expires.tzinfo is None:
+        expires = expires.replace(tzinfo=timezone.utc)
+    seconds: float = (expires - datetime.now(timezone.utc)).total_seconds()
+    return seconds

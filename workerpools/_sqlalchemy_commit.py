@@ -1,0 +1,258 @@
+"""Sends COMMIT, knows whether it may have been applied, and asks PostgreSQL when the acknowledgement was lost.
+
+Before COMMIT the transaction's id is noted; afterwards a fresh connection asks ``pg_xact_status`` (PostgreSQL
+documentation, "Transaction ID and Snapshot Information Functions"; version 13 and later).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy.engine import Connection
+
+from workerpools._core.adapter import Opening
+from workerpools._core.effects import Effect, note_effect, withdraw_effect
+from workerpools._core.events import EventKind
+from workerpools._core.failure import FailureKind
+from workerpools._core.notes import add_note
+from workerpools._sqlalchemy_classify import classify_connect
+
+__all__ = ["COMMIT_STATE", "CONNECTION", "CommitState", "commits_each_statement", "note_timeline", "watch_commits"]
+
+logger = logging.getLogger("workerpools")
+
+#: Keys of a driver connection's ``info``.
+CONNECTION = "workerpools connection"
+TIMELINE = "workerpools timeline"
+
+#: What the driver's exception carries out of ``do_commit``.
+COMMIT_STATE = "__workerpools_commit__"
+
+#: How long a transaction that is still in progress is left to end by itself, in seconds. Its session is ended then:
+#: it is ours, and nobody reads its answer.
+GRACE = 1.0
+
+_NOTE = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
+_STATUS = "SELECT pg_xact_status(CAST(CAST(%(xid)s AS text) AS xid8))"
+_END = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE pid = %(pid)s AND backend_xid = xid(CAST(CAST(%(xid)s AS text) AS xid8))"
+)
+# The first eight digits of a WAL file's name are those of the timeline; a standby has none to write to.
+_TIMELINE = (
+    "SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END"
+)
+
+
+@dataclass(frozen=True)
+class CommitState:
+    """What is known of a COMMIT that failed.
+
+    Attributes:
+        sent: Whether it may have left.
+        outcome: ``aborted``, or empty where it is not known.
+    """
+
+    sent: bool
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class _Transaction:
+    xid: str
+    pid: int
+    timeline: str
+
+
+def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float) -> None:
+    """Note each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
+
+    Args:
+        engine: The engine; its dialect's ``do_commit`` is replaced.
+        opening: Whose engine it is.
+        resolve_timeout: How long to ask for the outcome, in seconds.
+    """
+    dialect: Any = engine.dialect
+    original: Callable[[Any], None] = dialect.do_commit
+
+    def do_commit(proxied: Any) -> None:
+        if commits_each_statement(proxied.dbapi_connection):
+            original(proxied)
+            return
+        transaction = None
+        if TIMELINE in proxied.info:
+            transaction = _note(proxied, proxied.info[TIMELINE])
+            if transaction is None:
+                _commit_nothing(dialect, original, proxied)
+                return
+        effect = Effect(f"COMMIT by {opening.resource!r}")
+        note_effect(effect)
+        try:
+            original(proxied)
+        except Exception as error:
+            if not dialect.is_disconnect(error, proxied, None):
+                # The server has answered: it was not committed.
+                withdraw_effect(effect)
+                raise
+            outcome = _resolve(engine, opening, transaction, resolve_timeout) if transaction else ""
+            if outcome == "committed":
+                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=committed")
+                _throw_away(engine, proxied)
+                return
+            if outcome == "aborted":
+                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=aborted")
+                withdraw_effect(effect)
+            elif transaction is not None:
+                add_note(
+                    error,
+                    f"workerpools: whether transaction {transaction.xid} of {opening.resource!r} was committed could "
+                    f"not be found out; ask the database: SELECT pg_xact_status('{transaction.xid}')",
+                )
+            setattr(error, COMMIT_STATE, CommitState(True, outcome))
+            raise
+
+    dialect.do_commit = do_commit
+
+
+def _commit_nothing(dialect: Any, original: Callable[[Any], None], proxied: Any) -> None:
+    # A transaction that wrote nothing has nothing to lose: its reads were complete before COMMIT.
+    try:
+        original(proxied)
+    except Exception as error:
+        if not dialect.is_disconnect(error, proxied, None):
+            raise
+        connection = _connection(proxied)
+        if connection is None:
+            setattr(error, COMMIT_STATE, CommitState(False))
+            raise
+        connection.invalidate(error)
+
+
+def _note(proxied: Any, timeline: str) -> _Transaction | None:
+    cursor = proxied.cursor()
+    try:
+        cursor.execute(_NOTE)
+        xid, pid = cursor.fetchone()
+    except Exception as error:
+        setattr(error, COMMIT_STATE, CommitState(False))
+        raise
+    finally:
+        _quietly(cursor.close)
+    return None if xid is None else _Transaction(xid, pid, timeline)
+
+
+def _connection(proxied: Any) -> Connection | None:
+    ref: weakref.ref[Connection] | None = proxied.info.get(CONNECTION)
+    return None if ref is None else ref()
+
+
+def _throw_away(engine: sqlalchemy.Engine, proxied: Any) -> None:
+    connection = _connection(proxied)
+    if connection is not None:
+        connection.invalidate()
+    else:
+        proxied.invalidate()
+    # Its idle siblings are of the same age.
+    engine.dispose()
+
+
+def _resolve(engine: sqlalchemy.Engine, opening: Opening, transaction: _Transaction, timeout: float) -> str:
+    """Return ``committed``, ``aborted``, or an empty text if it could not be found out within ``timeout``."""
+    started = time.monotonic()
+    pause = 0.02
+    # A connection pool of its own: the engine's may have no room for one connection more.
+    pool = engine.pool.recreate()
+    try:
+        while True:
+            answer = _ask(engine, pool, transaction, end=time.monotonic() - started > GRACE)
+            if answer != "":
+                return "" if answer == "unknown" else answer
+            if time.monotonic() + pause - started > timeout:
+                return ""
+            time.sleep(pause)
+            pause = min(1.0, pause * 2)
+    finally:
+        _quietly(pool.dispose)
+
+
+def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end: bool) -> str:
+    """Return the outcome, ``unknown`` if it never will be known, or an empty text if it is worth to ask again."""
+    try:
+        connection = pool.connect()
+    except Exception as error:
+        permanent = classify_connect(error, resource="").kind is FailureKind.PERMANENT
+        return "unknown" if permanent else ""
+    parameters = {"xid": transaction.xid, "pid": transaction.pid}
+    try:
+        cursor = connection.cursor()
+        cursor.execute(_TIMELINE)
+        (timeline,) = cursor.fetchone()
+        if timeline != transaction.timeline:
+            # A standby may know of a COMMIT later than its primary: worth asking again. On another timeline the id may
+            # have been given to another transaction.
+            return "unknown" if timeline else ""
+        cursor.execute(_STATUS, parameters)
+        (status,) = cursor.fetchone()
+        if status == "in progress":
+            if end:
+                cursor.execute(_END, parameters)
+            return ""
+        # None: too long ago to be known.
+        return str(status) if status in ("committed", "aborted") else "unknown"
+    except Exception as error:
+        logger.debug("asking for the outcome of a COMMIT failed: %s", type(error).__name__, exc_info=True)
+        return ""
+    finally:
+        _quietly(connection.invalidate)
+
+
+def note_timeline(connection: Any, info: dict[str, Any]) -> None:
+    """Ask a new connection which history its server writes, where that can be asked; costs one round trip.
+
+    Args:
+        connection: The driver's connection, not yet used.
+        info: The connection's ``info``. Without a timeline in it, no COMMIT over the connection is resolved.
+    """
+    before = connection.autocommit
+    try:
+        # Outside of a transaction: an error would abort it, and some servers that speak PostgreSQL's protocol have
+        # no such functions.
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(_TIMELINE)
+        (timeline,) = cursor.fetchone()
+        cursor.close()
+        if timeline:
+            info[TIMELINE] = timeline
+    except Exception as error:
+        logger.debug("the server tells no timeline: %s", type(error).__name__)
+    finally:
+        _quietly(lambda: setattr(connection, "autocommit", before))
+
+
+def _quietly(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except Exception as error:
+        logger.debug("clean-up failed: %s", type(error).__name__)
+
+
+def commits_each_statement(connection: Any) -> bool:
+    """Return whether the driver's connection is in autocommit, so that a lost reply may hide a statement's success.
+
+    SQLAlchemy's events do not tell: a connection in AUTOCOMMIT still fires begin and rollback.
+    """
+    autocommit = getattr(connection, "autocommit", None)
+    if callable(autocommit):
+        # The MySQL drivers have a method of that name to set it, and another one to ask.
+        asked = getattr(connection, "get_autocommit", None)
+        return bool(asked()) if asked is not None else False
+    if type(connection).__module__ == "sqlite3":
+        return autocommit is True or connection.isolation_level is None
+    return autocommit is True
