@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from demo_tasks.servers.binaries import postgres_directory, valkey_program
 from tests.support.databases import Database, HasAddress
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
+from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require
 from tests.support.tls import TlsProxy
@@ -125,3 +127,18 @@ def proxy_to() -> Iterator[Callable[[HasAddress], TcpProxy]]:
     """Make a TCP proxy before a server, or before another proxy; closed at the end of the test."""
     with ExitStack() as opened:
         yield lambda server: opened.enter_context(TcpProxy(server.host, server.port))
+
+
+@pytest.fixture
+def pgbouncer_to() -> Iterator[Callable[..., PgBouncer]]:
+    """Start a PgBouncer before a database, with the options of `PgBouncer`; stopped at the end of the test."""
+    _require_program(pgbouncer_program)
+    with ExitStack() as opened:
+        # Of the test's own: its files are removed with it.
+        workspace = opened.enter_context(Workspace())
+        numbers = itertools.count(1)
+
+        def start(database: Database, **options: Any) -> PgBouncer:
+            return opened.enter_context(PgBouncer(workspace, database, name=f"pgbouncer-{next(numbers)}", **options))
+
+        yield start
