@@ -15,7 +15,8 @@ _PERMANENT = re.compile(
     r"password authentication failed|no password supplied|authentication failed"
     r"|(?:role|database|user) .* (?:does not exist|is not permitted)"
     r"|no pg_hba\.conf entry|certificate verify failed|root certificate file|server does not support SSL"
-    r"|SSL is required|no encryption|no such (?:database|user)|unsupported authentication|Access denied for user|Unknown database",
+    r"|SSL is required|no encryption|no such (?:database|user)|unsupported authentication"
+    r"|Access denied for user|Unknown database",
     re.IGNORECASE,
 )
 

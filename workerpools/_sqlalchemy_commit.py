@@ -10,6 +10,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,17 @@ from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._core.events import EventKind
 from workerpools._core.failure import FailureKind
-from workerpools._core.notes import add_note
 from workerpools._sqlalchemy_classify import classify_connect
 
-__all__ = ["COMMIT_STATE", "CONNECTION", "CommitState", "commits_each_statement", "note_timeline", "watch_commits"]
+__all__ = [
+    "ASKING",
+    "COMMIT_STATE",
+    "CONNECTION",
+    "CommitState",
+    "commits_each_statement",
+    "note_timeline",
+    "watch_commits",
+]
 
 logger = logging.getLogger("workerpools")
 
@@ -50,6 +58,10 @@ _TIMELINE = (
 )
 
 
+#: Set where a connection is made for no other purpose than to ask: it belongs to no attempt.
+ASKING: ContextVar[bool] = ContextVar("workerpools_asking", default=False)
+
+
 @dataclass(frozen=True)
 class CommitState:
     """What is known of a COMMIT that failed.
@@ -57,10 +69,12 @@ class CommitState:
     Attributes:
         sent: Whether it may have left.
         outcome: ``aborted``, or empty where it is not known.
+        xid: The transaction's id, where it was noted.
     """
 
     sent: bool
     outcome: str = ""
+    xid: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,13 +122,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             if outcome == "aborted":
                 opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=aborted")
                 withdraw_effect(effect)
-            elif transaction is not None:
-                add_note(
-                    error,
-                    f"workerpools: whether transaction {transaction.xid} of {opening.resource!r} was committed could "
-                    f"not be found out; ask the database: SELECT pg_xact_status('{transaction.xid}')",
-                )
-            setattr(error, COMMIT_STATE, CommitState(True, outcome))
+            xid = transaction.xid if transaction is not None else ""
+            setattr(error, COMMIT_STATE, CommitState(True, outcome, xid))
             raise
 
     dialect.do_commit = do_commit
@@ -168,6 +177,7 @@ def _resolve(engine: sqlalchemy.Engine, opening: Opening, transaction: _Transact
     pause = 0.02
     # A connection pool of its own: the engine's may have no room for one connection more.
     pool = engine.pool.recreate()
+    token = ASKING.set(True)
     try:
         while True:
             answer = _ask(engine, pool, transaction, end=time.monotonic() - started > GRACE)
@@ -178,6 +188,7 @@ def _resolve(engine: sqlalchemy.Engine, opening: Opening, transaction: _Transact
             time.sleep(pause)
             pause = min(1.0, pause * 2)
     finally:
+        ASKING.reset(token)
         _quietly(pool.dispose)
 
 

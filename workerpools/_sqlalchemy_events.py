@@ -18,6 +18,7 @@ from workerpools._core.failure import Noted, Phase
 from workerpools._core.notes import add_note
 from workerpools._sqlalchemy_classify import classify_connect, classify_statement, error_code, is_read_only
 from workerpools._sqlalchemy_commit import (
+    ASKING,
     COMMIT_STATE,
     CONNECTION,
     CommitState,
@@ -60,7 +61,7 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening, *, resolves: bool) 
     def connected(connection: Any, record: Any) -> None:
         if hasattr(connection, "fileno"):
             opening.connected(connection)
-            if resolves:
+            if resolves and not ASKING.get():
                 note_timeline(connection, record.info)
         else:
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
@@ -70,7 +71,7 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening, *, resolves: bool) 
     @event.listens_for(engine, "checkout")
     def checked_out(connection: Any, record: Any, borrower: object) -> None:
         opening.descriptors.lend(record, borrower)
-        if scope.current() is not None:
+        if scope.current() is not None and not ASKING.get():
             # Whoever takes a connection past the engine may commit on it unseen.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
             note_effect(effect)
@@ -170,6 +171,12 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             commit_sent=state is None or state.sent,
             outcome="" if state is None else state.outcome,
         )
+        if state is not None and state.xid and not state.outcome:
+            add_note(
+                error,
+                f"workerpools: whether transaction {state.xid} was committed could not be found out in time; "
+                f"ask the database: SELECT pg_xact_status('{state.xid}')",
+            )
         scope.note_failure(error, Noted(failure, phase, opening))
 
 

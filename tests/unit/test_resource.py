@@ -297,11 +297,11 @@ def test_closing_waits_for_the_attempts_that_use_these_resources_alone(pools: Wo
         entered.set()
         leave.wait(30)
 
-    options: dict[str, Any] = {"request": None, "called_directly": True, "on_replay": print}
+    terms: Any = None  # asked after a failure alone
     for used, closes in ((others, True), (own, False)):
         entered.clear()
         leave.clear()
-        task = threading.Thread(target=lambda used=used: run(lambda: body(used), **options))
+        task = threading.Thread(target=lambda used=used: run(lambda: body(used), request=None, called_directly=True, terms=terms))
         task.start()
         assert entered.wait(30)
         closing = threading.Thread(target=pools.close, args=(60.0,))
