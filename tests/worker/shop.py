@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from tests.worker import recorder
 from tests.worker.recorder import record
-from workerpools import DatabaseTask, HTTPTask, PooledTask, WorkerPools
+from workerpools import DatabaseTask, HTTPTask, PooledTask, RetryPolicy, WorkerPools
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
@@ -46,6 +46,8 @@ class ShopTask(PooledTask):
     )
     db = pools.add(SQLAlchemyEngine(os.environ["SHOP_DATABASE"]))
     session = TaskSession(db)
+    # Tasks fail at once where nothing but the replay in the process is looked at.
+    replay = RetryPolicy(max_retries=0)
 
 
 class StockTask(PooledTask):
@@ -54,6 +56,7 @@ class StockTask(PooledTask):
     api = ShopTask.api
     stock = pools.add(SQLAlchemyEngine(os.environ["SHOP_STOCK"]))
     session = TaskSession(stock)
+    replay = RetryPolicy(max_retries=0)
 
 
 class ConfiguredTask(HTTPTask, DatabaseTask):
@@ -133,14 +136,17 @@ def _order(self: Any, number: int, ending: str, seconds: float) -> int:
     elif ending == "fail":
         raise ValueError(f"order {number}")
     elif ending == "lose the session":
-        _end_session(self)
+        _end(self.session.scalar(BACKEND), self.session.get_bind())
         self.session.execute(INSERT, {"number": number, "run": retries})
     elif ending == "fail and lose the session":
-        try:
+        with self.session.get_bind().begin() as connection:
+            connection.execute(INSERT, {"number": number, "run": retries})
+            _end(connection.scalar(BACKEND), connection.engine)
             raise ValueError(f"order {number}")
-        finally:
-            _end_session(self)
-            self.session.execute(INSERT, {"number": number, "run": retries})
+    elif ending == "sleep in a transaction":
+        with self.session.get_bind().begin() as connection:
+            connection.execute(INSERT, {"number": number, "run": retries})
+            connection.execute(text("select pg_sleep(:seconds)"), {"seconds": seconds})
     elif ending == "retry" and retries == 0:
         raise self.retry(countdown=0)
     elif ending == "ignore":
@@ -152,12 +158,50 @@ def _order(self: Any, number: int, ending: str, seconds: float) -> int:
     return os.getpid()
 
 
-def _end_session(task: Any) -> None:
-    """Have the server end the task's session, from another one, and wait until it has."""
+def _end(backend: int, engine: sqlalchemy.Engine) -> None:
+    """Have the server end a session, from another one, and wait until it has."""
     ending = text("select pg_terminate_backend(:backend, 10000)")
-    backend = task.session.scalar(BACKEND)
-    with sqlalchemy.create_engine(task.session.get_bind().url).connect() as connection:
+    with sqlalchemy.create_engine(engine.url).connect() as connection:
         connection.execute(ending, {"backend": backend})
+
+
+@app.task(
+    base=ShopTask,
+    bind=True,
+    name="shop.patient",
+    replay=RetryPolicy(replays=1, max_retries=20, backoff=0.4, backoff_max=0.4),
+)
+def patient(self: ShopTask, number: int) -> int:
+    """Goes back to the broker when the database is away."""
+    return _order(self, number, "return", 0.0)
+
+
+@app.task(base=ShopTask, bind=True, name="shop.impatient", replay=RetryPolicy(max_retries=1, backoff=0.2))
+def impatient(self: ShopTask, number: int, method: str) -> int:
+    """The same, but not for long, and after a request."""
+    record("body", number)
+    self.api.request(method, f"/echo/{number}").raise_for_status()
+    self.session.execute(INSERT, {"number": number, "run": 0})
+    return os.getpid()
+
+
+@app.task(
+    base=StockTask,
+    bind=True,
+    name="shop.stubborn",
+    autoretry_for=(sqlalchemy.exc.OperationalError,),
+    retry_kwargs={"max_retries": 2, "countdown": 0},
+    replay=RetryPolicy(replays=2, max_retries=20, backoff=0.1),
+)
+def stubborn(self: StockTask, number: int) -> int:
+    """Loses its session in every run, and asks Celery for retries of that error."""
+    return _order(self, number, "lose the session", 0.0)
+
+
+@app.task(base=StockTask, bind=True, name="shop.once", replay=False)
+def once(self: StockTask, number: int) -> int:
+    """Loses its session, and is never run again."""
+    return _order(self, number, "lose the session", 0.0)
 
 
 @app.task(base=ShopTask, bind=True, name="shop.pay")

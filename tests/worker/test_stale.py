@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.proxy import TcpProxy
 from tests.support.worker import WorkerProcess
-from tests.worker.stand import PATIENCE, Stand
+from tests.worker.stand import PATIENCE, Stand, ended, wait_until
 
 pytestmark = pytest.mark.worker
 
@@ -101,24 +102,105 @@ def test_what_was_sent_decides_about_a_replay(
         assert shared.orders(number) == []
 
 
-def test_a_body_whose_every_run_loses_its_connection_is_replayed_once(shared: Stand, worker: WorkerProcess) -> None:
-    """The server ends the session of each run half-way: the second failure is the task's."""
+def test_a_body_whose_every_run_loses_its_connection_is_replayed_twice(shared: Stand, worker: WorkerProcess) -> None:
+    """The server ends the session of each run half-way: the third failure is the task's."""
     number = next(numbers)
     result = shared.outcome("order", number, "lose the session")
     assert result.state == "FAILURE"
     assert "OperationalError" in repr(result.result)
-    assert [entry.detail for entry in shared.entries("body")].count(number) == 2
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 3
     assert shared.orders(number) == []
 
 
 def test_a_bug_behind_a_lost_connection_is_not_replayed(shared: Stand, worker: WorkerProcess) -> None:
-    """The body's own error is masked by the driver's, of a statement that its clean-up tries: it ran once."""
+    """The body's own error is masked by the driver's, of the rollback: it comes out, and the body ran once."""
     number = next(numbers)
     result = shared.outcome("order", number, "fail and lose the session")
     assert result.state == "FAILURE"
-    assert f"ValueError: order {number}" in result.traceback
+    assert isinstance(result.result, ValueError)
+    assert str(result.result) == f"order {number}"
     assert [entry.detail for entry in shared.entries("body")].count(number) == 1
     assert shared.orders(number) == []
+
+
+@pytest.mark.parametrize("name", ["order", "refill"])
+@pytest.mark.parametrize("where", ["sleep in the database", "sleep in a transaction"])
+def test_a_soft_time_limit_in_a_query_comes_out_as_itself(
+    shared: Stand, worker: WorkerProcess, name: str, where: str
+) -> None:
+    """psycopg 3 is interrupted, psycopg2 hears of it when the query ends; what the driver and the rollback make of it
+    does not hide it, and the body does not run again."""
+    number = next(numbers)
+    result = ended(shared.send(name, number, where, 2.5, soft_time_limit=1))
+    assert result.state == "FAILURE"
+    assert type(result.result).__name__ == "SoftTimeLimitExceeded"
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 1
+    assert shared.orders(number) == []
+
+
+def test_an_unavailable_database_is_waited_for_at_the_broker(
+    shared: Stand, worker: WorkerProcess, proxy: TcpProxy
+) -> None:
+    """The task goes back to the broker until the server is back; the children are free meanwhile."""
+    number, children = next(numbers), worker.children()
+    proxy.stop()
+    try:
+        proxy.close_all()
+        result = shared.send("patient", number)
+        wait_until(lambda: worker.log().count("task_retried resource=db pid=") >= 2, "two retries")
+        assert result.state == "RETRY"
+        assert shared.call("plain", "meanwhile") in children
+    finally:
+        proxy.start()
+    assert result.get(timeout=PATIENCE) in children
+    assert shared.orders(number) != []
+    assert len(shared.orders(number)) == 1
+    assert "task=shop.patient error=OperationalError kind=unavailable delay=0." in worker.log()
+
+
+@pytest.mark.parametrize(("method", "bodies"), [("GET", 2), ("POST", 1)])
+def test_what_was_sent_decides_about_a_retry_too(
+    shared: Stand, worker: WorkerProcess, proxy: TcpProxy, method: str, bodies: int
+) -> None:
+    """A task that sent a POST does not go back to the broker; its failure says why."""
+    number = next(numbers)
+    # The request goes out while the database refuses connections, and the pool has none.
+    proxy.stop()
+    try:
+        proxy.close_all()
+        shared.outcome("order", next(numbers))
+        shared.echo.clear()
+        result = shared.outcome("impatient", number, method)
+    finally:
+        proxy.start()
+    assert result.state == "FAILURE"
+    assert "OperationalError" in repr(result.result)
+    found = [entry.detail for entry in shared.entries("body")].count(number)
+    # One replay more where the child had a connection that died.
+    assert bodies <= found <= bodies + (method == "GET")
+    assert sum(request.method == method for request in shared.echo.requests()) == found
+    reason = "POST by 'api' had left already" if method == "POST" else "it was retried 1 times (max_retries=1)"
+    # A child whose connection died meanwhile fails on that one.
+    refused = rf"task=shop\.impatient error=OperationalError kind=(unavailable|stale) reason={re.escape(reason)}"
+    assert re.search(refused, worker.log())
+
+
+def test_replays_and_retries_add_up_and_do_not_multiply(shared: Stand, worker: WorkerProcess) -> None:
+    """2 replays and the 2 retries of autoretry_for, which decides about the error that it lists: 5 runs, not 9."""
+    number = next(numbers)
+    result = shared.outcome("stubborn", number)
+    assert result.state == "FAILURE"
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 5
+    assert shared.orders(number) == []
+
+
+def test_replaying_can_be_turned_off(shared: Stand, worker: WorkerProcess) -> None:
+    """``replay=False``: one run, and the driver's own error."""
+    number = next(numbers)
+    result = shared.outcome("once", number)
+    assert result.state == "FAILURE"
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 1
+    assert "reason=replaying is turned off for this task (replay=False)" in worker.log()
 
 
 def test_a_body_is_replayed_once_and_not_more(shared: Stand, worker: WorkerProcess, proxy: TcpProxy) -> None:
