@@ -13,6 +13,7 @@ from celery import Celery
 
 from workerpools._celery import lifecycle
 from workerpools._celery.settings import read_settings
+from workerpools._celery.terms import check_delays
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
 from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
@@ -175,6 +176,9 @@ class WorkerPools(Registry):
         self._failure = None
         for app in self._apps:
             read_settings(app.conf)
+            if WorkerPools.of(app) is self:
+                for warning in check_delays(app):
+                    logger.warning(warning)
         self.prepare()
 
     def worker_ended(self, worker: Any) -> None:

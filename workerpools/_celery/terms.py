@@ -10,7 +10,7 @@ from celery.utils.time import maybe_iso8601
 
 from workerpools._core.policy import RetryPolicy
 
-__all__ = ["TaskTerms"]
+__all__ = ["TaskTerms", "check_delays"]
 
 #: The message header that tells later deliveries how many replays were used.
 REPLAYS = "workerpools_replays"
@@ -92,3 +92,27 @@ def _seconds_until(expires: Any) -> float | None:
         expires = expires.replace(tzinfo=timezone.utc)
     seconds: float = (expires - datetime.now(timezone.utc)).total_seconds()
     return seconds
+
+
+#: How long a broker waits for an acknowledgement by default, in seconds, by kombu's name of its transport; a message
+#: that waits longer in a worker, for its countdown, is delivered a second time (Celery documentation, "Visibility
+#: timeout").
+VISIBILITY_TIMEOUTS = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0}
+
+
+def check_delays(app: Any) -> list[str]:
+    """Return a warning for each task whose longest delay before a retry exceeds the broker's visibility timeout."""
+    default = VISIBILITY_TIMEOUTS.get(str(app.connection_for_write().transport_cls).lower())
+    if default is None:
+        return []
+    timeout = float((app.conf.broker_transport_options or {}).get("visibility_timeout", default))
+    warnings = []
+    for name, task in sorted(app.tasks.items()):
+        policy = TaskTerms(task).policy if hasattr(task, "replay") else None
+        if policy is not None and policy.longest_delay > timeout:
+            warnings.append(
+                f"{name}: a retry may wait {policy.longest_delay:g} s, longer than the broker's visibility timeout of "
+                f"{timeout:g} s: the task would be delivered twice. Lower backoff_max, or raise visibility_timeout in "
+                "broker_transport_options"
+            )
+    return warnings

@@ -39,6 +39,11 @@ class RetryPolicy:
                 wanted = "a whole number of at least 0" if whole else "a number of seconds, at least 0"
                 raise ConfigurationError(f"RetryPolicy({field.name}={value!r}): wanted {wanted}")
 
+    @property
+    def longest_delay(self) -> float:
+        """The longest delay that may be drawn, in seconds; 0 without retries."""
+        return min(self.backoff_max, self.backoff * 2.0 ** (self.max_retries - 1)) if self.max_retries else 0.0
+
     @classmethod
     def of(cls, value: object, where: str) -> RetryPolicy | None:
         """Return the policy that a task's ``replay`` option stands for; None for ``replay=False``.

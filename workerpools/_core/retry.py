@@ -107,7 +107,7 @@ def _to_broker(failure: Failure, situation: Situation, policy: RetryPolicy) -> D
         return _raise(situation.no_broker)
     if situation.retries >= policy.max_retries:
         return _raise(f"it was retried {situation.retries} times (max_retries={policy.max_retries})")
-    bound = min(policy.backoff_max, policy.backoff * 2**situation.retries)
+    bound = min(policy.backoff_max, policy.backoff * 2.0 ** min(situation.retries, 60))
     delay = max(situation.chance * bound, failure.retry_after or 0.0)
     if situation.expires_in is not None and delay >= situation.expires_in:
         return _raise(f"the task expires in {max(0.0, situation.expires_in):.1f} s, before a retry in {delay:.1f} s")
