@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo_tasks.tally import Child
+from demo_tasks.tally import COUNTED, Child
 from demo_tasks.workload import USES
 
 __all__ = ["RESOURCES", "Summary", "counted_since", "per_task"]
 
 #: The resources whose connections are counted, in the order in which they are shown.
 RESOURCES = ("api", "db")
+
+#: What is counted besides, by its name in the report.
+COUNTS = (*COUNTED.values(), "retried")
 
 
 def counted_since(before: Mapping[str, Child], now: Mapping[str, Child]) -> dict[str, Child]:
@@ -51,6 +54,7 @@ class Summary:
         failures: The first errors, one line each.
         backends_killed: How many database connections were cut; None if that was not part of the run.
         upstream_reloaded: Whether the HTTP server closed its connections.
+        commits_lost: How many answers to COMMIT were lost; their connections are among the cut ones.
         connections_at_stop: How many database connections of the worker were left after it stopped; None while it runs.
     """
 
@@ -64,6 +68,7 @@ class Summary:
     failures: list[str] = field(default_factory=lambda: list[str]())
     backends_killed: int | None = None
     upstream_reloaded: bool = False
+    commits_lost: int = 0
     connections_at_stop: int | None = None
 
     @property
@@ -71,15 +76,9 @@ class Summary:
         """Whether every task succeeded, and every row is there once."""
         return self.failed == 0 and self.succeeded == self.tasks and dict(self.rows) == dict(self.rows_expected)
 
-    @property
-    def replayed(self) -> int:
-        """How often a body ran again in its process."""
-        return sum(child.replayed for child in self.children.values())
-
-    @property
-    def retried(self) -> int:
-        """How often a task went back to the broker."""
-        return sum(child.retried for child in self.children.values())
+    def counted(self, name: str) -> int:
+        """Return how often something happened: ``retried``, or a name of :data:`demo_tasks.tally.COUNTED`."""
+        return sum(child.counts[name] for child in self.children.values())
 
     def opened(self, resource: str) -> int:
         """Return how many connections the worker opened for ``resource``."""
@@ -99,8 +98,16 @@ class Summary:
         lines += [f"  {failure}" for failure in self.failures]
         if self.backends_killed is not None:
             reloaded = ", and the HTTP server reloaded" if self.upstream_reloaded else ""
-            lines.append(f"cut in the middle: {self.backends_killed} database connections{reloaded}")
-        lines.append(f"replayed at once in the process: {self.replayed}, retried by Celery: {self.retried}")
+            lost = f", {self.commits_lost} of them before the answer to a COMMIT" if self.commits_lost else ""
+            lines.append(f"cut in the middle: {_plural(self.backends_killed, 'database connection')}{lost}{reloaded}")
+        lines.append(
+            f"replayed at once in the process: {_plural(self.counted('replayed'), 'task')} and "
+            f"{_plural(self.counted('requests_replayed'), 'request')}; lost COMMITs resolved: "
+            f"{self.counted('commits_resolved')}"
+        )
+        lines.append(
+            f"retried through the broker: {self.counted('retried')}; replays refused: {self.counted('replays_refused')}"
+        )
         written = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
         if dict(self.rows) == dict(self.rows_expected):
             lines.append(f"in the database: {written}: nothing lost, nothing twice")
@@ -128,9 +135,9 @@ class Summary:
             "succeeded": self.succeeded,
             "failed": self.failed,
             "failures": self.failures,
-            "replayed": self.replayed,
-            "retried": self.retried,
+            **{name: self.counted(name) for name in COUNTS},
             "backends_killed": self.backends_killed,
+            "commits_lost": self.commits_lost,
             "upstream_reloaded": self.upstream_reloaded,
             "seconds": round(self.seconds, 3),
             "children": len(self.children),
@@ -146,9 +153,12 @@ class Summary:
                     "connections_with_a_client_per_task": {
                         resource: per_task(child, resource) for resource in RESOURCES
                     },
-                    "replayed": child.replayed,
-                    "retried": child.retried,
+                    **{name: child.counts[name] for name in COUNTS},
                 }
                 for name, child in self.children.items()
             },
         }
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -12,7 +12,7 @@ import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import redis
 from celery import signals
@@ -21,13 +21,19 @@ from redis.retry import Retry
 
 from demo_tasks.settings import Settings
 from workerpools import Resource, WorkerPools
+from workerpools.events import Event, EventKind
 
-if TYPE_CHECKING:
-    from workerpools.events import Event
-
-__all__ = ["Child", "Tally", "connect"]
+__all__ = ["COUNTED", "Child", "Tally", "connect"]
 
 logger = logging.getLogger(__name__)
+
+#: The events that the report tells of, and the name it has for each.
+COUNTED = {
+    EventKind.ATTEMPT_REPLAYED: "replayed",
+    EventKind.REQUEST_REPLAYED: "requests_replayed",
+    EventKind.COMMIT_RESOLVED: "commits_resolved",
+    EventKind.REPLAY_REFUSED: "replays_refused",
+}
 
 # How long nothing is counted after Redis has failed, in seconds: a server that is down must not slow every task.
 PAUSE = 5.0
@@ -55,22 +61,19 @@ class Child:
     Attributes:
         runs: How often it was given a task, by the task's name; a task that was retried counts again.
         opened: The connections it opened, by resource.
-        replayed: How often a body ran again in the process, on a fresh connection.
-        retried: How often a task was put back on the broker.
+        counts: What happened how often, by the name that the report has for it (:data:`COUNTED`).
     """
 
     runs: Counter[str] = field(default_factory=lambda: Counter[str]())
     opened: Counter[str] = field(default_factory=lambda: Counter[str]())
-    replayed: int = 0
-    retried: int = 0
+    counts: Counter[str] = field(default_factory=lambda: Counter[str]())
 
     def since(self, before: Child) -> Child:
         """Return what was done after ``before`` was read."""
         return Child(
             self.runs - before.runs,
             self.opened - before.opened,
-            self.replayed - before.replayed,
-            self.retried - before.retried,
+            self.counts - before.counts,
         )
 
 
@@ -114,17 +117,17 @@ class Tally:
                 child.runs[detail] += int(value)
             elif what == "opened":
                 child.opened[detail] += int(value)
-            elif what == "replayed":
-                child.replayed += int(value)
-            elif what == "retried":
-                child.retried += int(value)
+            else:
+                child.counts[what] += int(value)
         return children
 
     def _noticed(self, event: Event) -> None:
-        if event.kind.value == "connection_opened":
-            self._count("opened", event.resource)
-        elif event.kind.value == "attempt_replayed":
-            self._count("replayed", event.resource)
+        if event.kind is EventKind.CONNECTION_OPENED:
+            # One that was made to ask what became of a COMMIT is none that tasks use.
+            if not event.detail:
+                self._count("opened", event.resource)
+        elif event.kind in COUNTED:
+            self._count(COUNTED[event.kind], event.resource)
 
     def _starts(self, sender: Any = None, **_: Any) -> None:
         self._count("runs", _short(sender))

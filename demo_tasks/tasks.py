@@ -5,15 +5,13 @@ Each process of the worker has one HTTP client and one database engine, opened b
 
 from __future__ import annotations
 
-import httpx
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from demo_tasks.app import app
 from demo_tasks.models import Order, Payment, Shipment
 from demo_tasks.settings import from_environment
 from demo_tasks.tally import Tally
-from workerpools import PooledTask, WorkerPools
+from workerpools import PooledTask, RetryPolicy, WorkerPools
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
@@ -34,12 +32,10 @@ class ShopTask(PooledTask):
     db = pools.add(SQLAlchemyEngine(settings.database_url))
     session = TaskSession(db)
 
-    # What workerpools does not replay, because it cannot know whether it was done: a COMMIT whose acknowledgement was
-    # lost, say. These tasks may run twice: what they write has the order's id as its key.
-    autoretry_for = (OperationalError, InterfaceError, httpx.TransportError)
-    max_retries = 5
-    retry_backoff = 1
-    retry_backoff_max = 10
+    # These tasks may run twice: what they write has the order's id as its key. So they may run again even where nobody
+    # can know whether the first run was done.
+    idempotent = True
+    replay = RetryPolicy(max_retries=5, backoff=1, backoff_max=10)
 
 
 # httpbin answers /anything with what it was asked, and so can stand for any of these APIs.

@@ -60,7 +60,7 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening, *, resolves: bool) 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: Any) -> None:
         if hasattr(connection, "fileno"):
-            opening.connected(connection)
+            opening.connected(connection, _purpose())
             if resolves and not ASKING.get():
                 note_timeline(connection, record.info)
         else:
@@ -84,11 +84,15 @@ def _watch_pool(engine: sqlalchemy.Engine, opening: Opening, *, resolves: bool) 
 
     @event.listens_for(engine, "close")
     def closed(connection: Any, record: object) -> None:
-        opening.disconnected(connection)
+        opening.disconnected(connection, _purpose())
 
     @event.listens_for(engine, "close_detached")
     def closed_detached(connection: Any) -> None:
         opening.disconnected(connection)
+
+
+def _purpose() -> str:
+    return "purpose=resolve" if ASKING.get() else ""
 
 
 def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:

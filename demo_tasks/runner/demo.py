@@ -88,7 +88,9 @@ class Demo:
 
         stage = self._stage
         tasks = self._options.tasks
-        faults = Faults(stage.database, stage.upstream, children=self._options.concurrency, tasks=tasks)
+        faults = Faults(
+            stage.database, stage.upstream, children=self._options.concurrency, tasks=tasks, relay=stage.relay
+        )
         try:
             load = Load(self._token, tasks)
             with self._screen.bar(tasks) as bar:
@@ -105,6 +107,7 @@ class Demo:
             stage.check_alive()
             raise DemoError(f"{error}\nThe worker's last log lines:\n{stage.worker.log_tail()}") from error
         summary.backends_killed = faults.backends_killed
+        summary.commits_lost = faults.commits_lost
         summary.upstream_reloaded = faults.upstream_reloaded
         return summary
 

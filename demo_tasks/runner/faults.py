@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from demo_tasks.database import Database
+from demo_tasks.runner.relay import Relay
 from demo_tasks.servers import ExternalUpstream, HttpUpstream
 
 __all__ = ["Faults"]
@@ -16,22 +17,41 @@ class Faults:
         upstream: Where its HTTP connections end.
         children: How many children the worker has; each must have a database connection before they are cut.
         tasks: How many tasks there are.
+        relay: What the worker's database connections go through; None if they go straight to the server.
     """
 
     def __init__(
-        self, database: Database, upstream: HttpUpstream | ExternalUpstream, *, children: int, tasks: int
+        self,
+        database: Database,
+        upstream: HttpUpstream | ExternalUpstream,
+        *,
+        children: int,
+        tasks: int,
+        relay: Relay | None,
     ) -> None:
         self._database = database
         self._upstream = upstream
         self._children = children
+        self._relay = relay
         # Between these two there is time for every child to have opened its connection, and the load goes on after.
         self._from, self._until = tasks * 2 // 5, tasks * 4 // 5
-        self.backends_killed: int | None = None
+        self._terminated: int | None = None
         self.upstream_reloaded = False
 
     def __str__(self) -> str:
+        lost = f", the next {self._children} answers to COMMIT to be lost" if self._relay is not None else ""
         reloaded = ", HTTP server reloaded" if self.upstream_reloaded else ""
-        return f"{self.backends_killed} database connections ended by the server{reloaded}"
+        return f"{self._terminated} database connections ended by the server{lost}{reloaded}"
+
+    @property
+    def commits_lost(self) -> int:
+        """How many answers to COMMIT were lost."""
+        return 0 if self._relay is None else self._relay.lost
+
+    @property
+    def backends_killed(self) -> int | None:
+        """How many database connections were cut, by the server or before the answer to a COMMIT; None if none were."""
+        return None if self._terminated is None else self._terminated + self.commits_lost
 
     def step(self, done: int) -> bool:
         """Cut the connections if it is time to.
@@ -42,11 +62,13 @@ class Faults:
         Returns:
             Whether they were cut now.
         """
-        if self.backends_killed is not None or done < self._from:
+        if self._terminated is not None or done < self._from:
             return False
         if done < self._until and self._database.worker_connections() < self._children:
             return False
-        self.backends_killed = self._database.kill_worker_connections()
+        self._terminated = self._database.kill_worker_connections()
+        if self._relay is not None:
+            self._relay.lose_commits(self._children)
         if self._upstream.managed:
             self._upstream.reload()
             self.upstream_reloaded = True

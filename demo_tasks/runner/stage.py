@@ -10,11 +10,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import redis
+import sqlalchemy
 from sqlalchemy.exc import SQLAlchemyError
 
 from demo_tasks.runner.errors import DemoError
 from demo_tasks.runner.isolation import Isolation
 from demo_tasks.runner.processes import CeleryWorker, Flower, environment
+from demo_tasks.runner.relay import Relay
 from demo_tasks.servers import PostgresServer, ServerError, ServerProcess, Workspace, from_environment
 from demo_tasks.servers.external import ExternalServer
 from demo_tasks.settings import Settings
@@ -39,6 +41,7 @@ class Stage:
         worker: The worker.
         flower: Flower.
         database: The worker's database, seen from outside.
+        relay: What the worker's database connections go through; None where the server is not the demo's own.
         connections_at_stop: How many database connections of the worker were left after its warm stop; None until then.
     """
 
@@ -52,6 +55,7 @@ class Stage:
         self._concurrency = concurrency
         self._started: list[ServerProcess] = []
         self.connections_at_stop: int | None = None
+        self.relay: Relay | None = None
 
     def start(self, stack: ExitStack) -> None:
         """Start everything.
@@ -76,6 +80,11 @@ class Stage:
         self.database = isolation.database()
         stack.callback(isolation.remove_traces)
         self._prepare(isolation)
+        if isinstance(servers.database, PostgresServer):
+            # Of a server that is not ours the connections may be encrypted, and their COMMITs cannot be seen.
+            self.relay = Relay(servers.database.host, servers.database.port)
+            stack.callback(self.relay.close)
+            env["DATABASE_URL"] = _through(isolation.settings.database_url, self.relay.port)
 
         stack.callback(self._measure)
         self.worker = CeleryWorker(workspace, env, f"shop-{self._token}@%h", self._concurrency)
@@ -148,6 +157,10 @@ class Stage:
         # Between the worker's stop and the database server's.
         with contextlib.suppress(SQLAlchemyError):
             self.connections_at_stop = self.database.worker_connections()
+
+
+def _through(url: str, port: int) -> str:
+    return sqlalchemy.make_url(url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
 
 
 def _adopt(env: dict[str, str]) -> None:

@@ -55,6 +55,14 @@ def test_connections_were_cut_while_tasks_ran(ended: Ended) -> None:
     assert ended.figures["replayed"] + ended.figures["retried"] >= 1
 
 
+def test_lost_commits_are_resolved(ended: Ended) -> None:
+    """The answers to some COMMITs were lost; the database was asked about each, and no task ran again for it."""
+    assert ended.figures["commits_lost"] == CHILDREN
+    assert ended.figures["commits_resolved"] == CHILDREN
+    assert ended.figures["replays_refused"] == 0
+    assert f"lost COMMITs resolved: {CHILDREN}" in ended.output
+
+
 def test_connections_opened_are_few(ended: Ended) -> None:
     """A child opens one connection for each resource, and another one for each that was cut."""
     opened = ended.figures["connections_opened"]
@@ -72,7 +80,7 @@ def test_figures_by_child_add_up(ended: Ended) -> None:
     children = ended.figures["per_child"].values()
     assert len(children) == CHILDREN
     assert sum(child["tasks"] for child in children) == 300 + ended.figures["retried"]
-    for key in ("replayed", "retried"):
+    for key in ("replayed", "requests_replayed", "commits_resolved", "replays_refused", "retried"):
         assert sum(child[key] for child in children) == ended.figures[key]
     for key in ("connections_opened", "connections_with_a_client_per_task"):
         for resource, total in ended.figures[key].items():

@@ -37,15 +37,15 @@ class Opening:
     listeners: Listeners
     budget: Budget = field(default_factory=Budget)
 
-    def connected(self, connection: Any) -> None:
-        """Note that the value opened ``connection``, which has a ``fileno()``."""
+    def connected(self, connection: Any, detail: str = "") -> None:
+        """Note that the value opened ``connection``, which has a ``fileno()``; ``detail`` goes with the event."""
         self.descriptors.add(connection)
-        self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource)
+        self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
-    def disconnected(self, connection: object) -> None:
-        """Note that the value closed ``connection``."""
+    def disconnected(self, connection: object, detail: str = "") -> None:
+        """Note that the value closed ``connection``; ``detail`` goes with the event."""
         self.descriptors.drop(connection)
-        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource)
+        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail)
 
 
 class Adapter(Protocol[T]):
