@@ -8,6 +8,7 @@ import sys
 import workerpools
 import workerpools.adapter
 import workerpools.events
+import workerpools.failures
 import workerpools.httpx
 import workerpools.sqlalchemy
 from tests.support.paths import environment
@@ -19,19 +20,38 @@ def test_exported_members() -> None:
         "Adapter",
         "ConfigurationError",
         "DatabaseTask",
+        "Failure",
+        "FailureKind",
         "HTTPTask",
         "NoAttemptError",
         "OpenTimeoutError",
         "PooledTask",
         "Resource",
+        "RetryPolicy",
         "WorkerPools",
         "WorkerPoolsError",
+        "classify",
     ]
     assert workerpools.adapter.__all__ == ["Adapter", "ExecutionPool", "FunctionAdapter", "Opening"]
     assert workerpools.events.__all__ == ["Event", "EventKind", "Listener"]
-    assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "default_limits"]
-    assert workerpools.sqlalchemy.__all__ == ["SQLAlchemyEngine", "TaskSession", "connect_defaults", "pool_defaults"]
-    for module in (workerpools, workerpools.adapter, workerpools.events, workerpools.httpx, workerpools.sqlalchemy):
+    assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
+    assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent"]
+    assert workerpools.sqlalchemy.__all__ == [
+        "SQLAlchemyEngine",
+        "TaskSession",
+        "classify",
+        "connect_defaults",
+        "pool_defaults",
+    ]
+    modules = (
+        workerpools,
+        workerpools.adapter,
+        workerpools.events,
+        workerpools.failures,
+        workerpools.httpx,
+        workerpools.sqlalchemy,
+    )
+    for module in modules:
         assert all(hasattr(module, name) for name in module.__all__)
 
 
