@@ -187,6 +187,8 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
 def _phase(connection: Connection, statement: str | None) -> Phase:
     if statement is None:
         return _phases.get(connection, Phase.STATEMENT)
+    if _COMMIT.search(statement):
+        return Phase.COMMIT
     return Phase.ROLLBACK if statement.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
 
 
