@@ -130,7 +130,8 @@ class WatchedTransport(httpx.BaseTransport):
         self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation
     ) -> None:
         resource = self._traffic.opening.resource
-        add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {request.url.host}")
+        host = request.url.host or "a URL without a host"
+        add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
         failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
         scope.note_failure(error, Noted(failure, failure.phase if failure else Phase.REQUEST, self._traffic.opening))
         if trace.progress.head_failed:

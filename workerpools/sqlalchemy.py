@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import sqlalchemy
+import sqlalchemy.exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import ArgumentError
@@ -19,9 +23,10 @@ from workerpools._core import scope
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure, FailureKind, Phase, Sent
+from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import classify_unwatched, error_code
-from workerpools.errors import ConfigurationError
+from workerpools.errors import ConfigurationError, NoAttemptError
 
 if TYPE_CHECKING:
     from workerpools._core.resource import Resource
@@ -105,7 +110,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ``connect_args`` or the URL's query sets.
 
     Raises:
-        ConfigurationError: ``url`` is no URL.
+        ConfigurationError: ``url`` is no URL, or an option is misspelt.
     """
 
     def __init__(
@@ -120,14 +125,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         resolve_timeout: float = 30.0,
         **options: Any,
     ) -> None:
-        try:
-            self._url = make_url(url)
-        except ArgumentError:
-            # SQLAlchemy's message repeats the whole text, password included.
-            raise ConfigurationError(
-                "SQLAlchemyEngine: the URL cannot be parsed (it is not shown here, as it may hold a password); "
-                "wanted: dialect+driver://user:password@host:port/database"
-            ) from None
+        self._url, self._shown = _parsed(url)
+        _check_options(options)
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
@@ -136,13 +135,21 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def prepare(self) -> None:
         """Import the driver."""
-        _dialect(self._url).import_dbapi()
+        try:
+            _dialect(self._url).import_dbapi()
+        except ImportError as error:
+            add_note(error, self._about_driver())
+            raise
 
     def open(self, opening: Opening) -> sqlalchemy.Engine:
         options = {**self._pool_options(opening.execution_pool), **self._options}
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
-        engine = sqlalchemy.create_engine(self._url, **options)
+        try:
+            engine = sqlalchemy.create_engine(self._url, **options)
+        except ImportError as error:
+            add_note(error, self._about_driver())
+            raise
         _sqlalchemy_events.watch(engine, opening, resolve_timeout=self._resolve_timeout)
         return engine
 
@@ -167,14 +174,71 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return earlier[0] if earlier and _follows(error) else None
 
     def describe(self) -> str:
-        shown = URL.create(
-            self._url.drivername,
-            username=self._url.username,
-            host=self._url.host,
-            port=self._url.port,
-            database=self._url.database,
+        return f"SQLAlchemyEngine {self._shown}"
+
+    def _about_driver(self) -> str:
+        driver = self._url.get_driver_name()
+        names = f"names the driver {driver!r}"
+        if "+" not in self._url.drivername:
+            names = f"names no driver, and SQLAlchemy {sqlalchemy.__version__} takes {driver!r}"
+        install = _PACKAGES.get(driver, f"install {driver}")
+        other = ", or write postgresql+psycopg2://" if driver == "psycopg" else ""
+        return f"workerpools: the URL {names}, which cannot be imported: {install}{other}"
+
+
+#: How to get a driver.
+_PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
+
+_HIDDEN = "it is not shown here, as it may hold a password"
+_ESCAPE = "a password's special characters must be escaped (urllib.parse.quote_plus)"
+
+# What SQLAlchemy takes for a password, and what is left of the URL then.
+_PASSWORD = re.compile(r"[\w+]+://[^:/]*:[^@]*@(?P<rest>.*)", re.DOTALL)
+
+
+def _parsed(url: str | URL | None) -> tuple[URL, str]:
+    """Return a URL, and what may be shown of it.
+
+    Raises:
+        ConfigurationError: It is none, or a part of its password stands in another part; drivers would show that.
+    """
+    if url is None:
+        raise ConfigurationError("SQLAlchemyEngine: the URL is None; is the variable that it is read from set?")
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # SQLAlchemy's messages repeat the text, password included.
+        raise ConfigurationError(
+            f"SQLAlchemyEngine: the URL cannot be parsed ({_HIDDEN}); "
+            f"wanted: dialect+driver://user:password@host:port/database; {_ESCAPE}"
+        ) from None
+    if parsed.get_backend_name() == "postgres":
+        raise ConfigurationError(
+            f"SQLAlchemyEngine: SQLAlchemy knows no dialect 'postgres' (the URL: {_HIDDEN}); write postgresql+psycopg2://"
         )
-        return f"SQLAlchemyEngine {shown.render_as_string()}"
+    text = url if isinstance(url, str) else ""
+    split = _PASSWORD.match(text)
+    if "@" in (parsed.host or "") or (split is not None and "@" in split["rest"]):
+        raise ConfigurationError(f"SQLAlchemyEngine: the URL has an '@' after its host ({_HIDDEN}); {_ESCAPE}")
+    parts = (parsed.username, parsed.host, parsed.database)
+    if text.count("@") > 1 or any("@" in part for part in parts if part):
+        # Nobody can tell which part of it is whose.
+        return parsed, f"{parsed.drivername}://***"
+    return parsed, URL.create(
+        parsed.drivername, parsed.username, host=parsed.host, port=parsed.port, database=parsed.database
+    ).render_as_string()
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what is misspelt.
+
+    A name that is like none that is documented may be one of a dialect's own: create_engine() knows when it is used.
+    """
+    documented = set(re.findall(r":param (\w+)", sqlalchemy.create_engine.__doc__ or ""))
+    documented.update(inspect.signature(SQLAlchemyEngine).parameters)
+    for option in options:
+        if option not in documented and (meant := difflib.get_close_matches(option, documented, 1, 0.85)):
+            raise ConfigurationError(f"SQLAlchemyEngine: there is no option {option}; did you mean {meant[0]}?")
 
 
 def _dialect(url: URL) -> type[DefaultDialect]:
@@ -195,18 +259,32 @@ class TaskSession(Overridable[Session]):
     Args:
         engine: The resource whose engine the session uses.
         options: Options of ``sqlalchemy.orm.Session``.
+
+    Raises:
+        ConfigurationError: ``engine`` is no resource, or ``Session`` has no such option.
     """
 
     __workerpools__ = True
 
     def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
         super().__init__()
+        given: Any = engine
+        if callable(given) or not hasattr(type(given), "__get__"):
+            name = getattr(given, "__name__", type(given).__name__)
+            raise ConfigurationError(
+                f"TaskSession({name}): wanted: the resource, so that each process has an engine of its own: "
+                "TaskSession(pools.add(SQLAlchemyEngine(url)))"
+            )
+        unknown = options.keys() - inspect.signature(Session).parameters.keys()
+        if unknown:
+            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {', '.join(sorted(unknown))}")
         self._engine = engine
         self._options = options
         self._name = "session"
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        self._where = self._where or f"{owner.__name__}.{name}"
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> TaskSession: ...
@@ -217,13 +295,64 @@ class TaskSession(Overridable[Session]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        attempt = scope.require(f"{type(instance).__name__}.{self._name}")
+        where = f"{type(instance).__name__}.{self._name}"
+        attempt = scope.require(where)
 
-        def make() -> Session:
-            return Session(self._engine.__get__(instance, owner), **self._options)
+        def make() -> _Lent:
+            engine = self._engine.__get__(instance, owner)
+            # A test's stand-in may be a Connection: that has a dialect, too.
+            if not hasattr(engine, "dialect"):
+                resource = getattr(self._engine, "name", type(self._engine).__name__)
+                raise ConfigurationError(
+                    f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
+                    "TaskSession wants the resource of an engine"
+                )
+            return _Lent(_BodysSession(engine, **self._options), where)
 
-        session: Session = attempt.scoped(self, make)
-        return session
+        lent: _Lent = attempt.scoped(self, make)
+        return lent.session
+
+    def _misplaced(self, name: str) -> str:
+        return (
+            f"{self._where or self._name} is the declaration: a session exists in a task body, as "
+            f"self.{self._name}.{name}; elsewhere make one of your own: sqlalchemy.orm.Session(engine)"
+        )
+
+
+class _BodysSession(Session):
+    """A session that an attempt commits or rolls back, and that is of no use once the attempt is over."""
+
+    #: Where it was asked for, once the attempt is over.
+    over = ""
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Any:
+        # Asked for whenever the database is to be used. Session(close_resets_only=False) would forbid a body to close
+        # its session and go on, too.
+        if self.over:
+            self.close()
+            raise NoAttemptError(
+                f"{self.over}: the run of the task body that this session belonged to is over, and nobody would commit "
+                "what it does. Return data from a body, not its session; elsewhere make a session of your own: "
+                "sqlalchemy.orm.Session(engine)"
+            )
+        return super().get_bind(*arguments, **options)
+
+
+class _Lent:
+    """What an attempt does to the session of its body."""
+
+    def __init__(self, session: _BodysSession, where: str) -> None:
+        self.session = session
+        self._where = where
+        self.commit = session.commit
+        self.rollback = session.rollback
+        self.invalidate = session.invalidate
+
+    def close(self) -> None:
+        try:
+            self.session.close()
+        finally:
+            self.session.over = self._where
 
 
 def classify(error: BaseException) -> Failure | None:
