@@ -15,7 +15,7 @@ import sqlalchemy.exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 
 from workerpools import _sqlalchemy_events
@@ -325,9 +325,17 @@ class _BodysSession(Session):
     #: Where it was asked for, once the attempt is over.
     over = ""
 
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        self._refuse_if_over()
+        return super().begin(nested)
+
     def get_bind(self, *arguments: Any, **options: Any) -> Any:
-        # Asked for whenever the database is to be used. Session(close_resets_only=False) would forbid a body to close
-        # its session and go on, too.
+        # Asked for whenever the database is to be used.
+        self._refuse_if_over()
+        return super().get_bind(*arguments, **options)
+
+    def _refuse_if_over(self) -> None:
+        # Session(close_resets_only=False) would forbid a body to close its session and go on, too.
         if self.over:
             self.close()
             raise NoAttemptError(
@@ -335,7 +343,6 @@ class _BodysSession(Session):
                 "what it does. Return data from a body, not its session; elsewhere make a session of your own: "
                 "sqlalchemy.orm.Session(engine)"
             )
-        return super().get_bind(*arguments, **options)
 
 
 class _Lent:
