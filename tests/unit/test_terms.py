@@ -116,9 +116,10 @@ def test_a_delay_beyond_the_visibility_timeout_is_warned_of(
     app.conf.broker_transport_options = options
     pools = WorkerPools(app)
     terms(app, replay=policy)
-    found = check_delays(app)
+    # Celery gives the app what other tests have shared, too.
+    found = [warning for warning in check_delays(app) if warning.startswith("shop.task: ")]
     assert bool(found) is warned
     assert not warned or "shop.task: a retry may wait" in found[0]
     with caplog.at_level(logging.WARNING, logger="workerpools"):
         pools.worker_starts(type("Worker", (), {"app": app})())
-    assert [record.getMessage() for record in caplog.records if record.name == "workerpools"] == found
+    assert [message for message in caplog.messages if message.startswith("shop.task: ")] == found
