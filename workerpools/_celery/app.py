@@ -174,6 +174,7 @@ class WorkerPools(Registry):
             return
         self._worker = worker
         self._failure = None
+        lifecycle.keep_limits(worker)
         for app in self._apps:
             read_settings(app.conf)
             if WorkerPools.of(app) is self:

@@ -13,6 +13,7 @@ from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.settings import read_settings
 from workerpools._celery.terms import TaskTerms
 from workerpools._core import scope
+from workerpools._core.deadline import Deadline
 from workerpools._core.effects import Effect, declare_effect
 from workerpools._core.policy import RetryPolicy
 from workerpools._core.resource import Resource
@@ -72,6 +73,11 @@ class PooledTask(Task):
         """What left in the current attempt that cannot be taken back; empty outside one."""
         attempt = scope.current()
         return () if attempt is None else attempt.effects
+
+    @property
+    def deadline(self) -> Deadline:
+        """When this run must have ended, by the nearest of its limits; ``remaining()`` is None without any."""
+        return scope.deadline()
 
     @classmethod
     def bind(cls, app: Celery) -> Any:

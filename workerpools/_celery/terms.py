@@ -5,12 +5,18 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from celery.exceptions import Retry, TaskPredicate
+from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate
 from celery.utils.time import maybe_iso8601
 
+from workerpools._celery.lifecycle import worker_limits
+from workerpools._celery.settings import read_setting
+from workerpools._core.deadline import seconds_allowed
 from workerpools._core.policy import RetryPolicy
 
 __all__ = ["TaskTerms", "check_delays"]
+
+#: What is left of a time limit for an error to come back before Celery's own limit strikes, in seconds.
+DEADLINE_MARGIN = 0.1
 
 #: The message header that tells later deliveries how many replays were used.
 REPLAYS = "workerpools_replays"
@@ -67,9 +73,24 @@ class TaskTerms:
             return "autoretry_for of the task decides about retries of this error"
         return ""
 
-    def limits(self, request: Any) -> tuple[float | None, float | None]:
-        set_limits = [limit for limit in getattr(request, "timelimit", None) or () if limit]
-        return min(set_limits, default=None), _seconds_until(getattr(request, "expires", None))
+    def allowed(self, request: Any) -> float | None:
+        if request is None or request.called_directly:
+            return None
+        task = self._task
+        hard, soft = getattr(request, "timelimit", None) or (None, None)
+        of_worker = worker_limits(task.app)
+        limits = [hard or task.time_limit or of_worker[0], soft or task.soft_time_limit or of_worker[1]]
+        if not any(limits) and request.expires is None:
+            return None
+        margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
+        return seconds_allowed([*limits, self.expires_in(request)], margin)
+
+    def expires_in(self, request: Any) -> float | None:
+        return _seconds_until(getattr(request, "expires", None))
+
+    def time_limit_exceeded(self, seconds: float | None) -> Exception:
+        error: Exception = SoftTimeLimitExceeded(seconds)
+        return error
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
         # Not Task.retry(): that one counts against the task's own max_retries and, with autoretry_for, would keep a

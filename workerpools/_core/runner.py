@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from workerpools._core import scope
 from workerpools._core.budget import Budget
+from workerpools._core.deadline import NO_DEADLINE, Deadline
 from workerpools._core.events import EventKind
 from workerpools._core.failure import Failure, Noted, Verdict, judge
 from workerpools._core.notes import add_note
@@ -58,8 +59,16 @@ class Terms(Protocol):
         """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
         ...
 
-    def limits(self, request: Any) -> tuple[float | None, float | None]:
-        """Return the task's time limit and the time until it expires, in seconds; None without one."""
+    def allowed(self, request: Any) -> float | None:
+        """Return how long the task may take from its start, in seconds; None without a limit."""
+        ...
+
+    def expires_in(self, request: Any) -> float | None:
+        """Return the seconds until the task expires; None if it does not."""
+        ...
+
+    def time_limit_exceeded(self, seconds: float | None) -> Exception:
+        """Return the task system's own error for a task that took longer than ``seconds``."""
         ...
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
@@ -74,7 +83,7 @@ class Terms(Protocol):
 class _Run:
     """One delivery of a task: what its attempts share. An :class:`workerpools._core.scope.Allowance`."""
 
-    __slots__ = ("before", "budget", "replays", "request", "started", "terms")
+    __slots__ = ("_deadline", "before", "budget", "replays", "request", "started", "terms")
 
     def __init__(self, terms: Terms, request: Any) -> None:
         self.terms = terms
@@ -83,6 +92,14 @@ class _Run:
         self.replays = 0
         self.before: int | None = None
         self.budget: Budget | None = None
+        self._deadline: Deadline | None = None
+
+    @property
+    def deadline(self) -> Deadline:
+        if self._deadline is None:
+            allowed = self.terms.allowed(self.request)
+            self._deadline = NO_DEADLINE if allowed is None else Deadline(self.started + allowed)
+        return self._deadline
 
     def used(self) -> int:
         """Return how many replays were used, in this delivery and those before."""
@@ -108,7 +125,7 @@ class _Run:
         return self.budget.take(timed_out=noted.failure.timed_out)
 
     def decide(self, failure: Failure, noted: Noted, attempt: Attempt, error: BaseException) -> Decision:
-        limit, expires_in = self.terms.limits(self.request)
+        expires_in = self.terms.expires_in(self.request)
 
         def situation(affordable: bool) -> Situation:
             return Situation(
@@ -119,7 +136,7 @@ class _Run:
                 retries=self.terms.retries(self.request),
                 affordable=affordable,
                 no_broker=self.terms.no_broker(self.request, error),
-                remaining=None if limit is None else limit - (time.monotonic() - self.started),
+                remaining=attempt.deadline.remaining(),
                 expires_in=expires_in,
                 chance=random.random(),
             )
@@ -166,6 +183,9 @@ def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Te
             if terms.is_control(error):
                 raise
             verdict = judge(error, attempt.classify)
+            if verdict.noted is not None and verdict.noted.deadline:
+                # The task's own limit ended it, by way of a server or a socket: it is reported as that limit.
+                raise terms.time_limit_exceeded(terms.allowed(request)) from error
             if verdict.noted is None or verdict.failure is None:
                 if verdict.error is error:
                     raise
