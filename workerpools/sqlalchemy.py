@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import sqlalchemy
@@ -19,6 +20,7 @@ from workerpools._core import scope
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure, FailureKind, Phase, Sent
+from workerpools._core.lifetime import Lifetime
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import classify_unwatched, error_code
 from workerpools.errors import ConfigurationError
@@ -33,9 +35,9 @@ __all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "p
 #: (PostgreSQL documentation, "Parameter Key Words").
 LIBPQ_DEFAULTS: Mapping[str, Any] = {
     "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
 
@@ -101,6 +103,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         resolve_commit: Whether to find out, where a COMMIT's acknowledgement was lost, if it was done: with PostgreSQL
             13 and later, for one round trip a COMMIT and one a connection.
         resolve_timeout: How long to ask for that, in seconds.
+        check_after: A connection that was used less than this ago is trusted; an older one is checked when it is taken
+            from the pool, and replaced if it is dead. In seconds; None for never. ``pool_pre_ping=True`` replaces it.
+        max_idle: A connection that was idle for so long is replaced when it is taken, in seconds; None for never.
+        max_lifetime: One that is so old is replaced when it is taken, in seconds; None for never.
+        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        credentials: Called for each new connection; returns its ``(user, password)``. For passwords that change.
+        pgbouncer: The URL is that of a PgBouncer in transaction mode: nothing is kept in a session, and psycopg 3
+            prepares no statements.
         options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
             ``connect_args`` or the URL's query sets.
 
@@ -118,6 +128,12 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         max_overflow: int | None = None,
         resolve_commit: bool = True,
         resolve_timeout: float = 30.0,
+        check_after: float | None = 1.0,
+        max_idle: float | None = 600.0,
+        max_lifetime: float | None = 1800.0,
+        max_lifetime_jitter: float = 0.1,
+        credentials: Callable[[], tuple[str, str]] | None = None,
+        pgbouncer: bool = False,
         **options: Any,
     ) -> None:
         try:
@@ -130,6 +146,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ) from None
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
+        self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
+        self._credentials = credentials
+        self._pgbouncer = pgbouncer
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
         self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
@@ -142,8 +161,26 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         options = {**self._pool_options(opening.execution_pool), **self._options}
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
+        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
+            options["connect_args"].setdefault("prepare_threshold", None)
         engine = sqlalchemy.create_engine(self._url, **options)
-        _sqlalchemy_events.watch(engine, opening, resolve_timeout=self._resolve_timeout)
+        if (credentials := self._credentials) is not None:
+
+            @sqlalchemy.event.listens_for(engine, "do_connect")
+            def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+                parameters["user"], parameters["password"] = credentials()
+
+        lifetime = self._lifetime
+        if options.get("pool_pre_ping"):
+            # The user has chosen another way to check.
+            lifetime = replace(lifetime, check_after=None)
+        _sqlalchemy_events.watch(
+            engine,
+            opening,
+            resolve_timeout=self._resolve_timeout,
+            lifetime=lifetime,
+            session_settings=not self._pgbouncer,
+        )
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:

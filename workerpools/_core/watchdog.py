@@ -32,7 +32,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def watch(self, descriptor: int, at: float) -> int:
-        """Shut the socket ``descriptor`` down at ``at`` (of :func:`time.monotonic`); return a number for :meth:`forget`."""
+        """Shut the socket ``descriptor`` down at ``at``, of :func:`time.monotonic`; return a number to forget it by."""
         if self._pid != os.getpid():
             # The thread did not come along in the fork, and its lock may have been held.
             self._reset()
