@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import httpx
 
@@ -118,13 +118,13 @@ class WatchedTransport(httpx.BaseTransport):
         remaining = deadline.remaining()
         if remaining is not None and remaining <= 0.0:
             raise DeadlineExceeded(
-                f"{request.method} by the resource {self._traffic.opening.resource!r} was not begun: the task's deadline "
-                "has come"
+                f"{request.method} by the resource {self._traffic.opening.resource!r} was not begun: the task's "
+                "deadline has come"
             )
         trace = Trace(self._traffic.opening, request, watched=self._traced)
         request.extensions = {**before, "trace": trace}
         if remaining is not None:
-            request.extensions["timeout"] = clamped(before.get("timeout", {}), remaining)
+            request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
         if not self._traced:
             trace.leaves()
         generation = self._acquire()
@@ -197,15 +197,19 @@ class WatchedTransport(httpx.BaseTransport):
         self._current.transport.close()
 
 
-def clamped(timeouts: Mapping[str, float | None], remaining: float) -> dict[str, float]:
-    """Return httpx's four time-outs, none of them longer than what remains; in seconds.
+class ClampedTimeouts(dict[str, Any]):
+    """httpx's four time-outs in seconds, none of them longer than what remains when it is asked for.
 
-    Args:
-        timeouts: By name; None, or one that is missing, waits for ever.
-        remaining: Until the deadline.
+    httpcore asks for each when it begins to wait (the request extension ``timeout``).
     """
-    found = {name: timeouts.get(name) for name in ("connect", "read", "write", "pool")}
-    return {name: remaining if value is None else min(value, remaining) for name, value in found.items()}
+
+    def __init__(self, timeouts: Mapping[str, float | None], deadline: Deadline) -> None:
+        super().__init__(timeouts)
+        self._deadline = deadline
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return one time-out; one that is None, or missing, would wait for ever."""
+        return self._deadline.clamp(super().get(name, default))
 
 
 class _WatchedStream(httpx.SyncByteStream):
