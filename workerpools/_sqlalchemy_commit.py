@@ -22,7 +22,7 @@ from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._core.events import EventKind
 from workerpools._core.failure import FailureKind
-from workerpools._sqlalchemy_classify import classify_connect
+from workerpools._sqlalchemy_classify import classify_connect, error_code
 from workerpools._sqlalchemy_timeouts import Timeouts
 
 __all__ = [
@@ -55,10 +55,14 @@ _END = (
     " WHERE pid = %(pid)s AND backend_xid = xid(CAST(CAST(%(xid)s AS text) AS xid8))"
 )
 # The first eight digits of a WAL file's name are those of the timeline; a standby has none to write to.
-_CASE = "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END"
-_TIMELINE = f"SELECT {_CASE}"
+# The statistics begin anew with every recovery from a crash, and are kept over an orderly restart.
+_HISTORY = (
+    "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,"
+    " (SELECT stats_reset::text FROM pg_stat_bgwriter)"
+)
+_TIMELINE = f"SELECT {_HISTORY}"
 _TIMEOUT = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
-_INTRODUCTION = f"SELECT setting, {_CASE} FROM pg_settings WHERE name = 'statement_timeout'"
+_INTRODUCTION = f"SELECT setting, {_HISTORY} FROM pg_settings WHERE name = 'statement_timeout'"
 
 #: Set where a connection is made for no other purpose than to ask: it belongs to no attempt.
 ASKING: ContextVar[bool] = ContextVar("workerpools_asking", default=False)
@@ -84,6 +88,8 @@ class _Transaction:
     xid: str
     pid: int
     timeline: str
+    #: Since when the server has statistics: since it was made, or since its last crash.
+    life: str | None
 
 
 def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float, timeouts: Timeouts) -> None:
@@ -157,7 +163,7 @@ def _commit_nothing(dialect: Any, original: Callable[[Any], None], proxied: Any)
         connection.invalidate(error)
 
 
-def _note(proxied: Any, timeline: str) -> _Transaction | None:
+def _note(proxied: Any, timeline: Any) -> _Transaction | None:
     cursor = proxied.cursor()
     try:
         cursor.execute(_NOTE)
@@ -167,7 +173,7 @@ def _note(proxied: Any, timeline: str) -> _Transaction | None:
         raise
     finally:
         _quietly(cursor.close)
-    return None if xid is None else _Transaction(xid, pid, timeline)
+    return None if xid is None else _Transaction(xid, pid, *timeline)
 
 
 def _connection(proxied: Any) -> Connection | None:
@@ -217,11 +223,25 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
     try:
         cursor = connection.cursor()
         cursor.execute(_TIMELINE)
-        (timeline,) = cursor.fetchone()
+        timeline, life = cursor.fetchone()
         if timeline != transaction.timeline:
             # A standby may know of a COMMIT later than its primary: worth asking again. On another timeline the id may
             # have been given to another transaction.
             return "unknown" if timeline else ""
+        if life != transaction.life:
+            # It has crashed: an id of which nothing had reached the disk is given away again. Then the transaction
+            # was lost, whatever became of the other one; but a COMMIT may be either's.
+            try:
+                cursor.execute(_STATUS, parameters)
+            except Exception as error:
+                if error_code(error) != "22023":
+                    raise
+                return "aborted"
+            (status,) = cursor.fetchone()
+            if status == "in progress":
+                # Another one's, if it is not ours after somebody has reset the statistics.
+                return ""
+            return "aborted" if status == "aborted" else "unknown"
         cursor.execute(_STATUS, parameters)
         (status,) = cursor.fetchone()
         if status == "in progress":
@@ -253,12 +273,15 @@ def introduce(connection: Any, info: dict[str, Any], timeouts: Timeouts, *, reso
         connection.autocommit = True
         cursor = connection.cursor()
         cursor.execute(_INTRODUCTION if resolves else _TIMEOUT)
-        milliseconds, *timeline = cursor.fetchone()
+        milliseconds, *history = cursor.fetchone()
         cursor.close()
         timeouts.opened(info, int(milliseconds))
-        if resolves and timeline[0]:
-            info[TIMELINE] = timeline[0]
+        if resolves and history[0]:
+            info[TIMELINE] = tuple(history)
     except Exception as error:
+        if connection.closed:
+            # Lost while it was opened.
+            raise
         logger.debug("the server does not say what it is: %s", type(error).__name__)
     finally:
         _quietly(lambda: setattr(connection, "autocommit", before))

@@ -245,7 +245,7 @@ def test_an_answer_of_another_history_is_not_believed(shop: Shop) -> None:
     @sqlalchemy.event.listens_for(engine, "checkout")
     def as_if_before_a_failover(connection: object, record: Any, borrower: object) -> None:
         if "workerpools timeline" in record.info:
-            record.info["workerpools timeline"] = "0000FFFF"
+            record.info["workerpools timeline"] = ("0000FFFF", "")
 
     @shop.task()
     def task(self: Any) -> None:
