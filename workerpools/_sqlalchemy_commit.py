@@ -119,7 +119,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             return
         transaction = None
         if TIMELINE in proxied.info:
-            transaction = _note(proxied, proxied.info[TIMELINE])
+            with timeouts.watched(proxied.dbapi_connection):
+                transaction = _note(proxied, proxied.info[TIMELINE])
             if transaction is None:
                 _commit_nothing(dialect, original, proxied)
                 return
