@@ -13,7 +13,7 @@ from celery import Celery
 
 from workerpools._celery import lifecycle
 from workerpools._celery.settings import read_settings
-from workerpools._celery.terms import check_delays
+from workerpools._celery.terms import check_times
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
 from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
@@ -178,7 +178,7 @@ class WorkerPools(Registry):
         for app in self._apps:
             read_settings(app.conf)
             if WorkerPools.of(app) is self:
-                for warning in check_delays(app):
+                for warning in check_times(app):
                     logger.warning(warning)
         self.prepare()
 
