@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from celery import Celery, Task
 
@@ -127,13 +127,7 @@ def _in_attempts(task: PooledTask) -> Any:
     def run_in_attempts(*args: Any, **kwargs: Any) -> Any:
         # Looked up at each call: Celery's task_annotations may replace the class's run after the task was made.
         original = _bound_run(task, cls)
-        request: Any = cast(Any, task).request_stack.top
-        return run(
-            lambda: original(*args, **kwargs),
-            request=request,
-            called_directly=request is None or request.called_directly,
-            terms=terms,
-        )
+        return run(lambda: original(*args, **kwargs), terms)
 
     return run_in_attempts
 

@@ -44,6 +44,10 @@ class TaskTerms:
     def policy(self) -> RetryPolicy | None:
         return RetryPolicy.of(self._task.replay, self.name)
 
+    def requests(self) -> list[Any]:
+        found: list[Any] = self._task.request_stack.stack
+        return found
+
     def is_control(self, error: BaseException) -> bool:
         return isinstance(error, TaskPredicate)
 

@@ -40,6 +40,10 @@ class Terms(Protocol):
         """The task's policy; None where replaying is turned off."""
         ...
 
+    def requests(self) -> list[Any]:
+        """Return the requests that the task runs for in this thread, the outermost first."""
+        ...
+
     def is_control(self, error: BaseException) -> bool:
         """Return whether ``error`` is the task system's own way to end a run (Retry, Ignore, Reject)."""
         ...
@@ -80,19 +84,31 @@ class Terms(Protocol):
         ...
 
 
+#: Stands for the request of a run that is inside of no other one: the first of the task's.
+_OUTERMOST = object()
+
+
 class _Run:
     """One delivery of a task: what its attempts share. An :class:`workerpools._core.scope.Allowance`."""
 
-    __slots__ = ("_deadline", "before", "budget", "replays", "request", "started", "terms")
+    __slots__ = ("_deadline", "_request", "before", "budget", "replays", "started", "terms")
 
     def __init__(self, terms: Terms, request: Any) -> None:
         self.terms = terms
-        self.request = request
+        self._request = request
         self.started = time.monotonic()
         self.replays = 0
         self.before: int | None = None
         self.budget: Budget | None = None
         self._deadline: Deadline | None = None
+
+    @property
+    def request(self) -> Any:
+        if self._request is _OUTERMOST:
+            # Asked for late, because asking takes longer than all the rest, and few runs need it.
+            requests = self.terms.requests()
+            self._request = requests[0] if requests else None
+        return self._request
 
     @property
     def deadline(self) -> Deadline:
@@ -154,7 +170,7 @@ class _Run:
             attempt.used[0].registry.budget.succeeded(0)
 
 
-def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Terms) -> R:
+def run(body: Callable[[], R], terms: Terms) -> R:
     """Run ``body`` inside an attempt: commit what it did when it returns, undo it on every other way out.
 
     A body that another one calls as a plain function joins that one's attempt: one session, one commit, no replay of
@@ -162,19 +178,22 @@ def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Te
 
     Args:
         body: The task body, with its arguments.
-        request: The Celery request that the body runs for.
-        called_directly: Whether the task was called as a plain function.
         terms: What the task says about running again.
 
     Raises:
         BaseException: What the body raised, or the failure to commit; unchanged, but for a note. A time limit or an
             exception of the body that a failed clean-up masked comes out instead of the clean-up's.
     """
-    if _joins(scope.current(), request, called_directly):
-        return body()
+    outer = scope.current()
+    request: Any = _OUTERMOST
+    if outer is not None:
+        requests = terms.requests()
+        request = requests[-1] if requests else None
+        if request is None or request.called_directly or _runs_for(outer, request):
+            return body()
     delivery = _Run(terms, request)
     while True:
-        attempt = Attempt(request, delivery)
+        attempt = Attempt(delivery)
         try:
             result = _once(attempt, body)
             delivery.succeeded(attempt)
@@ -185,7 +204,7 @@ def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Te
             verdict = judge(error, attempt.classify)
             if verdict.noted is not None and verdict.noted.deadline:
                 # The task's own limit ended it, by way of a server or a socket: it is reported as that limit.
-                raise terms.time_limit_exceeded(terms.allowed(request)) from error
+                raise terms.time_limit_exceeded(terms.allowed(delivery.request)) from error
             if verdict.noted is None or verdict.failure is None:
                 if verdict.error is error:
                     raise
@@ -237,14 +256,10 @@ def _emit(noted: Noted, kind: EventKind, failure: Failure, detail: str) -> None:
         noted.owner.listeners.emit(kind, failure.resource, detail)
 
 
-def _joins(outer: Attempt | None, request: object, called_directly: bool) -> bool:
-    if outer is None:
-        return False
-    if called_directly:
-        return True
+def _runs_for(outer: Attempt, request: object) -> bool:
     # ``.apply()`` brings a request of its own; ``task.run()`` within the body still has the outer one's.
     attempt: Attempt | None = outer
-    while attempt is not None and attempt.request is not request:
+    while attempt is not None and (attempt.allowance is None or attempt.allowance.request is not request):
         attempt = attempt.parent
     return attempt is not None
 

@@ -72,19 +72,22 @@ class Allowance(Protocol):
         """When the task must have ended."""
         ...
 
+    @property
+    def request(self) -> object:
+        """The Celery request it runs for, whose identity tells one run from another; None outside a worker."""
+        ...
+
 
 class Attempt:
     """One run of a task body.
 
     Args:
-        request: The Celery request it runs for, whose identity tells one run from another; None outside a worker.
         allowance: What it may still replay; None where nothing is known of that.
     """
 
-    __slots__ = ("_scoped", "_token", "allowance", "effects", "noted", "parent", "request", "used")
+    __slots__ = ("_scoped", "_token", "allowance", "effects", "noted", "parent", "used")
 
-    def __init__(self, request: object = None, allowance: Allowance | None = None) -> None:
-        self.request = request
+    def __init__(self, allowance: Allowance | None = None) -> None:
         self.allowance = allowance
         self.parent = _current.get()
         #: What left that cannot be taken back.
