@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,17 +109,23 @@ def paired(
     return quartiles([one / other for one, other in pairs], "×", goal)
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    sides: Mapping[str, Callable[[], float]], rounds: int, *, budget: float = math.inf
+) -> dict[str, list[float]]:
     """Take one sample of each side a round: A B C, then C B A, so that a trend favours nobody.
 
     Args:
         sides: Take a sample each. Each runs once before, and that sample is thrown away.
         rounds: How many samples each side gives.
+        budget: After so many seconds no further round is begun; there are three at least, if three are wanted.
     """
+    started = time.monotonic()
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for sample in sides.values():
         sample()
     for number in range(rounds):
+        if number >= 3 and time.monotonic() - started > budget:
+            break
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
         for name in order:
             samples[name].append(sides[name]())
@@ -134,7 +140,6 @@ def block(call: Callable[[], object], calls: int, clock: Callable[[], float] = t
         calls: How often it is called.
         clock: In seconds; by default the thread's own CPU time, which other processes do not lengthen.
     """
-    gc.collect()
     start = clock()
     for _ in range(calls):
         call()

@@ -132,7 +132,8 @@ def test_a_hard_limit_that_is_not_kept_is_warned_of(
     """Below the worker's soft limit."""
     keep_limits(type("Worker", (), {"app": app, "time_limit": None, "soft_time_limit": soft})())
     terms(app, **options)
-    found = check_times(app)
+    # Celery gives the app what other tests have shared, too.
+    found = [warning for warning in check_times(app) if warning.startswith("shop.task: ")]
     assert bool(found) is warned
     assert not warned or "shop.task: its time_limit of 10 s is below the worker's soft limit of 60 s" in found[0]
 
@@ -141,7 +142,7 @@ def test_a_limit_beyond_the_visibility_timeout_is_warned_of() -> None:
     """The broker would deliver the task again while it runs."""
     app = Celery("terms", broker="redis://localhost", set_as_current=False)
     terms(app, time_limit=7200)
-    assert "shop.task: it may run for 7200 s" in check_times(app)[0]
+    assert any("shop.task: it may run for 7200 s" in warning for warning in check_times(app))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,8 @@ def test_a_delay_beyond_the_visibility_timeout_is_warned_of(
     app.conf.broker_transport_options = options
     pools = WorkerPools(app)
     terms(app, replay=policy)
-    found = check_times(app)
+    # Celery gives the app what other tests have shared, too.
+    found = [warning for warning in check_times(app) if warning.startswith("shop.task: ")]
     assert bool(found) is warned
     assert not warned or "shop.task: a retry may wait" in found[0]
     with caplog.at_level(logging.WARNING, logger="workerpools"):

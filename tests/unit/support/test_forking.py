@@ -73,12 +73,13 @@ def test_a_child_that_leaves_by_itself_is_an_error() -> None:
 
 def test_a_child_that_hangs_is_killed() -> None:
     """The timeout bounds the test, and nothing stays behind."""
+    # Servers of the session may be children of this process, too.
+    before = set(children_of(os.getpid()))
     started = time.monotonic()
     with pytest.raises(ChildTimedOut):
         run_in_fork(lambda: time.sleep(60), timeout=0.3)
     assert time.monotonic() - started < 5
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert set(children_of(os.getpid())) <= before
 
 
 def test_a_grandchild_that_lives_on_does_not_hold_the_answer_up() -> None:
@@ -117,16 +118,14 @@ def _meet(end: socket.socket) -> bytes:
 
 def test_leaves_no_descriptor_and_no_child() -> None:
     """Good or bad, a run leaves this process as it was."""
-    before = open_fds()
+    before, children = open_fds(), set(children_of(os.getpid()))
     run_in_fork(os.getpid)
     with pytest.raises(ChildRaised):
         run_in_fork(partial(int, "x"))
     with pytest.raises(ChildTimedOut):
         run_in_fork(partial(time.sleep, 60), timeout=0.05)
     assert open_fds().keys() == before.keys()
-    assert os.getpid() not in children_of()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert set(children_of(os.getpid())) <= children
 
 
 def _note(path: str, text: str) -> None:
