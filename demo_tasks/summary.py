@@ -120,9 +120,10 @@ class Summary:
         """Return what each child opened, as plain lines."""
         return [
             f"{name}: "
-            + f"{sum(child.runs.values()):,} tasks; "
+            + f"{_plural(sum(child.runs.values()), 'task')}; "
             + ", ".join(
-                f"{child.opened[resource]} connections of {resource} (a client per task: {per_task(child, resource):,})"
+                f"{_plural(child.opened[resource], 'connection')} of {resource} "
+                f"(a client per task: {per_task(child, resource):,})"
                 for resource in RESOURCES
             )
             for name, child in self.children.items()

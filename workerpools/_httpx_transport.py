@@ -151,7 +151,8 @@ class WatchedTransport(httpx.BaseTransport):
         self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation
     ) -> None:
         resource = self._traffic.opening.resource
-        add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {request.url.host}")
+        host = request.url.host or "a URL without a host"
+        add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
         if isinstance(error, httpx.TimeoutException) and scope.deadline().remaining() == 0.0:
             add_note(error, "workerpools: the task's deadline had come")
             scope.note_failure(error, Noted(None, Phase.REQUEST, self._traffic.opening, deadline=True))

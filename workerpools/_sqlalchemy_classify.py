@@ -7,7 +7,14 @@ from typing import Any
 
 from workerpools._core.failure import Failure, FailureKind, Phase, Sent
 
-__all__ = ["classify_connect", "classify_statement", "classify_unwatched", "error_code", "is_read_only"]
+__all__ = [
+    "classify_connect",
+    "classify_statement",
+    "classify_unwatched",
+    "error_code",
+    "is_client_side",
+    "is_read_only",
+]
 
 #: At connect the drivers carry no SQLSTATE, so the server's words are all there is. Only what will not mend itself is
 #: looked for; anything else is a server that cannot serve now.
@@ -57,6 +64,17 @@ def error_code(error: BaseException | None) -> str:
 def is_read_only(code: str) -> bool:
     """Return whether the server refused a write because it is no primary any more: the connection is of no use."""
     return code in _READ_ONLY
+
+
+def is_client_side(error: BaseException) -> bool:
+    """Return whether a PostgreSQL driver failed without a word of the server's: it has lost the connection.
+
+    A server's error has a SQLSTATE. SQLAlchemy looks at the driver's connection and at some texts, and does not know
+    all of them ("connection socket closed" of psycopg 3, for one).
+    """
+    cls = type(error)
+    from_driver = cls.__module__.partition(".")[0] in ("psycopg", "psycopg2")
+    return from_driver and cls.__name__ == "OperationalError" and not error_code(error)
 
 
 def classify_connect(error: BaseException, *, resource: str) -> Failure:

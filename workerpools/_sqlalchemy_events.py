@@ -17,7 +17,13 @@ from workerpools._core.effects import Effect, note_effect
 from workerpools._core.failure import Noted, Phase
 from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
-from workerpools._sqlalchemy_classify import classify_connect, classify_statement, error_code, is_read_only
+from workerpools._sqlalchemy_classify import (
+    classify_connect,
+    classify_statement,
+    error_code,
+    is_client_side,
+    is_read_only,
+)
 from workerpools._sqlalchemy_commit import (
     COMMIT_STATE,
     CONNECTION,
@@ -129,8 +135,9 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
             add_note(error, f"workerpools: connecting for the resource {resource!r}")
             scope.note_failure(error, Noted(classify_connect(original, resource=resource), Phase.CONNECT, opening))
             return
-        if is_read_only(error_code(original)):
-            # The server is no primary any more, and every ping of this connection would succeed for ever.
+        if is_read_only(error_code(original)) or is_client_side(original):
+            # The server is no primary any more, and every ping of this connection would succeed for ever; or the driver
+            # has lost the connection in a way that SQLAlchemy does not know.
             context.is_disconnect = True
         if context.is_disconnect:
             add_note(error, f"workerpools: a connection of the resource {resource!r} was lost")
@@ -171,6 +178,8 @@ def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: T
 def _phase(connection: Connection, statement: str | None) -> Phase:
     if statement is None:
         return _phases.get(connection, Phase.STATEMENT)
+    if _COMMIT.search(statement):
+        return Phase.COMMIT
     return Phase.ROLLBACK if statement.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
 
 

@@ -81,7 +81,7 @@ class HttpxClient(Adapter[httpx.Client]):
         options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
-        ConfigurationError: ``httpx.Client`` has no such option.
+        ConfigurationError: ``httpx.Client`` has no such option, or ``base_url`` is no URL of a server.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+        self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
         self._limits = limits
         self._max_connections = max_connections
@@ -192,8 +193,7 @@ class HttpxClient(Adapter[httpx.Client]):
         return failure if failure is not None and failure.resource else None
 
     def describe(self) -> str:
-        base_url = str(self._client_options.get("base_url", ""))
-        return f"HttpxClient {redact_url(base_url)}".strip()
+        return f"HttpxClient {self._base_url}".strip()
 
 
 class _Credentials(httpx.Auth):
@@ -224,6 +224,37 @@ _CLIENT_OPTIONS = frozenset(
         "params",
     )
 )
+
+
+def _shown_base_url(base_url: Any, *, any_scheme: bool) -> str:
+    """Return what may be shown of a base URL.
+
+    Args:
+        base_url: The URL.
+        any_scheme: Whether a transport of the user's may know schemes of its own.
+
+    Raises:
+        ConfigurationError: It is no URL of a server; the message does not show it, as it may hold a password.
+    """
+    if base_url is None:
+        raise ConfigurationError("HttpxClient: base_url is None; is the variable that it is read from set?")
+    try:
+        url = httpx.URL(base_url)
+    except (TypeError, httpx.InvalidURL):
+        url = httpx.URL()
+    if str(base_url) and not (url.host and url.scheme and (any_scheme or url.scheme in ("http", "https"))):
+        raise ConfigurationError(
+            "HttpxClient: base_url cannot be used (it is not shown here, as it may hold a password); wanted: "
+            "http:// or https:// and a host, like https://api.example.com, a password's special characters escaped "
+            "(urllib.parse.quote)"
+        )
+    if url.userinfo and (b"@" in url.raw_path or "@" in url.fragment):
+        # A password's "/", "?" or "#" has ended the host: what stands there is a part of it, and errors would show it.
+        raise ConfigurationError(
+            "HttpxClient: base_url has an '@' after its host (it is not shown here, as it may hold a password); "
+            "a password's special characters must be escaped (urllib.parse.quote)"
+        )
+    return redact_url(str(base_url))
 
 
 def _environment_proxies() -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import sqlalchemy
-from sqlalchemy.engine import URL, make_url
+import sqlalchemy.exc
+from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 
 from workerpools import _sqlalchemy_events
@@ -21,9 +22,11 @@ from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure, FailureKind, Phase, Sent
 from workerpools._core.lifetime import Lifetime
+from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import classify_unwatched, error_code
-from workerpools.errors import ConfigurationError
+from workerpools._sqlalchemy_url import about_driver, check_options, parsed
+from workerpools.errors import ConfigurationError, NoAttemptError
 
 if TYPE_CHECKING:
     from workerpools._core.resource import Resource
@@ -115,7 +118,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ``connect_args`` or the URL's query sets.
 
     Raises:
-        ConfigurationError: ``url`` is no URL.
+        ConfigurationError: ``url`` is no URL, or an option is misspelt.
     """
 
     def __init__(
@@ -136,14 +139,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         pgbouncer: bool = False,
         **options: Any,
     ) -> None:
-        try:
-            self._url = make_url(url)
-        except ArgumentError:
-            # SQLAlchemy's message repeats the whole text, password included.
-            raise ConfigurationError(
-                "SQLAlchemyEngine: the URL cannot be parsed (it is not shown here, as it may hold a password); "
-                "wanted: dialect+driver://user:password@host:port/database"
-            ) from None
+        self._url, self._shown = parsed(url)
+        check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
@@ -155,7 +152,11 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def prepare(self) -> None:
         """Import the driver."""
-        _dialect(self._url).import_dbapi()
+        try:
+            _dialect(self._url).import_dbapi()
+        except ImportError as error:
+            add_note(error, about_driver(self._url))
+            raise
 
     def open(self, opening: Opening) -> sqlalchemy.Engine:
         options = {**self._pool_options(opening.execution_pool), **self._options}
@@ -163,7 +164,11 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
             options["connect_args"].setdefault("prepare_threshold", None)
-        engine = sqlalchemy.create_engine(self._url, **options)
+        try:
+            engine = sqlalchemy.create_engine(self._url, **options)
+        except ImportError as error:
+            add_note(error, about_driver(self._url))
+            raise
         if (credentials := self._credentials) is not None:
 
             @sqlalchemy.event.listens_for(engine, "do_connect")
@@ -204,14 +209,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return earlier[0] if earlier and _follows(error) else None
 
     def describe(self) -> str:
-        shown = URL.create(
-            self._url.drivername,
-            username=self._url.username,
-            host=self._url.host,
-            port=self._url.port,
-            database=self._url.database,
-        )
-        return f"SQLAlchemyEngine {shown.render_as_string()}"
+        return f"SQLAlchemyEngine {self._shown}"
 
 
 def _dialect(url: URL) -> type[DefaultDialect]:
@@ -232,18 +230,32 @@ class TaskSession(Overridable[Session]):
     Args:
         engine: The resource whose engine the session uses.
         options: Options of ``sqlalchemy.orm.Session``.
+
+    Raises:
+        ConfigurationError: ``engine`` is no resource, or ``Session`` has no such option.
     """
 
     __workerpools__ = True
 
     def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
         super().__init__()
+        given: Any = engine
+        if callable(given) or not hasattr(type(given), "__get__"):
+            name = getattr(given, "__name__", type(given).__name__)
+            raise ConfigurationError(
+                f"TaskSession({name}): wanted: the resource, so that each process has an engine of its own: "
+                "TaskSession(pools.add(SQLAlchemyEngine(url)))"
+            )
+        unknown = options.keys() - inspect.signature(Session).parameters.keys()
+        if unknown:
+            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {', '.join(sorted(unknown))}")
         self._engine = engine
         self._options = options
         self._name = "session"
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        self._where = self._where or f"{owner.__name__}.{name}"
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> TaskSession: ...
@@ -254,13 +266,71 @@ class TaskSession(Overridable[Session]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        attempt = scope.require(f"{type(instance).__name__}.{self._name}")
+        where = f"{type(instance).__name__}.{self._name}"
+        attempt = scope.require(where)
 
-        def make() -> Session:
-            return Session(self._engine.__get__(instance, owner), **self._options)
+        def make() -> _Lent:
+            engine = self._engine.__get__(instance, owner)
+            # A test's stand-in may be a Connection: that has a dialect, too.
+            if not hasattr(engine, "dialect"):
+                resource = getattr(self._engine, "name", type(self._engine).__name__)
+                raise ConfigurationError(
+                    f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
+                    "TaskSession wants the resource of an engine"
+                )
+            return _Lent(_BodysSession(engine, **self._options), where)
 
-        session: Session = attempt.scoped(self, make)
-        return session
+        lent: _Lent = attempt.scoped(self, make)
+        return lent.session
+
+    def _misplaced(self, name: str) -> str:
+        return (
+            f"{self._where or self._name} is the declaration: a session exists in a task body, as "
+            f"self.{self._name}.{name}; elsewhere make one of your own: sqlalchemy.orm.Session(engine)"
+        )
+
+
+class _BodysSession(Session):
+    """A session that an attempt commits or rolls back, and that is of no use once the attempt is over."""
+
+    #: Where it was asked for, once the attempt is over.
+    over = ""
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        self._refuse_if_over()
+        return super().begin(nested)
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Any:
+        # Asked for whenever the database is to be used.
+        self._refuse_if_over()
+        return super().get_bind(*arguments, **options)
+
+    def _refuse_if_over(self) -> None:
+        # Session(close_resets_only=False) would forbid a body to close its session and go on, too.
+        if self.over:
+            self.close()
+            raise NoAttemptError(
+                f"{self.over}: the run of the task body that this session belonged to is over, and nobody would commit "
+                "what it does. Return data from a body, not its session; elsewhere make a session of your own: "
+                "sqlalchemy.orm.Session(engine)"
+            )
+
+
+class _Lent:
+    """What an attempt does to the session of its body."""
+
+    def __init__(self, session: _BodysSession, where: str) -> None:
+        self.session = session
+        self._where = where
+        self.commit = session.commit
+        self.rollback = session.rollback
+        self.invalidate = session.invalidate
+
+    def close(self) -> None:
+        try:
+            self.session.close()
+        finally:
+            self.session.over = self._where
 
 
 def classify(error: BaseException) -> Failure | None:

@@ -113,7 +113,7 @@ class Stage:
 
     def _start(self, stack: ExitStack, label: str, server: ServerProcess | ExternalServer) -> None:
         if isinstance(server, ExternalServer):
-            self._screen.say(f"{label:<12} {server!r}")
+            self._screen.say(f"{label:<12} {server.where}")
             return
         stack.callback(self._stop, label, server)
         with self._screen.waiting(f"starting {label}"):
@@ -129,7 +129,7 @@ class Stage:
 
     def _where(self, server: ServerProcess) -> str:
         if isinstance(server, CeleryWorker):
-            return f"pid {server.pid}, {self._concurrency} children"
+            return f"pid {server.pid}, {self._concurrency} {'child' if self._concurrency == 1 else 'children'}"
         return server.url() if isinstance(server, Flower) else f"127.0.0.1:{server.port}, pid {server.pid}"
 
     def _prepare(self, isolation: Isolation) -> None:

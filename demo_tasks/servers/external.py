@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+_UNSET = "correct it, or unset it to have a server started here"
+
 
 class ExternalServer:
     """A server that is reached by a URL and never started, stopped or restarted.
@@ -36,16 +38,26 @@ class ExternalServer:
         try:
             self._parts: SplitResult = urlsplit(url.strip())
             self._port = self._parts.port
-        except ValueError as error:
-            raise ServerError(f"{variable} is not a URL: {error}.") from None
+        except ValueError:
+            # Neither do they contain what the parser says: of an unescaped password it quotes a part.
+            raise ServerError(f"{variable} is not a URL; {_UNSET}.") from None
         if self._parts.scheme.partition("+")[0] not in self.schemes:
-            raise ServerError(f"{variable} must be a URL that begins with {' or '.join(self.schemes)}.")
+            raise ServerError(f"{variable} must be a URL that begins with {' or '.join(self.schemes)}; {_UNSET}.")
         if self.needs_host and not self._parts.hostname:
-            raise ServerError(f"{variable} names no host.")
+            raise ServerError(f"{variable} names no host; {_UNSET}.")
 
     def __repr__(self) -> str:
-        port = "" if self._port is None else f":{self._port}"
-        return f"<{type(self).__name__} from {self._variable} {self._parts.hostname or 'local socket'}{port}>"
+        return f"<{type(self).__name__} {self.where}>"
+
+    @property
+    def where(self) -> str:
+        """The server's host and port, and the variable that names it."""
+        host = self._parts.hostname or "local socket"
+        if any("@" in unquote(part) for part in (host, *self._parts[2:])):
+            # A password that was not escaped has ended the host: what stands there is a part of it.
+            return f"from {self._variable}"
+        host = f"[{host}]" if ":" in host else host
+        return f"{host}{'' if self._port is None else f':{self._port}'}, from {self._variable}"
 
     def __enter__(self) -> Self:
         return self

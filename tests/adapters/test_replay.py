@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
 from tests.support.upstream import EchoUpstream
 from workerpools import FailureKind, classify
+from workerpools._sqlalchemy_classify import is_client_side
 from workerpools.events import EventKind
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
@@ -387,3 +389,38 @@ def test_a_connection_pool_without_a_free_connection_invalidates_nothing(shop: S
     assert failure is not None
     assert (failure.kind, failure.sent.value, failure.phase.value) == (FailureKind.POOL_EXHAUSTED, "nothing", "acquire")
     assert any("acquire of the resource 'small' failed" in note for note in caught.value.__notes__)
+
+
+def test_a_connection_that_the_driver_alone_knows_to_be_lost_is_replayed(shop: Shop) -> None:
+    """Its descriptor was taken away: no server says a word, and SQLAlchemy knows neither the state nor the text."""
+    runs: list[int] = []
+
+    @shop.task()
+    def task(self: Any) -> None:
+        runs.append(1)
+        insert(self.session, 1)
+        if len(runs) == 1:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, self.session.connection().connection.dbapi_connection.fileno())
+            os.close(null)
+        insert(self.session, 2)
+
+    task()
+    assert len(runs) == 2
+    assert shop.rows() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "code", "expected"),
+    [
+        ("psycopg", "OperationalError", None, True),
+        ("psycopg2", "OperationalError", None, True),
+        ("psycopg.errors", "OperationalError", "57014", False),
+        ("psycopg", "DataError", None, False),
+        ("pymysql.err", "OperationalError", None, False),
+    ],
+)
+def test_what_a_driver_says_on_its_own(module: str, name: str, code: str | None, expected: bool) -> None:
+    """A server's error has a SQLSTATE."""
+    error = type(name, (Exception,), {"__module__": module, "sqlstate": code})("connection socket closed")
+    assert is_client_side(error) is expected

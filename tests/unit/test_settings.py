@@ -81,6 +81,43 @@ def test_unknown_variables_are_refused(variable: str) -> None:
         read_settings(conf(), {variable: "1"})
 
 
+@pytest.mark.parametrize("key", ["WORKERPOOLS_DATABASE_URL", "Workerpools_Database_Url"])
+def test_keys_in_upper_case_are_refused(key: str) -> None:
+    """Celery would ignore them in silence: upper case is for the environment, and for a namespace."""
+    app = Celery("settings", set_as_current=False)
+    setattr(app.conf, key, "sqlite://")
+    with pytest.raises(ConfigurationError, match=rf"{key}.*write workerpools_database_url"):
+        read_settings(app.conf, {})
+
+
+def test_keys_without_their_namespace_are_refused() -> None:
+    """A Django settings module that forgot the prefix."""
+    app = Celery("settings", set_as_current=False)
+    app.config_from_object(SimpleNamespace(WORKERPOOLS_DATABASE_URL="sqlite://"), namespace="CELERY")
+    with pytest.raises(ConfigurationError, match=r"WORKERPOOLS_DATABASE_URL.*write CELERY_WORKERPOOLS_DATABASE_URL"):
+        read_settings(app.conf, {})
+
+
+@pytest.mark.parametrize("namespace", [None, "CELERY"])
+def test_a_dictionary_of_settings_is_refused(namespace: str | None) -> None:
+    """Settings are flat."""
+    app = Celery("settings", set_as_current=False)
+    key = "CELERY_WORKERPOOLS" if namespace else "workerpools"
+    app.config_from_object(SimpleNamespace(**{key: {"database_url": "secret"}}), namespace=namespace)
+    with pytest.raises(ConfigurationError, match=rf"{key} is a dictionary.*workerpools_database_url") as caught:
+        read_settings(app.conf, {})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_configuration_module_may_import_workerpools() -> None:
+    """Celery takes every name of it for a setting."""
+    import workerpools
+
+    app = Celery("settings", set_as_current=False)
+    app.config_from_object(SimpleNamespace(workerpools=workerpools, workerpools_http_timeout=3))
+    assert read_settings(app.conf, {}) == {"http_timeout": 3.0}
+
+
 def test_a_mistaken_url_is_not_shown() -> None:
     """It may be a bare password."""
     with pytest.raises(ConfigurationError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import weakref
@@ -23,7 +24,7 @@ from workerpools._core.registry import CLOSE_TIMEOUT, Registry
 from workerpools._core.resource import Resource
 from workerpools.errors import ConfigurationError
 
-__all__ = ["WorkerPools"]
+__all__ = ["WorkerPools", "is_adapter"]
 
 T = TypeVar("T")
 
@@ -34,6 +35,16 @@ _ADAPTER = ("prepare", "open", "close", "describe")
 
 # The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
 _pools_by_app: weakref.WeakKeyDictionary[Any, list[WorkerPools]] = weakref.WeakKeyDictionary()
+
+
+def is_adapter(value: object) -> bool:
+    """Return whether ``value`` is an adapter, of whatever class."""
+    # Its class is asked: a lazy object (Celery's Proxy) would be made for the answer.
+    return _adapts(type(value))
+
+
+def _adapts(cls: type) -> bool:
+    return all(callable(getattr(cls, name, None)) for name in _ADAPTER)
 
 
 class WorkerPools(Registry):
@@ -113,8 +124,18 @@ class WorkerPools(Registry):
             ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither, or is an
                 adapter and comes with ``close`` or ``connections``.
         """
-        if isinstance(adapter, type) or not all(callable(getattr(adapter, name, None)) for name in _ADAPTER):
-            if isinstance(adapter, type) or not callable(adapter):
+        if isinstance(adapter, type):
+            name = adapter.__name__
+            if _adapts(adapter):
+                raise ConfigurationError(
+                    f"pools.add({name}) wants the adapter, not its class; call it: pools.add({name}(…))"
+                )
+            raise ConfigurationError(
+                f"pools.add() wants an adapter or a function that makes the value, not the class {name}; "
+                f"give it a function: pools.add(lambda: {name}(…))"
+            )
+        if not all(callable(getattr(adapter, name, None)) for name in _ADAPTER):
+            if not callable(adapter):
                 raise ConfigurationError(
                     f"pools.add() wants an adapter or a function that makes the value, not {type(adapter).__name__}; "
                     "give it a function, so that each process makes its own"
@@ -141,9 +162,16 @@ class WorkerPools(Registry):
     @property
     def close_timeout(self) -> float:
         """How long closing may take, in seconds: the setting ``workerpools_close_timeout``, or 5."""
-        for app in self._apps:
-            return float(read_settings(app.conf).get("close_timeout", CLOSE_TIMEOUT))
+        # What is wrong with the settings was told when they were needed; what is open is to be closed all the same.
+        with contextlib.suppress(ConfigurationError):
+            for app in self._apps:
+                return float(read_settings(app.conf).get("close_timeout", CLOSE_TIMEOUT))
         return CLOSE_TIMEOUT
+
+    def close(self, timeout: float | None = None) -> None:
+        # Where nothing is open the settings need not be read: a process may exit because of them.
+        if any(resource.is_open for resource in self.resources):
+            super().close(timeout)
 
     @property
     def budget_capacity(self) -> int:

@@ -155,10 +155,14 @@ def _parsed(setting: Setting, raw: object, shown: str) -> Any:
     try:
         return setting.parse(raw)
     except ValueError as wanted:
-        value = redact_url(raw) if isinstance(raw, str) else raw
+        raise ConfigurationError(f"{shown} is {_shown(setting, raw)}; wanted: {wanted}") from None
+
+
+def _shown(setting: Setting, raw: object) -> str:
+    if isinstance(raw, str):
         # A URL without a scheme cannot be told from a bare password.
-        value = "a text that is not shown here" if setting.parse is _url and isinstance(raw, str) else repr(value)
-        raise ConfigurationError(f"{shown} is {value}; wanted: {wanted}") from None
+        return "a text that is not shown here" if setting.parse is _url else repr(redact_url(raw))
+    return repr(raw) if isinstance(raw, (int, float)) else f"of the type {type(raw).__name__}"
 
 
 def _configured_keys(conf: Any) -> Iterator[tuple[str, str]]:
@@ -169,5 +173,14 @@ def _configured_keys(conf: Any) -> Iterator[tuple[str, str]]:
         lowered = key.lower() if isinstance(key, str) else ""
         # Under a namespace the configured object's keys carry it; defaults and later changes do not.
         plain = lowered.removeprefix(namespace) if namespace else lowered
-        if plain.startswith(PREFIX) and (key == lowered or (namespace and lowered.startswith(namespace))):
-            yield plain, key
+        # A configuration module may import the package of that name.
+        if plain == PREFIX[:-1] and isinstance(conf.get(key), Mapping):
+            flat = ", ".join(f"{PREFIX}{name}" for name in _BY_NAME)
+            raise ConfigurationError(f"{key} is a dictionary, and the settings are flat; they are: {flat}")
+        if not plain.startswith(PREFIX):
+            continue
+        if key != lowered and not (namespace and lowered.startswith(namespace)):
+            # Celery looks up the lower case alone, and would ignore it in silence.
+            right = lowered if not namespace else f"{conf.prefix}{key if conf.prefix.isupper() else lowered}"
+            raise ConfigurationError(f"{key} in the app's configuration is not read: write {right}")
+        yield plain, key

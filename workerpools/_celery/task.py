@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from celery import Celery, Task
 
-from workerpools._celery.app import WorkerPools
+from workerpools._celery.app import WorkerPools, is_adapter
 from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.settings import read_settings
 from workerpools._celery.terms import TaskTerms
@@ -41,6 +42,8 @@ class PooledTask(Task):
     replay: RetryPolicy | bool = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PooledTask:
+        # Before Celery registers it: what is refused later stays in app.tasks.
+        _check_body(cls)
         task: PooledTask = super().__new__(cls)
         # On the instance, and before Celery wraps ``task.run`` for autoretry_for: that stands around the attempt then,
         # so that a failure to commit is retried like a failure of the body.
@@ -54,6 +57,11 @@ class PooledTask(Task):
                 _check_attribute(cls, name)
             if isinstance(value, Resource):
                 value.registry.check_name(value, f"{cls.__name__}.{name}")
+            if is_adapter(value):
+                made = type(value).__name__
+                raise ConfigurationError(
+                    f"{cls.__name__}.{name}: {made}(…) alone is no resource: {name} = pools.add({made}(…))"
+                )
 
     def effect(self, what: str) -> None:
         """Say that the body did something that cannot be taken back and that no resource of the task sees.
@@ -120,13 +128,31 @@ def _check_attribute(cls: type, name: str) -> None:
             )
 
 
+def _check_body(cls: Any) -> None:
+    """Refuse a body of which a call runs nothing: Celery would drop what it returns, and call that success."""
+    body = next((vars(base)["run"] for base in cls.__mro__ if "run" in vars(base)), None)
+    body = getattr(body, "__func__", body)
+    if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+        what = "async def, and asynchronous bodies are not supported in this version; make it a plain function"
+    elif inspect.isgeneratorfunction(body):
+        what = "a generator function, which a call does not run; make it a plain function, without yield"
+    else:
+        return
+    raise ConfigurationError(f"{cls.name or cls.__name__}: the body is {what}")
+
+
 def _in_attempts(task: PooledTask) -> Any:
     cls, terms = type(task), TaskTerms(task)
+    known: Any = None
+    original: Any = None
 
     @functools.wraps(task.run)
     def run_in_attempts(*args: Any, **kwargs: Any) -> Any:
-        # Looked up at each call: Celery's task_annotations may replace the class's run after the task was made.
-        original = _bound_run(task, cls)
+        nonlocal known, original
+        # Looked at in each call: Celery's task_annotations may replace the class's run after the task was made.
+        function = cls.__dict__.get("run")
+        if function is None or function is not known:
+            original, known = _bound_run(task, cls), function
         return run(lambda: original(*args, **kwargs), terms)
 
     return run_in_attempts

@@ -6,16 +6,22 @@ import re
 
 __all__ = ["redact_url"]
 
-_USER_INFO = re.compile(r"(?P<scheme>[\w+.\-]+://|^)(?P<user>[^:/@\s]*):(?P<password>.*)@(?P<rest>[^@]*)$", re.DOTALL)
+# Greedy: the last "@" ends the user information, since a password that was not escaped may hold others.
+_USER_INFO = re.compile(r"(?P<scheme>[\w+.\-]+://)?(?P<info>.*)@(?P<rest>[^@]*)", re.DOTALL)
+# What may stand for a user and for nothing else.
+_USER = re.compile(r"[^:/@?#\s]*")
 _QUERY = re.compile(r"[?#].*$", re.DOTALL)
 
 
 def redact_url(url: str) -> str:
     """Return ``url`` without its password, its query and its fragment.
 
-    Works on text that is no valid URL, too: what stands between the first colon of the user information and the last
-    ``@`` is taken for the password.
+    Works on text that is no valid URL, too: all before the last ``@`` is hidden, but for a user's name with a password
+    after it. Without one it may be a token.
     """
-    # The user information goes first: a password may contain a question mark that was not escaped.
-    shown = _USER_INFO.sub(r"\g<scheme>\g<user>:***@\g<rest>", url)
-    return _QUERY.sub("", shown)
+    match = _USER_INFO.fullmatch(url)
+    if match is None:
+        return _QUERY.sub("", url)
+    user, _, password = match["info"].partition(":")
+    shown = f"{user}:" if password and _USER.fullmatch(user) else ""
+    return f"{match['scheme'] or ''}{shown}***@{_QUERY.sub('', match['rest'])}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from workerpools._core import fork, scope
 from workerpools._core.adapter import Adapter
@@ -44,6 +44,8 @@ class Overridable(Generic[T]):
 
     def __init__(self) -> None:
         self._overrides: tuple[T, ...] = ()
+        #: The class attribute it stands at, for messages.
+        self._where = ""
 
     @contextmanager
     def override(self, value: T) -> Generator[T, None, None]:
@@ -58,6 +60,22 @@ class Overridable(Generic[T]):
             yield value
         finally:
             self._overrides = (*self._overrides[: depth - 1], *self._overrides[depth:])
+
+    if not TYPE_CHECKING:  # a type checker would believe every name
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):
+                # A property of this class raised an AttributeError, which is to come out as it is.
+                return object.__getattribute__(self, name)
+            hint = "" if name.startswith("_") else f"; {self._misplaced(name)}"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+
+    def _misplaced(self, name: str) -> str:
+        """Return what to write in place of ``name`` on the handle."""
+        # Asked for on an object that is half made, too, as copy does.
+        attribute = self.__dict__.get("_name") or "resource"
+        where = self.__dict__.get("_where") or attribute
+        return f"{where} is the handle, not the value: write {where}.get().{name}, or self.{attribute}.{name} in a body"
 
 
 class Resource(Overridable[T]):
@@ -92,6 +110,7 @@ class Resource(Overridable[T]):
             # A refusal must wait for __init_subclass__: before Python 3.12 what is raised here becomes RuntimeError.
             self._name = name
             self.registry.adopt(self)
+        self._where = self._where or f"{owner.__name__}.{name}"
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> Resource[T]: ...
@@ -100,14 +119,17 @@ class Resource(Overridable[T]):
     def __get__(self, instance: Any, owner: type | None = None) -> Resource[T] | T:
         return self if instance is None else self.get()
 
-    def get(self) -> T:
+    def get(self, *arguments: NoReturn, **options: NoReturn) -> T:
         """Return this process's value; the first call in a process opens it.
 
         Raises:
+            TypeError: It takes no arguments: they were meant for a method of the value.
             OpenTimeoutError: Another thread has been opening the value for 60 seconds.
             ConfigurationError: The value's factory asks for the value itself.
             Exception: Whatever the client library raised while opening, with a note that names the resource.
         """
+        if arguments or options:
+            raise TypeError(f"{type(self).__name__}.get() takes no arguments; {self._misplaced('get(…)')}")
         if self._overrides:
             return self._overrides[-1]
         scope.note_use(self)

@@ -15,6 +15,7 @@ __all__ = ["Action", "Decision", "Situation", "decide"]
 #: The upper bound of the delay before a transaction that was aborted runs again, in seconds; it doubles each time.
 #: Those that met in a deadlock would meet again without one.
 ABORTED_BACKOFF = 0.05
+ABORTED_BACKOFF_MAX = 1.0
 
 
 DEFAULT_POLICY = RetryPolicy()
@@ -96,7 +97,7 @@ def decide(failure: Failure, situation: Situation) -> Decision:
     if failure.kind in _AT_ONCE and situation.replays < policy.replays and situation.affordable:
         delay = 0.0
         if failure.kind is FailureKind.ABORTED:
-            delay = situation.chance * ABORTED_BACKOFF * 2**situation.replays
+            delay = situation.chance * min(ABORTED_BACKOFF_MAX, ABORTED_BACKOFF * 2.0 ** min(situation.replays, 60))
         if situation.remaining is None or delay < situation.remaining:
             return Decision(Action.REPLAY, delay)
     return _to_broker(failure, situation, policy)

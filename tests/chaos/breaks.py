@@ -1,0 +1,221 @@
+"""How each thing of the table is broken, at each of its moments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from demo_tasks.servers import PostgresServer
+from tests.chaos import blackhole, table
+from tests.chaos.shop import Shop
+from tests.support.databases import Database
+from tests.support.faults import connection_limit, down_for, read_only, restart, terminate_backends
+from tests.support.pgbouncer import PgBouncer
+from tests.support.proxy import TcpProxy
+from tests.support.sockets import Ending
+
+ENDINGS: dict[str, Ending] = {"FIN": "fin", "RST": "rst"}
+
+#: How long what is slow takes, in seconds.
+SLOW = 1.2
+
+
+@dataclass
+class DatabaseSite:
+    """A shop, and everything between it and its database.
+
+    Attributes:
+        shop: The app.
+        server: The PostgreSQL server, of these tests' own.
+        database: The database, for its owner, directly.
+        proxy: What the app's connections go through.
+        bouncer: The PgBouncer behind the proxy, if there is one.
+    """
+
+    shop: Shop
+    server: PostgresServer
+    database: Database
+    proxy: TcpProxy
+    bouncer: PgBouncer | None = None
+    _undo: ExitStack = field(default_factory=ExitStack)
+
+    def arm(self, broken: str, moment: str) -> None:
+        """Have it broken at that moment of the next delivery; called when the app has been used."""
+        happens = self._action(broken)
+        if moment == table.IDLE:
+            happens()
+        elif moment == table.CONNECTING:
+            self.shop.engine.close()
+            self._while_connecting(broken, happens)
+        elif moment == table.LOGGED_IN:
+            self.shop.engine.close()
+            # The library's first question.
+            self.proxy.cut_when(lambda chunk: b"pg_walfile_name" in chunk, how=ENDINGS[broken], times=None)
+        elif moment == table.MID_QUERY:
+            self.shop.errands.meanwhile(self._until_active)
+            self.shop.errands.meanwhile(happens)
+        elif moment == table.FIRST_BYTE and broken != "blackhole":
+            self._before_chunk(b"insert into", broken, happens)
+        elif moment in (table.BETWEEN, table.FIRST_BYTE):
+            self.shop.at[moment] = happens
+        elif moment == table.BEFORE_COMMIT:
+            self._before_commit(broken, happens)
+        else:
+            self._after_commit(broken, happens)
+
+    def heal(self) -> None:
+        """Repair everything, and wait until the server knows which transactions are lost."""
+        self._undo.close()
+        if self.proxy._listener is None:
+            self.proxy.start()
+        self.proxy._call(lambda: blackhole.heal(self.proxy))
+        self.proxy.pass_through()
+
+    def settle(self) -> None:
+        """End the app's connections, and wait until nothing of it is left on the server."""
+        self.shop.engine.close()
+        self.proxy.close_all()
+        if self.bouncer is not None:
+            self.bouncer.stop()
+        ours = "application_name LIKE 'workerpools %' AND datname = current_database()"
+        _eventually(lambda: self.database.execute(f"SELECT 1 FROM pg_stat_activity WHERE {ours}") == [])
+
+    def _action(self, broken: str) -> Callable[[], object]:
+        bouncer = self.bouncer
+        if bouncer is not None and broken != "terminate":
+            return {
+                "restart": bouncer.restart,
+                "restart slow": lambda: self._until_healed(bouncer.stop, bouncer.start),
+                "paused": lambda: self._pause_for_a_moment(bouncer),
+                "paused for long": lambda: self._until_healed(bouncer.pause, bouncer.resume),
+                "pool full": self._occupy,
+            }[broken]
+        return {
+            "FIN": lambda: self.proxy.close_all("fin"),
+            "RST": lambda: self.proxy.close_all("rst"),
+            "blackhole": lambda: self.proxy._call(lambda: blackhole.sever(self.proxy)),
+            "terminate": lambda: terminate_backends(self.database),
+            "restart immediate": lambda: restart(self.server),
+            "restart fast": self._restart_in_order,
+            "restart slow": lambda: self._undo.enter_context(down_for(self.server, SLOW)),
+            "read-only": lambda: self._undo.enter_context(read_only(self.server, recovered=self.database)),
+            "read-only for long": lambda: self._undo.enter_context(read_only(self.server)),
+            "connection limit": lambda: self._undo.enter_context(connection_limit(self.database, 0)),
+            "pool full": lambda: self._undo.enter_context(self.shop.engine.get().connect()),
+            "serialization failure": lambda: self.database.execute("UPDATE stock SET n = n + 100"),
+            "wrong password": lambda: None,
+        }[broken]
+
+    def _until_healed(self, breaks: Callable[[], object], repairs: Callable[[], object]) -> None:
+        self._undo.callback(repairs)
+        breaks()
+
+    def _restart_in_order(self) -> None:
+        self.server.stop()
+        self.shop.errands.tell(lambda: _later(self.server.start, 0.4))
+
+    def _pause_for_a_moment(self, bouncer: PgBouncer) -> None:
+        bouncer.pause()
+        self.shop.errands.meanwhile(lambda: _later(bouncer.resume, 0.4))
+
+    def _occupy(self) -> None:
+        """Hold PgBouncer's only server connection."""
+        import psycopg2
+
+        assert self.bouncer is not None
+        connection = psycopg2.connect(self.bouncer.database.dsn)
+        self._undo.callback(connection.close)
+        connection.cursor().execute("SELECT 1")
+
+    def _while_connecting(self, broken: str, happens: Callable[[], object]) -> None:
+        if broken in ENDINGS:
+            self.proxy.cut_after(0, "to_server", ENDINGS[broken], scope="all")
+        elif broken == "blackhole":
+            self.proxy._call(lambda: blackhole.refuse_silently(self.proxy))
+        else:
+            happens()
+
+    def _until_active(self) -> None:
+        """Wait until the server executes the task's statement."""
+        active = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+        _eventually(lambda: self.database.execute(active) != [])
+
+    def _before_chunk(self, text: bytes, broken: str, happens: Callable[[], object]) -> None:
+        if broken in ENDINGS:
+            self.proxy.cut_when(lambda chunk: text in chunk, how=ENDINGS[broken])
+            return
+
+        def look(chunk: bytes) -> bool:
+            if text in chunk and not happened:
+                happened.append(True)
+                # The chunk waits for it in the proxy's thread.
+                self.shop.errands.ask(happens)
+            return False
+
+        happened: list[bool] = []
+        self.proxy.cut_when(look)
+
+    def _before_commit(self, broken: str, happens: Callable[[], object]) -> None:
+        if broken == "blackhole":
+            # From the answer on that comes right before COMMIT.
+            self._sever_at(b"pg_current_xact_id_if_assigned", "to_client")
+        else:
+            self._before_chunk(b"COMMIT", broken, happens)
+
+    def _after_commit(self, broken: str, happens: Callable[[], object]) -> None:
+        if broken in ENDINGS:
+            self.proxy.cut_when(lambda chunk: b"COMMIT" in chunk, how=ENDINGS[broken], deliver=True)
+        elif broken == "blackhole":
+            self._sever_at(b"COMMIT", "to_server")
+        elif broken == "terminate":
+            self._terminate_in_trigger()
+        else:
+            self.proxy.cut_when(lambda chunk: self._acknowledges(chunk, broken, happens), "to_client")
+
+    def _acknowledges(self, chunk: bytes, broken: str, happens: Callable[[], object]) -> bool:
+        if b"COMMIT\0" not in chunk:
+            return False
+        self.shop.errands.ask(happens)
+        if broken == "connection limit":
+            self.shop.errands.tell(lambda: _later(self._undo.close, SLOW))
+        return True
+
+    def _sever_at(self, text: bytes, direction: Any) -> None:
+        def look(chunk: bytes) -> bool:
+            if text in chunk and not happened:
+                happened.append(True)
+                blackhole.sever(self.proxy)
+            return False
+
+        happened: list[bool] = []
+        self.proxy.cut_when(look, direction)
+
+    def _terminate_in_trigger(self) -> None:
+        """Have the first COMMIT end its own session, before its transaction is through."""
+        self.database.execute("CREATE SEQUENCE commits")
+        self.database.execute("GRANT USAGE ON SEQUENCE commits TO public")
+        self.database.execute(
+            "CREATE FUNCTION terminate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF nextval('commits') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(1); END IF;"
+            " RETURN NULL; END $$"
+        )
+        self.database.execute(
+            "CREATE CONSTRAINT TRIGGER ends AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION terminate()"
+        )
+
+
+def _later(action: Callable[[], object], seconds: float) -> None:
+    time.sleep(seconds)
+    action()
+
+
+def _eventually(question: Callable[[], bool], timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not question():
+        if time.monotonic() > deadline:
+            raise TimeoutError("it never came true")
+        time.sleep(0.02)

@@ -1,0 +1,191 @@
+"""An app whose tasks are delivered as a worker delivers them, and a record of what became of each delivery."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Retry
+from celery.worker.request import Request
+
+from tests.chaos import table
+from tests.chaos.errands import Errands
+from tests.chaos.table import Step
+from workerpools import FailureKind, PooledTask, RetryPolicy, WorkerPools, classify
+from workerpools.events import Event, EventKind
+from workerpools.httpx import HttpxClient
+from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+
+_NUMBERS = itertools.count(1)
+
+_DONE = {
+    EventKind.ATTEMPT_REPLAYED: table.REPLAYED,
+    EventKind.REQUEST_REPLAYED: table.SENT_AGAIN,
+    EventKind.TASK_RETRIED: table.RETRIED,
+    EventKind.REPLAY_REFUSED: table.RAISED,
+}
+
+
+class Shop:
+    """One app, one task, a memory broker, and what happened.
+
+    Attributes:
+        runs: How often the body has begun.
+        raised: What came out of each delivery; None where it succeeded.
+        errands: The test's thread, for what the body wants done there.
+        at: What to do at a moment of the body's, once.
+    """
+
+    def __init__(self) -> None:
+        name = f"chaos{next(_NUMBERS)}"
+        self.app = Celery(name, broker="memory://", set_as_current=False)
+        # The memory broker's queues belong to the process: a queue of its own for each app.
+        self.app.conf.task_default_queue = name
+        self.pools = WorkerPools(self.app)
+        self.events: list[Event] = []
+        self.pools.subscribe(self.events.append)
+        self.runs = 0
+        self.raised: list[BaseException | None] = []
+        self.errands = Errands()
+        self.at: dict[str, Callable[[], object]] = {}
+        self._attributes: dict[str, Any] = {}
+
+    def add_database(self, **options: Any) -> None:
+        """Give the task an engine, ``self.db``, and ``self.session``."""
+        self.engine = self.pools.add(SQLAlchemyEngine(**options), name="db")
+        self._attributes.update(db=self.engine, session=TaskSession(self.engine))
+
+    def add_api(self, **options: Any) -> None:
+        """Give the task a client, ``self.api``."""
+        self.api = self.pools.add(HttpxClient(**options), name="api")
+        self._attributes["api"] = self.api
+
+    def declare(self, body: Callable[[Any], object], declared: str) -> None:
+        """Make the task.
+
+        Args:
+            body: Its body.
+            declared: What it says of itself, as the table has it.
+        """
+        shop = self
+
+        def call(self: Any) -> object:
+            # In the place where a worker calls the task: what comes out is what Celery is given.
+            try:
+                result = self.run()
+            except BaseException as error:
+                shop.raised.append(error)
+                raise
+            shop.raised.append(None)
+            return result
+
+        base = type("ChaosTask", (PooledTask,), {"abstract": True, "__call__": call, **self._attributes})
+
+        @self.app.task(base=base, bind=True, name=f"{self.app.main}.task", **_options(declared))  # type: ignore[untyped-decorator]
+        def task(self: Any) -> object:
+            shop.runs += 1
+            return body(self)
+
+        self.task = task
+
+    def pause_at(self, moment: str) -> None:
+        """Let happen what is to happen at this moment of the body's, if anything."""
+        if moment in self.at:
+            self.errands.ask(self.at.pop(moment))
+
+    def send(self) -> None:
+        """Send the task to the broker."""
+        self.task.apply_async()
+
+    def deliver(self, message: Any) -> None:
+        """Run a message's task as a worker's process does."""
+        self.errands.run(Request(message, app=self.app).execute)
+
+    def take(self) -> Any:
+        """Take the next message from the broker; None if there is none."""
+        with self.app.connection_for_read() as connection, connection.SimpleQueue(self.app.main) as queue:
+            try:
+                return queue.get_nowait()
+            except queue.Empty:
+                return None
+
+    def steps(self) -> tuple[Step, ...]:
+        """Return what the library says it did, in the order in which it did it."""
+        found: list[Step] = []
+        for event in self.events:
+            if event.kind is EventKind.COMMIT_RESOLVED and event.detail == "outcome=committed":
+                found.append((None, table.RESOLVED))
+            elif event.kind in _DONE:
+                kind = re.search(r"\bkind=(\w+)", event.detail)
+                assert kind is not None
+                found.append((FailureKind(kind[1]), _DONE[event.kind]))
+        return tuple(found)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.pools.close()
+        while self.take() is not None:
+            pass
+
+
+def _options(declared: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if "idempotent=True" in declared:
+        options["idempotent"] = True
+    if "replay=False" in declared:
+        options["replay"] = False
+    if "replays=0" in declared:
+        options["replay"] = RetryPolicy(replays=0)
+    return options
+
+
+def run_to_the_end(shop: Shop, heal: Callable[[], object], expected: tuple[Step, ...]) -> None:
+    """Send the task, run it while everything is broken, heal, and run what it put back on the broker.
+
+    Asserts that what came out of the first delivery, and how often the body ran, agrees with the expected steps.
+    """
+    shop.events.clear()
+    shop.send()
+    sent_at = datetime.now(timezone.utc)
+    try:
+        shop.deliver(shop.take())
+    finally:
+        returned_at = datetime.now(timezone.utc)
+        heal()
+    assert shop.steps() == expected, shop.raised
+    kind, last = expected[-1] if expected else (None, table.UNNOTICED)
+    replays = sum(done == table.REPLAYED for _, done in expected)
+    replayed = replays + sum(done == table.SENT_AGAIN for _, done in expected)
+    assert shop.runs == 1 + replays
+    [error] = shop.raised
+    if last == table.RETRIED:
+        assert isinstance(error, Retry)
+        original = error.__cause__ or error.__context__ or error.exc
+        assert original is not None
+        failure = classify(original)
+        assert failure is not None
+        assert failure.kind is kind
+        message = shop.take()
+        assert message is not None
+        assert message.headers["retries"] == 1
+        # Full jitter: from nothing to the policy's first bound.
+        eta = datetime.fromisoformat(message.headers["eta"])
+        assert sent_at <= eta <= returned_at + timedelta(seconds=RetryPolicy().backoff)
+        assert message.headers.get("workerpools_replays", 0) == replayed
+        assert shop.take() is None
+        shop.deliver(message)
+        assert shop.runs == 2 + replays
+        assert shop.raised[1] is None
+    elif last == table.RAISED:
+        assert error is not None
+        failure = classify(error)
+        assert failure is not None
+        assert failure.kind is kind
+        assert any("Not run again: " in note for note in error.__notes__)
+    else:
+        assert error is None
+    assert shop.take() is None

@@ -1,0 +1,155 @@
+"""Every break of an HTTP connection, at every moment, plain and over TLS: the requests of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.chaos import blackhole, table
+from tests.chaos.breaks import ENDINGS
+from tests.chaos.shop import Shop, run_to_the_end
+from tests.chaos.table import Cell
+from tests.support.proxy import TcpProxy
+from tests.support.tls import TlsProxy
+from tests.support.upstream import EchoUpstream
+
+#: How much of a response passes before it is cut: the head surely, and not the body, nor what TLS adds to either.
+_HALF = 20_000
+_CHUNKS = 8000
+
+
+@dataclass
+class HttpSite:
+    """A shop, its upstream, and the proxy that its connections go through: before TLS begins, if there is any."""
+
+    shop: Shop
+    upstream: EchoUpstream
+    proxy: TcpProxy
+    _undo: ExitStack = field(default_factory=ExitStack)
+
+    def arm(self, broken: str, moment: str) -> None:
+        """Have it broken at that moment of the next delivery; called when the client has been used."""
+        if broken == "pool full":
+            response = self.shop.api.get().stream("GET", "/stream", params={"n": _CHUNKS})
+            self._undo.enter_context(response)
+        elif moment == table.CONNECTING:
+            self.shop.api.close()
+            self._while_connecting(broken)
+        elif broken in ENDINGS:
+            self._end(broken, moment)
+        elif broken == "blackhole":
+            self._lose(moment)
+
+    def heal(self) -> None:
+        """Repair everything."""
+        self._undo.close()
+        if self.proxy._listener is None:
+            self.proxy.start()
+        self.proxy._call(lambda: blackhole.heal(self.proxy))
+        self.proxy.pass_through()
+
+    def _while_connecting(self, broken: str) -> None:
+        if broken in ENDINGS:
+            self.proxy.cut_after(0, "to_server", ENDINGS[broken], scope="all")
+        elif broken == "blackhole":
+            self.proxy._call(lambda: blackhole.refuse_silently(self.proxy))
+        elif broken == "restart slow":
+            # Of an HTTP server only this is seen: connections end, and for a while nobody listens.
+            self.proxy.close_all()
+            self.proxy.stop()
+
+    def _end(self, broken: str, moment: str) -> None:
+        how = ENDINGS[broken]
+        if moment == table.IDLE:
+            self.proxy.close_all(how)
+        elif moment == table.FIRST_BYTE:
+            # What comes next over the kept connection is the request.
+            self.proxy.cut_after(0, "to_server", how, scope="open")
+        elif moment == table.GOT_IT:
+            self.proxy.cut_when(lambda chunk: True, "to_server", how, deliver=True, scope="open")
+        elif moment == table.HEADERS:
+            self.proxy.cut_after(10, "to_client", how, scope="open")
+        else:
+            self.proxy.cut_after(_HALF, "to_client", how, scope="open")
+
+    def _lose(self, moment: str) -> None:
+        passed = [0]
+
+        def sever(chunk: bytes) -> bool:
+            passed[0] += len(chunk)
+            if moment == table.HEADERS or passed[0] > _HALF:
+                blackhole.sever(self.proxy)
+            return False
+
+        if moment == table.IDLE:
+            self.proxy._call(lambda: blackhole.sever(self.proxy))
+        else:
+            # The request that was read is still sent on; its response is lost, or the rest of it.
+            self.proxy.cut_when(sever, "to_server" if moment == table.HEADERS else "to_client", scope="open")
+
+
+@pytest.fixture
+def site(
+    upstream: EchoUpstream,
+    tls_upstream: TlsProxy,
+    cell: Cell,
+    broken: str,
+    driver: str,
+    proxy_to: Callable[[Any], TcpProxy],
+) -> Iterator[HttpSite]:
+    """An app with a client that has used its connection once."""
+    with ExitStack() as opened:
+        tls = driver == table.TLS
+        proxy = proxy_to(tls_upstream if tls else upstream)
+        shop = Shop()
+        options: dict[str, Any] = {"timeout": httpx.Timeout(0.5, connect=0.5, pool=0.2)}
+        if broken == "pool full":
+            options["limits"] = httpx.Limits(max_connections=1)
+        if broken != "wrong certificate":
+            options["verify"] = tls_upstream.client_context()
+        shop.add_api(base_url=f"{'https' if tls else 'http'}://127.0.0.1:{proxy.port}", **options)
+        opened.callback(shop.close)
+        made = HttpSite(shop, upstream, proxy)
+        opened.callback(made.heal)
+        yield made
+
+
+def send(api: httpx.Client, request: str, path: str = "/orders") -> None:
+    """Send a request as the table names it: ``POST with a key``."""
+    method, _, key = request.partition(" ")
+    api.request(method, path, headers={"Idempotency-Key": "order-1"} if key else {}).raise_for_status()
+
+
+def _body(shop: Shop, cell: Cell, broken: str, method: str) -> Callable[[Any], None]:
+    def body(self: Any) -> None:
+        if cell.before:
+            send(self.api, cell.before)
+            shop.pause_at("after that")
+        path = f"/stream?n={_CHUNKS}" if cell.moment == table.MID_BODY else "/echo/token"
+        if broken.isdigit() and shop.runs == 1:
+            path += f"?status={broken}"
+        send(self.api, method, path)
+
+    return body
+
+
+@pytest.mark.parametrize(("cell", "broken", "driver", "method"), table.parameters(*table.OVER_HTTP))
+def test_cell(cell: Cell, broken: str, driver: str, method: str, site: HttpSite) -> None:
+    """What the task did, and how often the server saw the request."""
+    shop = site.shop
+    shop.declare(_body(shop, cell, broken, method), cell.declared)
+    if broken != "wrong certificate":
+        send(shop.api.get(), "GET", "/echo/warm")
+        site.upstream.clear()
+    if cell.before:
+        shop.at["after that"] = lambda: site.arm(broken, cell.moment)
+    else:
+        site.arm(broken, cell.moment)
+    run_to_the_end(shop, site.heal, cell.steps)
+    seen = [request for request in site.upstream.requests() if broken != "pool full" or request.path != "/stream"]
+    assert len(seen) == cell.requests
