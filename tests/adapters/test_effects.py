@@ -98,7 +98,8 @@ def test_a_wrong_option_is_refused_when_the_task_is_bound(shop: Shop, options: d
     """By the task's name, before a worker starts."""
     with pytest.raises(ConfigurationError, match=f"shop.wrong: {named}"):
 
-        @shop.task(name="shop.wrong", **options)
+        # Not shared: Celery would bind it to every app of the process, those of other tests included.
+        @shop.task(name="shop.wrong", shared=False, **options)
         def task(self: Any) -> None: ...
 
         task.bind(shop.app)

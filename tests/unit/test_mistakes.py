@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,8 +18,6 @@ from sqlalchemy.orm import Session
 from tests.support.paths import environment
 from workerpools import (
     ConfigurationError,
-    DatabaseTask,
-    HTTPTask,
     NoAttemptError,
     PooledTask,
     WorkerPools,
@@ -265,76 +261,6 @@ def test_misspelt_options_of_the_session() -> None:
     with pytest.raises(ConfigurationError, match="no option expire_on_comit"):
         TaskSession(engine, expire_on_comit=False)
     TaskSession(engine, expire_on_commit=False, autoflush=False)
-
-
-# --- handles -------------------------------------------------------------------------------------------------------
-
-
-class Handles(PooledTask):
-    pools = WorkerPools()
-    api = pools.add(HttpxClient())
-    db = pools.add(SQLAlchemyEngine("sqlite://"))
-    session = TaskSession(db)
-
-
-def test_a_handle_called_like_its_value() -> None:
-    """The message tells the handle from the value."""
-    api: Any = Handles.api
-    for ask in (lambda: api.get("/orders/7"), lambda: api.get(url="/orders/7")):
-        with pytest.raises(TypeError, match=r"Handles\.api is the handle.*Handles\.api\.get\(\)\.get\(…\)"):
-            ask()
-
-
-@pytest.mark.parametrize(
-    ("attribute", "hint"),
-    [
-        ("db.connect", r"Handles\.db is the handle.*Handles\.db\.get\(\)\.connect.*self\.db\.connect"),
-        ("session.execute", r"Handles\.session is the declaration.*self\.session\.execute"),
-    ],
-)
-def test_a_handle_used_like_its_value(attribute: str, hint: str) -> None:
-    """An AttributeError as before, and a hint."""
-    handle, _, name = attribute.partition(".")
-    with pytest.raises(AttributeError, match=hint) as caught:
-        getattr(getattr(Handles, handle), name)
-    assert caught.value.name == name
-
-
-def test_a_handle_from_settings_used_like_its_value() -> None:
-    """The bases without a declaration are no different."""
-    http: Any = HTTPTask.http
-    session: Any = DatabaseTask.session
-    with pytest.raises(AttributeError, match=r"http\.get\(\)\.post"):
-        http.post("/orders")
-    with pytest.raises(AttributeError, match=r"self\.session\.execute"):
-        session.execute("SELECT 1")
-
-
-@pytest.mark.parametrize("handle", [Handles.api, Handles.session, HTTPTask.http])
-def test_a_hint_breaks_no_protocol(handle: Any) -> None:
-    """What asks for an attribute to learn if it is there gets a plain no."""
-    assert not hasattr(handle, "connect")
-    assert not hasattr(handle, "__deepcopy__")
-    assert getattr(handle, "_repr_html_", None) is None
-    empty = type(handle).__new__(type(handle))
-    assert not hasattr(empty, "connect")
-    assert not hasattr(empty, "_overrides")
-    assert type(copy.copy(handle)) is type(handle)
-    with pytest.raises(TypeError, match="pickle"):
-        pickle.dumps(Handles.api)
-
-
-def test_a_property_that_fails_tells_its_own_error() -> None:
-    """Not that the attribute is missing."""
-
-    class Nameless(HttpxClient):
-        def describe(self) -> str:
-            raise AttributeError("mine")
-
-    resource = WorkerPools(new_app()).add(Nameless(), name="x")
-    resource._name = None
-    with pytest.raises(AttributeError, match=r"^mine$"):
-        assert resource.name
 
 
 # --- attempts ------------------------------------------------------------------------------------------------------

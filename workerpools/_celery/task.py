@@ -97,11 +97,10 @@ class PooledTask(Task):
                 only log it.
         """
         bound = super().bind(app)
-        RetryPolicy.of(cls.replay, cls.name or cls.__name__)
-        if not isinstance(cls.idempotent, bool):
-            raise ConfigurationError(
-                f"{cls.name or cls.__name__}: idempotent={cls.idempotent!r}; wanted: True or False"
-            )
+        whose, idempotent = str(cls.name or cls.__name__), cast(Any, cls.idempotent)
+        RetryPolicy.of(cls.replay, whose)
+        if not isinstance(idempotent, bool):
+            raise ConfigurationError(f"{whose}: idempotent={idempotent!r}; wanted: True or False")
         read_settings(app.conf)
         for name, resource in _resources(cls):
             if isinstance(resource, ConfiguredResource):
