@@ -13,6 +13,7 @@ import sys
 import time
 
 from celery import signals
+from celery.concurrency.prefork import TaskPool
 
 from benchmarks.tracer import traced, worker_like
 
@@ -20,7 +21,7 @@ from benchmarks.tracer import traced, worker_like
 class _Worker:
     """What `worker_init` shows of a worker."""
 
-    pool_cls = "prefork"
+    pool_cls = TaskPool
     concurrency = max_concurrency = 2
     time_limit = soft_time_limit = None
 
@@ -34,6 +35,9 @@ def main() -> None:
     app = importlib.import_module(f"benchmarks.apps.{name}").app
     with worker_like(app):
         signals.worker_init.send(sender=_Worker(app))
+        # As in a worker, whose parent has both long before it forks.
+        app.finalize()
+        app.backend  # noqa: B018
         for _ in range(children):
             if os.fork() == 0:
                 print(json.dumps(_child(app.tasks["get"])), flush=True)

@@ -53,10 +53,10 @@ def run(servers: Servers, *, quick: bool) -> Result:
 
         return measured
 
-    firsts = alternate({name: first(name) for name in _APPS}, rounds, budget=100.0)
+    firsts = alternate({name: first(name) for name in _APPS}, rounds, budget=70.0)
     used = [_imports(_NAMES, "import workerpools") for _ in range(rounds)]
     bare = [_imports("import celery", "import workerpools") for _ in range(rounds)]
-    memory = alternate({name: _memory(servers, name) for name in _APPS}, 1 if quick else forks, budget=80.0)
+    memory = alternate({name: _memory(servers, name) for name in _APPS}, 1 if quick else forks, budget=50.0)
     return Result(
         "startup",
         "What does a worker, and each of its children, pay at its start?",

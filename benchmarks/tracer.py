@@ -25,20 +25,21 @@ def load(name: str, environment: Mapping[str, str]) -> ModuleType:
 
     Args:
         name: The module's name in `benchmarks.apps`.
-        environment: What it finds in ``os.environ`` while it is imported.
+        environment: What it finds in ``os.environ`` meanwhile.
     """
     kept = dict(os.environ)
     os.environ.update(environment)
     try:
         common = _fresh("common", "benchmarks.apps.common")
         module = _fresh(name, f"benchmarks.apps._{name}_{next(_numbers)}")
+        # Within: what it opens may look at the environment, too.
+        open_clients: Callable[[], object] | None = getattr(module, "open_clients", None)
+        if open_clients is not None:
+            open_clients()
     finally:
         os.environ.clear()
         os.environ.update(kept)
     assert module.common is common
-    open_clients: Callable[[], object] | None = getattr(module, "open_clients", None)
-    if open_clients is not None:
-        open_clients()
     return module
 
 
