@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import httpx
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
+from workerpools._core.deadline import Deadline
 from workerpools._core.events import EventKind
 from workerpools._core.failure import Failure, FailureKind, Noted, Phase, noted_of
+from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._httpx_classify import RESOURCE, classify_transport, is_idempotent
 from workerpools._httpx_trace import Trace
+from workerpools.errors import DeadlineExceeded
 
 __all__ = ["Traffic", "WatchedTransport"]
 
@@ -49,8 +53,9 @@ class Traffic:
 class _Generation:
     """A transport whose connections are of one age, and how many requests use it."""
 
-    def __init__(self, transport: httpx.BaseTransport) -> None:
+    def __init__(self, transport: httpx.BaseTransport, lives: float | None) -> None:
         self.transport = transport
+        self.over = None if lives is None else time.monotonic() + lives
         self.users = 0
         self.retired = False
 
@@ -62,6 +67,7 @@ class WatchedTransport(httpx.BaseTransport):
         transport: Where requests go; or a function that makes that, so that a set of connections can be given up.
         traffic: The client's.
         traced: Whether the transport is known to tell httpcore's trace of each step.
+        lifetime: How long a set of connections is used; it is replaced then, and ends with its last response.
     """
 
     def __init__(
@@ -70,12 +76,17 @@ class WatchedTransport(httpx.BaseTransport):
         traffic: Traffic,
         *,
         traced: bool,
+        lifetime: Lifetime,
     ) -> None:
+        self._lifetime = lifetime
         self._make = None if isinstance(transport, httpx.BaseTransport) else transport
-        self._current = _Generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
+        self._current = self._generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
         self._lock = threading.Lock()
         self._traffic = traffic
         self._traced = traced
+
+    def _generation(self, transport: httpx.BaseTransport) -> _Generation:
+        return _Generation(transport, self._lifetime.drawn(random.random()))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -103,8 +114,17 @@ class WatchedTransport(httpx.BaseTransport):
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         before = request.extensions
+        deadline = scope.deadline()
+        remaining = deadline.remaining()
+        if remaining is not None and remaining <= 0.0:
+            raise DeadlineExceeded(
+                f"{request.method} by the resource {self._traffic.opening.resource!r} was not begun: the task's "
+                "deadline has come"
+            )
         trace = Trace(self._traffic.opening, request, watched=self._traced)
         request.extensions = {**before, "trace": trace}
+        if remaining is not None:
+            request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
         if not self._traced:
             trace.leaves()
         generation = self._acquire()
@@ -123,6 +143,7 @@ class WatchedTransport(httpx.BaseTransport):
             cast(httpx.SyncByteStream, response.stream),
             release=lambda: self._release(generation),
             failed=lambda error: self._failed(error, request, trace, generation),
+            deadline=deadline,
         )
         return response
 
@@ -132,6 +153,10 @@ class WatchedTransport(httpx.BaseTransport):
         resource = self._traffic.opening.resource
         host = request.url.host or "a URL without a host"
         add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
+        if isinstance(error, httpx.TimeoutException) and scope.deadline().remaining() == 0.0:
+            add_note(error, "workerpools: the task's deadline had come")
+            scope.note_failure(error, Noted(None, Phase.REQUEST, self._traffic.opening, deadline=True))
+            return
         failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
         scope.note_failure(error, Noted(failure, failure.phase if failure else Phase.REQUEST, self._traffic.opening))
         if trace.progress.head_failed:
@@ -141,6 +166,9 @@ class WatchedTransport(httpx.BaseTransport):
 
     def _acquire(self) -> _Generation:
         self._traffic.begin()
+        over = self._current.over
+        if over is not None and time.monotonic() >= over:
+            self._retire(self._current)
         with self._lock:
             self._current.users += 1
             return self._current
@@ -161,13 +189,28 @@ class WatchedTransport(httpx.BaseTransport):
             if generation.retired:
                 return
             generation.retired = True
-            self._current = _Generation(self._make())
+            self._current = self._generation(self._make())
             over = generation.users == 0
         if over:
             generation.transport.close()
 
     def close(self) -> None:
         self._current.transport.close()
+
+
+class ClampedTimeouts(dict[str, Any]):
+    """httpx's four time-outs in seconds, none of them longer than what remains when it is asked for.
+
+    httpcore asks for each when it begins to wait (the request extension ``timeout``).
+    """
+
+    def __init__(self, timeouts: Mapping[str, float | None], deadline: Deadline) -> None:
+        super().__init__(timeouts)
+        self._deadline = deadline
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return one time-out; one that is None, or missing, would wait for ever."""
+        return self._deadline.clamp(super().get(name, default))
 
 
 class _WatchedStream(httpx.SyncByteStream):
@@ -179,14 +222,20 @@ class _WatchedStream(httpx.SyncByteStream):
         *,
         release: Callable[[], object],
         failed: Callable[[httpx.TransportError], object],
+        deadline: Deadline,
     ) -> None:
+        self._deadline = deadline
         self._stream = stream
         self._release: Callable[[], object] | None = release
         self._failed = failed
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._stream
+            for chunk in self._stream:
+                yield chunk
+                # A response that trickles in is within each read's time-out for ever.
+                if self._deadline.remaining() == 0.0:
+                    raise DeadlineExceeded("a response was not read to its end: the task's deadline has come")
         except httpx.TransportError as error:
             self._failed(error)
             raise

@@ -17,11 +17,13 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.engine import Connection
 
+from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._core.events import EventKind
 from workerpools._core.failure import FailureKind
 from workerpools._sqlalchemy_classify import classify_connect, error_code
+from workerpools._sqlalchemy_timeouts import Timeouts
 
 __all__ = [
     "ASKING",
@@ -29,7 +31,7 @@ __all__ = [
     "CONNECTION",
     "CommitState",
     "commits_each_statement",
-    "note_timeline",
+    "introduce",
     "watch_commits",
 ]
 
@@ -54,11 +56,13 @@ _END = (
 )
 # The first eight digits of a WAL file's name are those of the timeline; a standby has none to write to.
 # The statistics begin anew with every recovery from a crash, and are kept over an orderly restart.
-_TIMELINE = (
-    "SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,"
+_HISTORY = (
+    "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,"
     " (SELECT stats_reset::text FROM pg_stat_bgwriter)"
 )
-
+_TIMELINE = f"SELECT {_HISTORY}"
+_TIMEOUT = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
+_INTRODUCTION = f"SELECT setting, {_HISTORY} FROM pg_settings WHERE name = 'statement_timeout'"
 
 #: Set where a connection is made for no other purpose than to ask: it belongs to no attempt.
 ASKING: ContextVar[bool] = ContextVar("workerpools_asking", default=False)
@@ -88,16 +92,26 @@ class _Transaction:
     life: str | None
 
 
-def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float) -> None:
+def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float, timeouts: Timeouts) -> None:
     """Note each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
 
     Args:
         engine: The engine; its dialect's ``do_commit`` is replaced.
         opening: Whose engine it is.
         resolve_timeout: How long to ask for the outcome, in seconds.
+        timeouts: Has COMMIT and ROLLBACK watched.
     """
     dialect: Any = engine.dialect
-    original: Callable[[Any], None] = dialect.do_commit
+    commit: Callable[[Any], None] = dialect.do_commit
+    rollback: Callable[[Any], None] = dialect.do_rollback
+
+    def original(proxied: Any) -> None:
+        with timeouts.watched(proxied.dbapi_connection):
+            commit(proxied)
+
+    def do_rollback(proxied: Any) -> None:
+        with timeouts.watched(getattr(proxied, "dbapi_connection", proxied)):
+            rollback(proxied)
 
     def do_commit(proxied: Any) -> None:
         if commits_each_statement(proxied.dbapi_connection):
@@ -105,7 +119,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             return
         transaction = None
         if TIMELINE in proxied.info:
-            transaction = _note(proxied, proxied.info[TIMELINE])
+            with timeouts.watched(proxied.dbapi_connection):
+                transaction = _note(proxied, proxied.info[TIMELINE])
             if transaction is None:
                 _commit_nothing(dialect, original, proxied)
                 return
@@ -118,7 +133,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
                 # The server has answered: it was not committed.
                 withdraw_effect(effect)
                 raise
-            outcome = _resolve(engine, opening, transaction, resolve_timeout) if transaction else ""
+            within = scope.deadline().clamp(resolve_timeout) or 0.0
+            outcome = _resolve(engine, transaction, within) if transaction else ""
             if outcome == "committed":
                 opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=committed")
                 _throw_away(engine, proxied)
@@ -131,6 +147,7 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             raise
 
     dialect.do_commit = do_commit
+    dialect.do_rollback = do_rollback
 
 
 def _commit_nothing(dialect: Any, original: Callable[[Any], None], proxied: Any) -> None:
@@ -175,7 +192,7 @@ def _throw_away(engine: sqlalchemy.Engine, proxied: Any) -> None:
     engine.dispose()
 
 
-def _resolve(engine: sqlalchemy.Engine, opening: Opening, transaction: _Transaction, timeout: float) -> str:
+def _resolve(engine: sqlalchemy.Engine, transaction: _Transaction, timeout: float) -> str:
     """Return ``committed``, ``aborted``, or an empty text if it could not be found out within ``timeout``."""
     started = time.monotonic()
     pause = 0.02
@@ -241,12 +258,14 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
         _quietly(connection.invalidate)
 
 
-def note_timeline(connection: Any, info: dict[str, Any]) -> None:
-    """Ask a new connection which history its server writes, where that can be asked; costs one round trip.
+def introduce(connection: Any, info: dict[str, Any], timeouts: Timeouts, *, resolves: bool) -> None:
+    """Ask a new connection which history its server writes, and which timeout is in force; costs one round trip.
 
     Args:
         connection: The driver's connection, not yet used.
         info: The connection's ``info``. Without a timeline in it, no COMMIT over the connection is resolved.
+        timeouts: Told of the timeout.
+        resolves: Whether the timeline is wanted.
     """
     before = connection.autocommit
     try:
@@ -254,16 +273,17 @@ def note_timeline(connection: Any, info: dict[str, Any]) -> None:
         # no such functions.
         connection.autocommit = True
         cursor = connection.cursor()
-        cursor.execute(_TIMELINE)
-        timeline, life = cursor.fetchone()
+        cursor.execute(_INTRODUCTION if resolves else _TIMEOUT)
+        milliseconds, *history = cursor.fetchone()
         cursor.close()
-        if timeline:
-            info[TIMELINE] = timeline, life
+        timeouts.opened(info, int(milliseconds))
+        if resolves and history[0]:
+            info[TIMELINE] = tuple(history)
     except Exception as error:
         if connection.closed:
             # Lost while it was opened.
             raise
-        logger.debug("the server tells no timeline: %s", type(error).__name__)
+        logger.debug("the server does not say what it is: %s", type(error).__name__)
     finally:
         _quietly(lambda: setattr(connection, "autocommit", before))
 

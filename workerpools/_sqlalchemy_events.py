@@ -13,8 +13,9 @@ from sqlalchemy.exc import PendingRollbackError
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
-from workerpools._core.effects import Effect, note_effect, withdraw_effect
+from workerpools._core.effects import Effect, note_effect
 from workerpools._core.failure import Noted, Phase
+from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._sqlalchemy_classify import (
     classify_connect,
@@ -24,87 +25,45 @@ from workerpools._sqlalchemy_classify import (
     is_read_only,
 )
 from workerpools._sqlalchemy_commit import (
-    ASKING,
     COMMIT_STATE,
     CONNECTION,
     CommitState,
     commits_each_statement,
-    note_timeline,
     watch_commits,
 )
+from workerpools._sqlalchemy_pool import watch_pool
+from workerpools._sqlalchemy_timeouts import Timeouts, slack
 
 __all__ = ["watch"]
-
-_RAW = "workerpools raw connection"
 
 #: COMMIT as text, which no event tells of; END is PostgreSQL's other word for it.
 _COMMIT = re.compile(r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b", re.IGNORECASE)
 
 
-def watch(engine: sqlalchemy.Engine, opening: Opening, *, resolve_timeout: float) -> None:
+def watch(
+    engine: sqlalchemy.Engine, opening: Opening, *, resolve_timeout: float, lifetime: Lifetime, session_settings: bool
+) -> None:
     """Report the connections of ``engine`` to ``opening``, and what it does to the attempt that it does it for.
 
     Args:
         engine: The engine, not yet used.
         opening: What the adapter was told.
         resolve_timeout: How long to ask for the outcome of a lost COMMIT, in seconds; 0 for not at all.
+        lifetime: How long connections are kept and trusted.
+        session_settings: Whether a session's settings stay with its connection.
     """
-    _watch_pool(engine, opening, resolves=resolve_timeout > 0 and engine.dialect.driver in ("psycopg2", "psycopg"))
-    watch_commits(engine, opening, resolve_timeout)
-    _watch_transactions(engine, opening)
-    _watch_errors(engine, opening)
+    timeouts = Timeouts(session=session_settings)
+    watch_pool(engine, opening, lifetime, timeouts, resolves=resolve_timeout > 0)
+    watch_commits(engine, opening, resolve_timeout, timeouts)
+    _watch_transactions(engine, opening, timeouts)
+    _watch_errors(engine, opening, timeouts)
 
 
-def _watch_pool(engine: sqlalchemy.Engine, opening: Opening, *, resolves: bool) -> None:
-    # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
-    # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
-    @event.listens_for(engine, "do_connect")
-    def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
-        port = parameters.get("port")
-        opening.descriptors.connecting(int(port) if port else None)
-
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, record: Any) -> None:
-        if hasattr(connection, "fileno"):
-            opening.connected(connection, _purpose())
-            if resolves and not ASKING.get():
-                note_timeline(connection, record.info)
-        else:
-            # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
-            opening.descriptors.gave_up()
-            opening.descriptors.lend(connection, connection)
-
-    @event.listens_for(engine, "checkout")
-    def checked_out(connection: Any, record: Any, borrower: object) -> None:
-        opening.descriptors.lend(record, borrower)
-        if scope.current() is not None and not ASKING.get():
-            # Whoever takes a connection past the engine may commit on it unseen.
-            record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
-            note_effect(effect)
-
-    @event.listens_for(engine, "engine_connect")
-    def wrapped(connection: Connection) -> None:
-        effect = connection.info.pop(_RAW, None)
-        if effect is not None:
-            withdraw_effect(effect)
-
-    @event.listens_for(engine, "close")
-    def closed(connection: Any, record: object) -> None:
-        opening.disconnected(connection, _purpose())
-
-    @event.listens_for(engine, "close_detached")
-    def closed_detached(connection: Any) -> None:
-        opening.disconnected(connection)
-
-
-def _purpose() -> str:
-    return "purpose=resolve" if ASKING.get() else ""
-
-
-def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
+def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeouts) -> None:
     @event.listens_for(engine, "begin")
     def begins(connection: Connection) -> None:
         _phases[connection] = Phase.STATEMENT
+        timeouts.transaction_ends(connection.info)
 
     # The next ones fire before the driver is called.
     @event.listens_for(engine, "commit")
@@ -117,6 +76,11 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
                 "statement that may fail in begin_nested()"
             )
         connection.info[CONNECTION] = weakref.ref(connection)
+
+    @event.listens_for(engine, "rollback_savepoint")
+    def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
+        # What was set since the savepoint is undone, too.
+        timeouts.transaction_ends(connection.info)
 
     @event.listens_for(engine, "rollback")
     def rolls_back(connection: Connection) -> None:
@@ -145,13 +109,19 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
             note_effect(committed)
         elif commits_each_statement(connection.connection.dbapi_connection):
             note_effect(executed)
+        if not is_aborted(connection.connection.dbapi_connection):
+            timeouts.before_statement(connection.connection.dbapi_connection, connection.info)
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def executed_it(connection: Connection, *_: object) -> None:
+        timeouts.after_statement(connection.info)
 
 
 #: What each connection is doing; no entry means statements.
 _phases: weakref.WeakKeyDictionary[Connection, Phase] = weakref.WeakKeyDictionary()
 
 
-def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
+def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeouts) -> None:
     resource = opening.resource
 
     @event.listens_for(engine, "handle_error")
@@ -172,6 +142,10 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
         if context.is_disconnect:
             add_note(error, f"workerpools: a connection of the resource {resource!r} was lost")
         phase = _phase(connection, context.statement)
+        if _ended_by_deadline(connection, original, timeouts):
+            add_note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
+            scope.note_failure(error, Noted(None, phase, opening, deadline=True))
+            return
         state: CommitState | None = getattr(original, COMMIT_STATE, None)
         failure = classify_statement(
             original,
@@ -189,6 +163,16 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
                 f"ask the database: SELECT pg_xact_status('{state.xid}')",
             )
         scope.note_failure(error, Noted(failure, phase, opening))
+
+
+def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts) -> bool:
+    # An invalidated connection has no info to be asked for.
+    shut_down = not connection.invalidated and timeouts.after_statement(connection.info)
+    remaining = scope.deadline().remaining()
+    if remaining is None:
+        return False
+    # 57014 query_canceled: the server's word for statement_timeout, too; the user's own one may have been shorter.
+    return shut_down or (error_code(error) == "57014" and remaining <= slack(remaining))
 
 
 def _phase(connection: Connection, statement: str | None) -> Phase:

@@ -4,6 +4,7 @@
 
     WorkerPoolsError
     ├── ConfigurationError      (also ValueError)    a declaration or setting is wrong
+    ├── DeadlineExceeded        (also TimeoutError)  a task's deadline came before something was begun
     ├── NoAttemptError          (also RuntimeError)  something of an attempt was used outside one
     └── OpenTimeoutError        (also TimeoutError)  another thread's opening did not end in time
 
@@ -14,7 +15,7 @@ Celery pickles exceptions. None is an AttributeError: ``__getattr__`` would swal
 
 from __future__ import annotations
 
-__all__ = ["ConfigurationError", "NoAttemptError", "OpenTimeoutError", "WorkerPoolsError"]
+__all__ = ["ConfigurationError", "DeadlineExceeded", "NoAttemptError", "OpenTimeoutError", "WorkerPoolsError"]
 
 
 class WorkerPoolsError(Exception):
@@ -23,6 +24,10 @@ class WorkerPoolsError(Exception):
 
 class ConfigurationError(WorkerPoolsError, ValueError):
     """A declaration or a setting is wrong; the message names it, its value and what to do."""
+
+
+class DeadlineExceeded(WorkerPoolsError, TimeoutError):
+    """A task's deadline has come: what it asked for was not begun, or not waited for any longer."""
 
 
 class NoAttemptError(WorkerPoolsError, RuntimeError):

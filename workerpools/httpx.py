@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import httpx
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure
+from workerpools._core.lifetime import Lifetime
 from workerpools._core.redact import redact_url
 from workerpools._httpx_classify import classify_status, classify_unwatched
 from workerpools._httpx_transport import Traffic, WatchedTransport
@@ -71,6 +72,12 @@ class HttpxClient(Adapter[httpx.Client]):
             instead, ``transport=lambda: MyTransport()``.
         socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
         max_connections: How many connections a process may open, where ``limits`` is not given.
+        max_lifetime: For how long a connection is used, in seconds; None for ever. httpx itself never resolves a name
+            again while a connection lives: this is what follows a change of DNS or of a load balancer. Responses that
+            are on their way end undisturbed.
+        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        credentials: Called for each request; returns ``(user, password)`` for basic authentication, or a bearer token
+            as a text. For secrets that change.
         options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
@@ -92,11 +99,19 @@ class HttpxClient(Adapter[httpx.Client]):
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport] | None = None,
         socket_options: Iterable[tuple[Any, ...]] | None = None,
         max_connections: int | None = None,
+        max_lifetime: float | None = 300.0,
+        max_lifetime_jitter: float = 0.1,
+        credentials: Callable[[], tuple[str, str] | str] | None = None,
         **options: Any,
     ) -> None:
         unknown = options.keys() - _CLIENT_OPTIONS
         if unknown:
             raise ConfigurationError(f"HttpxClient: httpx.Client has no option {', '.join(sorted(unknown))}")
+        if credentials is not None:
+            if "auth" in options:
+                raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
+            options["auth"] = _Credentials(credentials)
+        self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
         self._limits = limits
@@ -124,7 +139,7 @@ class HttpxClient(Adapter[httpx.Client]):
         def watched(
             transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
         ) -> WatchedTransport:
-            return WatchedTransport(transport, traffic, traced=traced)
+            return WatchedTransport(transport, traffic, traced=traced, lifetime=self._lifetime)
 
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         own = self._transport
@@ -179,6 +194,21 @@ class HttpxClient(Adapter[httpx.Client]):
 
     def describe(self) -> str:
         return f"HttpxClient {self._base_url}".strip()
+
+
+class _Credentials(httpx.Auth):
+    """Asks for the credentials of each request."""
+
+    def __init__(self, ask: Callable[[], tuple[str, str] | str]) -> None:
+        self._ask = ask
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        found = self._ask()
+        if isinstance(found, str):
+            request.headers["Authorization"] = f"Bearer {found}"
+            yield request
+        else:
+            yield from httpx.BasicAuth(*found).auth_flow(request)
 
 
 _CLIENT_OPTIONS = frozenset(

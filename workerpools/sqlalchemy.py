@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import sqlalchemy
 import sqlalchemy.exc
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import QueuePool
 
@@ -23,9 +21,11 @@ from workerpools._core import scope
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure, FailureKind, Phase, Sent
+from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import classify_unwatched, error_code
+from workerpools._sqlalchemy_url import about_driver, check_options, parsed
 from workerpools.errors import ConfigurationError, NoAttemptError
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ __all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "p
 #: (PostgreSQL documentation, "Parameter Key Words").
 LIBPQ_DEFAULTS: Mapping[str, Any] = {
     "keepalives": 1,
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
 
@@ -106,6 +106,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         resolve_commit: Whether to find out, where a COMMIT's acknowledgement was lost, if it was done: with PostgreSQL
             13 and later, for one round trip a COMMIT and one a connection.
         resolve_timeout: How long to ask for that, in seconds.
+        check_after: A connection that was used less than this ago is trusted; an older one is checked when it is taken
+            from the pool, and replaced if it is dead. In seconds; None for never. ``pool_pre_ping=True`` replaces it.
+        max_idle: A connection that was idle for so long is replaced when it is taken, in seconds; None for never.
+        max_lifetime: One that is so old is replaced when it is taken, in seconds; None for never.
+        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        credentials: Called for each new connection; returns its ``(user, password)``. For passwords that change.
+        pgbouncer: The URL is that of a PgBouncer in transaction mode: nothing is kept in a session, and psycopg 3
+            prepares no statements.
         options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
             ``connect_args`` or the URL's query sets.
 
@@ -123,12 +131,21 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         max_overflow: int | None = None,
         resolve_commit: bool = True,
         resolve_timeout: float = 30.0,
+        check_after: float | None = 1.0,
+        max_idle: float | None = 600.0,
+        max_lifetime: float | None = 1800.0,
+        max_lifetime_jitter: float = 0.1,
+        credentials: Callable[[], tuple[str, str]] | None = None,
+        pgbouncer: bool = False,
         **options: Any,
     ) -> None:
-        self._url, self._shown = _parsed(url)
-        _check_options(options)
+        self._url, self._shown = parsed(url)
+        check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
+        self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
+        self._credentials = credentials
+        self._pgbouncer = pgbouncer
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
         self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
@@ -138,19 +155,37 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         try:
             _dialect(self._url).import_dbapi()
         except ImportError as error:
-            add_note(error, self._about_driver())
+            add_note(error, about_driver(self._url))
             raise
 
     def open(self, opening: Opening) -> sqlalchemy.Engine:
         options = {**self._pool_options(opening.execution_pool), **self._options}
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
+        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
+            options["connect_args"].setdefault("prepare_threshold", None)
         try:
             engine = sqlalchemy.create_engine(self._url, **options)
         except ImportError as error:
-            add_note(error, self._about_driver())
+            add_note(error, about_driver(self._url))
             raise
-        _sqlalchemy_events.watch(engine, opening, resolve_timeout=self._resolve_timeout)
+        if (credentials := self._credentials) is not None:
+
+            @sqlalchemy.event.listens_for(engine, "do_connect")
+            def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+                parameters["user"], parameters["password"] = credentials()
+
+        lifetime = self._lifetime
+        if options.get("pool_pre_ping"):
+            # The user has chosen another way to check.
+            lifetime = replace(lifetime, check_after=None)
+        _sqlalchemy_events.watch(
+            engine,
+            opening,
+            resolve_timeout=self._resolve_timeout,
+            lifetime=lifetime,
+            session_settings=not self._pgbouncer,
+        )
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
@@ -175,70 +210,6 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
-
-    def _about_driver(self) -> str:
-        driver = self._url.get_driver_name()
-        names = f"names the driver {driver!r}"
-        if "+" not in self._url.drivername:
-            names = f"names no driver, and SQLAlchemy {sqlalchemy.__version__} takes {driver!r}"
-        install = _PACKAGES.get(driver, f"install {driver}")
-        other = ", or write postgresql+psycopg2://" if driver == "psycopg" else ""
-        return f"workerpools: the URL {names}, which cannot be imported: {install}{other}"
-
-
-#: How to get a driver.
-_PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
-
-_HIDDEN = "it is not shown here, as it may hold a password"
-_ESCAPE = "a password's special characters must be escaped (urllib.parse.quote_plus)"
-
-# What SQLAlchemy takes for a password, and what is left of the URL then.
-_PASSWORD = re.compile(r"[\w+]+://[^:/]*:[^@]*@(?P<rest>.*)", re.DOTALL)
-
-
-def _parsed(url: str | URL | None) -> tuple[URL, str]:
-    """Return a URL, and what may be shown of it.
-
-    Raises:
-        ConfigurationError: It is none, or a part of its password stands in another part; drivers would show that.
-    """
-    if url is None:
-        raise ConfigurationError("SQLAlchemyEngine: the URL is None; is the variable that it is read from set?")
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # SQLAlchemy's messages repeat the text, password included.
-        raise ConfigurationError(
-            f"SQLAlchemyEngine: the URL cannot be parsed ({_HIDDEN}); "
-            f"wanted: dialect+driver://user:password@host:port/database; {_ESCAPE}"
-        ) from None
-    if parsed.get_backend_name() == "postgres":
-        raise ConfigurationError(
-            f"SQLAlchemyEngine: SQLAlchemy knows no dialect 'postgres' (the URL: {_HIDDEN}); write postgresql+psycopg2://"
-        )
-    text = url if isinstance(url, str) else ""
-    split = _PASSWORD.match(text)
-    if "@" in (parsed.host or "") or (split is not None and "@" in split["rest"]):
-        raise ConfigurationError(f"SQLAlchemyEngine: the URL has an '@' after its host ({_HIDDEN}); {_ESCAPE}")
-    parts = (parsed.username, parsed.host, parsed.database)
-    if text.count("@") > 1 or any("@" in part for part in parts if part):
-        # Nobody can tell which part of it is whose.
-        return parsed, f"{parsed.drivername}://***"
-    return parsed, URL.create(
-        parsed.drivername, parsed.username, host=parsed.host, port=parsed.port, database=parsed.database
-    ).render_as_string()
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what is misspelt.
-
-    A name that is like none that is documented may be one of a dialect's own: create_engine() knows when it is used.
-    """
-    documented = set(re.findall(r":param (\w+)", sqlalchemy.create_engine.__doc__ or ""))
-    documented.update(inspect.signature(SQLAlchemyEngine).parameters)
-    for option in options:
-        if option not in documented and (meant := difflib.get_close_matches(option, documented, 1, 0.85)):
-            raise ConfigurationError(f"SQLAlchemyEngine: there is no option {option}; did you mean {meant[0]}?")
 
 
 def _dialect(url: URL) -> type[DefaultDialect]:

@@ -301,9 +301,7 @@ def test_closing_waits_for_the_attempts_that_use_these_resources_alone(pools: Wo
     for used, closes in ((others, True), (own, False)):
         entered.clear()
         leave.clear()
-        task = threading.Thread(
-            target=lambda used=used: run(lambda: body(used), request=None, called_directly=True, terms=terms)
-        )
+        task = threading.Thread(target=lambda used=used: run(lambda: body(used), terms))
         task.start()
         assert entered.wait(30)
         closing = threading.Thread(target=pools.close, args=(60.0,))

@@ -20,6 +20,8 @@ def test_exported_members() -> None:
         "Adapter",
         "ConfigurationError",
         "DatabaseTask",
+        "Deadline",
+        "DeadlineExceeded",
         "Failure",
         "FailureKind",
         "HTTPTask",

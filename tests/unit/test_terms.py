@@ -11,8 +11,9 @@ from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry
 
-from workerpools import PooledTask, RetryPolicy, WorkerPools
-from workerpools._celery.terms import REPLAYS, TaskTerms, check_delays
+from workerpools import ConfigurationError, PooledTask, RetryPolicy, WorkerPools
+from workerpools._celery.lifecycle import keep_limits
+from workerpools._celery.terms import REPLAYS, TaskTerms, check_times
 
 
 @pytest.fixture
@@ -64,20 +65,84 @@ def test_who_has_a_broker_to_go_back_to(
 
 
 @pytest.mark.parametrize("kind", [str, datetime])
-def test_limits_of_a_request(app: Celery, kind: type) -> None:
-    """The nearest time limit, and the time until it expires, in the shapes in which Celery delivers them."""
+@pytest.mark.parametrize("aware", [True, False])
+def test_when_a_request_expires(app: Celery, kind: type, aware: bool) -> None:
+    """In the shapes in which Celery delivers it."""
     when: Any = datetime.now(timezone.utc) + timedelta(seconds=60)
-    expires = when.isoformat() if kind is str else when
-    limit, seconds = terms(app).limits(Context(timelimit=[30, 10], expires=expires))
-    assert limit == 10
+    if not aware:
+        when = when.replace(tzinfo=None)
+    seconds = terms(app).expires_in(Context(expires=when.isoformat() if kind is str else when))
     assert seconds is not None
     assert 50 < seconds <= 60
-    assert terms(app).limits(Context(timelimit=(None, None), expires=None)) == (None, None)
-    assert terms(app).limits(None) == (None, None)
-    naive: Any = (when.replace(tzinfo=None)).isoformat()
-    _, seconds = terms(app).limits(Context(expires=naive))
-    assert seconds is not None
-    assert 50 < seconds <= 60
+    assert terms(app).expires_in(Context()) is None
+    assert terms(app).expires_in(Context(expires="soon")) is None
+    assert terms(app).expires_in(None) is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "options", "of_worker", "seconds"),
+    [
+        ({}, {}, (None, None), None),
+        ({"timelimit": [30, 10]}, {}, (None, None), 9.9),
+        ({"timelimit": [30, None]}, {"soft_time_limit": 20}, (None, None), 19.9),
+        ({"timelimit": [None, 10]}, {"soft_time_limit": 5}, (None, None), 9.9),
+        ({}, {"time_limit": 8}, (None, 20), 7.9),
+        ({}, {}, (60, 40), 39.9),
+        ({}, {"soft_time_limit": 50}, (60, 40), 49.9),
+        ({"called_directly": True, "timelimit": [30, 10]}, {"soft_time_limit": 5}, (60, 40), None),
+    ],
+)
+def test_how_long_a_run_may_take(
+    app: Celery,
+    request_: dict[str, Any],
+    options: dict[str, Any],
+    of_worker: tuple[float | None, float | None],
+    seconds: float | None,
+) -> None:
+    """The message's own limits, else the task's, else the worker's; minus the margin. Not for a direct call."""
+    time_limit, soft_time_limit = of_worker
+    worker = type("Worker", (), {"app": app, "time_limit": time_limit, "soft_time_limit": soft_time_limit})()
+    keep_limits(worker)
+    request: Any = Context(**{"called_directly": False, **request_})
+    assert terms(app, **options).allowed(request) == seconds
+
+
+def test_a_run_without_any_worker_seen_has_the_limits_of_the_settings(app: Celery) -> None:
+    """As in a spawned child, which never sees its parent's command line; the margin is a setting."""
+    app.conf.task_soft_time_limit = 30
+    app.conf.workerpools_deadline_margin = 5
+    assert terms(app).allowed(Context(called_directly=False)) == 25
+    app.conf.workerpools_deadline_margin = "soon"
+    with pytest.raises(ConfigurationError, match="workerpools_deadline_margin is 'soon'"):
+        terms(app).allowed(Context(called_directly=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "soft", "warned"),
+    [
+        ({"time_limit": 10}, 60, True),
+        ({"time_limit": 10, "soft_time_limit": 5}, 60, False),
+        ({"time_limit": 90}, 60, False),
+        ({}, 60, False),
+    ],
+)
+def test_a_hard_limit_that_is_not_kept_is_warned_of(
+    app: Celery, options: dict[str, Any], soft: float, warned: bool
+) -> None:
+    """Below the worker's soft limit."""
+    keep_limits(type("Worker", (), {"app": app, "time_limit": None, "soft_time_limit": soft})())
+    terms(app, **options)
+    # Celery gives the app what other tests have shared, too.
+    found = [warning for warning in check_times(app) if warning.startswith("shop.task: ")]
+    assert bool(found) is warned
+    assert not warned or "shop.task: its time_limit of 10 s is below the worker's soft limit of 60 s" in found[0]
+
+
+def test_a_limit_beyond_the_visibility_timeout_is_warned_of() -> None:
+    """The broker would deliver the task again while it runs."""
+    app = Celery("terms", broker="redis://localhost", set_as_current=False)
+    terms(app, time_limit=7200)
+    assert any("shop.task: it may run for 7200 s" in warning for warning in check_times(app))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +182,7 @@ def test_a_delay_beyond_the_visibility_timeout_is_warned_of(
     pools = WorkerPools(app)
     terms(app, replay=policy)
     # Celery gives the app what other tests have shared, too.
-    found = [warning for warning in check_delays(app) if warning.startswith("shop.task: ")]
+    found = [warning for warning in check_times(app) if warning.startswith("shop.task: ")]
     assert bool(found) is warned
     assert not warned or "shop.task: a retry may wait" in found[0]
     with caplog.at_level(logging.WARNING, logger="workerpools"):

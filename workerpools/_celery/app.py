@@ -14,7 +14,7 @@ from celery import Celery
 
 from workerpools._celery import lifecycle
 from workerpools._celery.settings import read_settings
-from workerpools._celery.terms import check_delays
+from workerpools._celery.terms import check_times
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
 from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
@@ -202,10 +202,11 @@ class WorkerPools(Registry):
             return
         self._worker = worker
         self._failure = None
+        lifecycle.keep_limits(worker)
         for app in self._apps:
             read_settings(app.conf)
             if WorkerPools.of(app) is self:
-                for warning in check_delays(app):
+                for warning in check_times(app):
                     logger.warning(warning)
         self.prepare()
 

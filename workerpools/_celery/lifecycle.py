@@ -21,7 +21,7 @@ from workerpools._core.execution import UNKNOWN, ExecutionPool
 if TYPE_CHECKING:
     from workerpools._celery.app import WorkerPools
 
-__all__ = ["connect", "execution_pool"]
+__all__ = ["connect", "execution_pool", "keep_limits", "worker_limits"]
 
 logger = logging.getLogger("workerpools")
 
@@ -97,6 +97,25 @@ def execution_pool(worker: Any) -> ExecutionPool:
     # With --autoscale the concurrency grows later, when the connection pools have their size already.
     sizes = [size for size in (worker.concurrency, getattr(worker, "max_concurrency", None)) if isinstance(size, int)]
     return ExecutionPool(kind, max(sizes, default=None))
+
+
+# By app, which is held weakly: a task knows its app, and not its worker.
+_limits: weakref.WeakKeyDictionary[Any, tuple[float | None, float | None]] = weakref.WeakKeyDictionary()
+
+
+def keep_limits(worker: Any) -> None:
+    """Keep the hard and soft time limits of ``worker``'s command line and configuration; a fork inherits them."""
+    app = getattr(worker, "app", None)
+    if app is not None:
+        _limits[app] = (getattr(worker, "time_limit", None), getattr(worker, "soft_time_limit", None))
+
+
+def worker_limits(app: Any) -> tuple[float | None, float | None]:
+    """Return the hard and soft time limits, in seconds, of the app's worker in this process; those of its settings
+    where no worker was seen: a spawned child does not see its parent's command line.
+    """
+    found = _limits.get(app)
+    return (app.conf.task_time_limit, app.conf.task_soft_time_limit) if found is None else found
 
 
 _KINDS = {

@@ -14,6 +14,7 @@ from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.settings import read_settings
 from workerpools._celery.terms import TaskTerms
 from workerpools._core import scope
+from workerpools._core.deadline import Deadline
 from workerpools._core.effects import Effect, declare_effect
 from workerpools._core.policy import RetryPolicy
 from workerpools._core.resource import Resource
@@ -81,6 +82,11 @@ class PooledTask(Task):
         attempt = scope.current()
         return () if attempt is None else attempt.effects
 
+    @property
+    def deadline(self) -> Deadline:
+        """When this run must have ended, by the nearest of its limits; ``remaining()`` is None without any."""
+        return scope.deadline()
+
     @classmethod
     def bind(cls, app: Celery) -> Any:
         """Bind the task to ``app`` as Celery does, and the resources of the class to it.
@@ -135,7 +141,7 @@ def _check_body(cls: Any) -> None:
 
 
 def _in_attempts(task: PooledTask) -> Any:
-    cls, terms, untyped = type(task), TaskTerms(task), cast(Any, task)
+    cls, terms = type(task), TaskTerms(task)
     known: Any = None
     original: Any = None
 
@@ -146,13 +152,7 @@ def _in_attempts(task: PooledTask) -> Any:
         function = cls.__dict__.get("run")
         if function is None or function is not known:
             original, known = _bound_run(task, cls), function
-        request: Any = untyped.request_stack.top
-        return run(
-            lambda: original(*args, **kwargs),
-            request=request,
-            called_directly=request is None or request.called_directly,
-            terms=terms,
-        )
+        return run(lambda: original(*args, **kwargs), terms)
 
     return run_in_attempts
 

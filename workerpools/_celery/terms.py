@@ -5,12 +5,18 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from celery.exceptions import Retry, TaskPredicate
+from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate
 from celery.utils.time import maybe_iso8601
 
+from workerpools._celery.lifecycle import worker_limits
+from workerpools._celery.settings import read_setting
+from workerpools._core.deadline import seconds_allowed
 from workerpools._core.policy import RetryPolicy
 
-__all__ = ["TaskTerms", "check_delays"]
+__all__ = ["TaskTerms", "check_times"]
+
+#: What is left of a time limit for an error to come back before Celery's own limit strikes, in seconds.
+DEADLINE_MARGIN = 0.1
 
 #: The message header that tells later deliveries how many replays were used.
 REPLAYS = "workerpools_replays"
@@ -37,6 +43,10 @@ class TaskTerms:
     @property
     def policy(self) -> RetryPolicy | None:
         return RetryPolicy.of(self._task.replay, self.name)
+
+    def requests(self) -> list[Any]:
+        found: list[Any] = self._task.request_stack.stack
+        return found
 
     def is_control(self, error: BaseException) -> bool:
         return isinstance(error, TaskPredicate)
@@ -67,9 +77,24 @@ class TaskTerms:
             return "autoretry_for of the task decides about retries of this error"
         return ""
 
-    def limits(self, request: Any) -> tuple[float | None, float | None]:
-        set_limits = [limit for limit in getattr(request, "timelimit", None) or () if limit]
-        return min(set_limits, default=None), _seconds_until(getattr(request, "expires", None))
+    def allowed(self, request: Any) -> float | None:
+        if request is None or request.called_directly:
+            return None
+        task = self._task
+        hard, soft = getattr(request, "timelimit", None) or (None, None)
+        of_worker = worker_limits(task.app)
+        limits = [hard or task.time_limit or of_worker[0], soft or task.soft_time_limit or of_worker[1]]
+        if not any(limits) and request.expires is None:
+            return None
+        margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
+        return seconds_allowed([*limits, self.expires_in(request)], margin)
+
+    def expires_in(self, request: Any) -> float | None:
+        return _seconds_until(getattr(request, "expires", None))
+
+    def time_limit_exceeded(self, seconds: float | None) -> Exception:
+        error: Exception = SoftTimeLimitExceeded(seconds)
+        return error
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
         # Not Task.retry(): that one counts against the task's own max_retries and, with autoretry_for, would keep a
@@ -100,19 +125,40 @@ def _seconds_until(expires: Any) -> float | None:
 VISIBILITY_TIMEOUTS = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0}
 
 
-def check_delays(app: Any) -> list[str]:
-    """Return a warning for each task whose longest delay before a retry exceeds the broker's visibility timeout."""
-    default = VISIBILITY_TIMEOUTS.get(str(app.connection_for_write().transport_cls).lower())
-    if default is None:
-        return []
-    timeout = float((app.conf.broker_transport_options or {}).get("visibility_timeout", default))
+def check_times(app: Any) -> list[str]:
+    """Return a warning for each task of ``app`` whose times do not fit those of its broker or its worker.
+
+    - A delay before a retry, or a time limit, that is longer than the broker's visibility timeout: the broker would
+      deliver the task a second time.
+    - A hard limit below the worker's soft limit: Celery starts the hard limit's timer after the soft one's, and so
+      does not keep it in time.
+    """
+    visibility = _visibility_timeout(app)
+    hard_of_worker, soft_of_worker = worker_limits(app)
     warnings = []
     for name, task in sorted(app.tasks.items()):
-        policy = TaskTerms(task).policy if hasattr(task, "replay") else None
-        if policy is not None and policy.longest_delay > timeout:
+        if not hasattr(task, "replay"):
+            continue
+        policy = TaskTerms(task).policy
+        hard, soft = task.time_limit or hard_of_worker, task.soft_time_limit or soft_of_worker
+        waits = {"a retry may wait": 0.0 if policy is None else policy.longest_delay, "it may run for": hard or soft}
+        for what, seconds in waits.items():
+            if visibility is not None and seconds and seconds > visibility:
+                warnings.append(
+                    f"{name}: {what} {seconds:g} s, longer than the broker's visibility timeout of {visibility:g} s: "
+                    "the task would be delivered twice. Lower it, or raise visibility_timeout in "
+                    "broker_transport_options"
+                )
+        if task.time_limit and soft_of_worker and not task.soft_time_limit and task.time_limit < soft_of_worker:
             warnings.append(
-                f"{name}: a retry may wait {policy.longest_delay:g} s, longer than the broker's visibility timeout of "
-                f"{timeout:g} s: the task would be delivered twice. Lower backoff_max, or raise visibility_timeout in "
-                "broker_transport_options"
+                f"{name}: its time_limit of {task.time_limit:g} s is below the worker's soft limit of "
+                f"{soft_of_worker:g} s, and so is not kept in time: give the task a soft_time_limit, too"
             )
     return warnings
+
+
+def _visibility_timeout(app: Any) -> float | None:
+    default = VISIBILITY_TIMEOUTS.get(str(app.connection_for_write().transport_cls).lower())
+    if default is None:
+        return None
+    return float((app.conf.broker_transport_options or {}).get("visibility_timeout", default))

@@ -99,15 +99,17 @@ class Noted:
         failure: None if it is no failure of a connection, though the adapter's library raised it.
         phase: What was being done.
         owner: Who is told of what follows, and pays for it. None for a connection that is none of ours.
+        deadline: Whether the task's deadline is what ended it.
     """
 
     failure: Failure | None
     phase: Phase
     owner: Owner | None = field(default=None, repr=False, compare=False)
+    deadline: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Celery may pickle the exception that this is attached to.
-        return Noted, (self.failure, self.phase)
+        return Noted, (self.failure, self.phase, None, self.deadline)
 
 
 @dataclass(frozen=True)

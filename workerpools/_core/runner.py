@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from workerpools._core import scope
 from workerpools._core.budget import Budget
+from workerpools._core.deadline import NO_DEADLINE, Deadline
 from workerpools._core.events import EventKind
 from workerpools._core.failure import Failure, Noted, Verdict, judge
 from workerpools._core.notes import add_note
@@ -39,6 +40,10 @@ class Terms(Protocol):
         """The task's policy; None where replaying is turned off."""
         ...
 
+    def requests(self) -> list[Any]:
+        """Return the requests that the task runs for in this thread, the outermost first."""
+        ...
+
     def is_control(self, error: BaseException) -> bool:
         """Return whether ``error`` is the task system's own way to end a run (Retry, Ignore, Reject)."""
         ...
@@ -58,8 +63,16 @@ class Terms(Protocol):
         """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
         ...
 
-    def limits(self, request: Any) -> tuple[float | None, float | None]:
-        """Return the task's time limit and the time until it expires, in seconds; None without one."""
+    def allowed(self, request: Any) -> float | None:
+        """Return how long the task may take from its start, in seconds; None without a limit."""
+        ...
+
+    def expires_in(self, request: Any) -> float | None:
+        """Return the seconds until the task expires; None if it does not."""
+        ...
+
+    def time_limit_exceeded(self, seconds: float | None) -> Exception:
+        """Return the task system's own error for a task that took longer than ``seconds``."""
         ...
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
@@ -71,18 +84,38 @@ class Terms(Protocol):
         ...
 
 
+#: Stands for the request of a run that is inside of no other one: the first of the task's.
+_OUTERMOST = object()
+
+
 class _Run:
     """One delivery of a task: what its attempts share. An :class:`workerpools._core.scope.Allowance`."""
 
-    __slots__ = ("before", "budget", "replays", "request", "started", "terms")
+    __slots__ = ("_deadline", "_request", "before", "budget", "replays", "started", "terms")
 
     def __init__(self, terms: Terms, request: Any) -> None:
         self.terms = terms
-        self.request = request
+        self._request = request
         self.started = time.monotonic()
         self.replays = 0
         self.before: int | None = None
         self.budget: Budget | None = None
+        self._deadline: Deadline | None = None
+
+    @property
+    def request(self) -> Any:
+        if self._request is _OUTERMOST:
+            # Asked for late, because asking takes longer than all the rest, and few runs need it.
+            requests = self.terms.requests()
+            self._request = requests[0] if requests else None
+        return self._request
+
+    @property
+    def deadline(self) -> Deadline:
+        if self._deadline is None:
+            allowed = self.terms.allowed(self.request)
+            self._deadline = NO_DEADLINE if allowed is None else Deadline(self.started + allowed)
+        return self._deadline
 
     def used(self) -> int:
         """Return how many replays were used, in this delivery and those before."""
@@ -108,7 +141,7 @@ class _Run:
         return self.budget.take(timed_out=noted.failure.timed_out)
 
     def decide(self, failure: Failure, noted: Noted, attempt: Attempt, error: BaseException) -> Decision:
-        limit, expires_in = self.terms.limits(self.request)
+        expires_in = self.terms.expires_in(self.request)
 
         def situation(affordable: bool) -> Situation:
             return Situation(
@@ -119,7 +152,7 @@ class _Run:
                 retries=self.terms.retries(self.request),
                 affordable=affordable,
                 no_broker=self.terms.no_broker(self.request, error),
-                remaining=None if limit is None else limit - (time.monotonic() - self.started),
+                remaining=attempt.deadline.remaining(),
                 expires_in=expires_in,
                 chance=random.random(),
             )
@@ -137,7 +170,7 @@ class _Run:
             attempt.used[0].registry.budget.succeeded(0)
 
 
-def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Terms) -> R:
+def run(body: Callable[[], R], terms: Terms) -> R:
     """Run ``body`` inside an attempt: commit what it did when it returns, undo it on every other way out.
 
     A body that another one calls as a plain function joins that one's attempt: one session, one commit, no replay of
@@ -145,19 +178,22 @@ def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Te
 
     Args:
         body: The task body, with its arguments.
-        request: The Celery request that the body runs for.
-        called_directly: Whether the task was called as a plain function.
         terms: What the task says about running again.
 
     Raises:
         BaseException: What the body raised, or the failure to commit; unchanged, but for a note. A time limit or an
             exception of the body that a failed clean-up masked comes out instead of the clean-up's.
     """
-    if _joins(scope.current(), request, called_directly):
-        return body()
+    outer = scope.current()
+    request: Any = _OUTERMOST
+    if outer is not None:
+        requests = terms.requests()
+        request = requests[-1] if requests else None
+        if request is None or request.called_directly or _runs_for(outer, request):
+            return body()
     delivery = _Run(terms, request)
     while True:
-        attempt = Attempt(request, delivery)
+        attempt = Attempt(delivery)
         try:
             result = _once(attempt, body)
             delivery.succeeded(attempt)
@@ -166,6 +202,9 @@ def run(body: Callable[[], R], *, request: Any, called_directly: bool, terms: Te
             if terms.is_control(error):
                 raise
             verdict = judge(error, attempt.classify)
+            if verdict.noted is not None and verdict.noted.deadline:
+                # The task's own limit ended it, by way of a server or a socket: it is reported as that limit.
+                raise terms.time_limit_exceeded(terms.allowed(delivery.request)) from error
             if verdict.noted is None or verdict.failure is None:
                 if verdict.error is error:
                     raise
@@ -217,14 +256,10 @@ def _emit(noted: Noted, kind: EventKind, failure: Failure, detail: str) -> None:
         noted.owner.listeners.emit(kind, failure.resource, detail)
 
 
-def _joins(outer: Attempt | None, request: object, called_directly: bool) -> bool:
-    if outer is None:
-        return False
-    if called_directly:
-        return True
+def _runs_for(outer: Attempt, request: object) -> bool:
     # ``.apply()`` brings a request of its own; ``task.run()`` within the body still has the outer one's.
     attempt: Attempt | None = outer
-    while attempt is not None and attempt.request is not request:
+    while attempt is not None and (attempt.allowance is None or attempt.allowance.request is not request):
         attempt = attempt.parent
     return attempt is not None
 

@@ -13,6 +13,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workerpools._core import failure, fork
+from workerpools._core.deadline import NO_DEADLINE, Deadline
 from workerpools._core.failure import Noted
 from workerpools.errors import NoAttemptError
 
@@ -26,6 +27,7 @@ __all__ = [
     "Scoped",
     "concerned",
     "current",
+    "deadline",
     "note_failure",
     "note_use",
     "protect",
@@ -65,19 +67,27 @@ class Allowance(Protocol):
         """Count one replay because of ``noted``, if there may be one; return whether there may."""
         ...
 
+    @property
+    def deadline(self) -> Deadline:
+        """When the task must have ended."""
+        ...
+
+    @property
+    def request(self) -> object:
+        """The Celery request it runs for, whose identity tells one run from another; None outside a worker."""
+        ...
+
 
 class Attempt:
     """One run of a task body.
 
     Args:
-        request: The Celery request it runs for, whose identity tells one run from another; None outside a worker.
         allowance: What it may still replay; None where nothing is known of that.
     """
 
-    __slots__ = ("_scoped", "_token", "allowance", "effects", "noted", "parent", "request", "used")
+    __slots__ = ("_scoped", "_token", "allowance", "effects", "noted", "parent", "used")
 
-    def __init__(self, request: object = None, allowance: Allowance | None = None) -> None:
-        self.request = request
+    def __init__(self, allowance: Allowance | None = None) -> None:
         self.allowance = allowance
         self.parent = _current.get()
         #: What left that cannot be taken back.
@@ -95,6 +105,12 @@ class Attempt:
         if made is None:
             made = self._scoped[key] = make()
         return made
+
+    @property
+    def deadline(self) -> Deadline:
+        """When the attempt must have ended: its own task's limit, or that of the attempt it runs inside of."""
+        own = NO_DEADLINE if self.allowance is None else self.allowance.deadline
+        return own if self.parent is None else own.nearest(self.parent.deadline)
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
@@ -188,6 +204,12 @@ def protect() -> None:
 def current() -> Attempt | None:
     """Return the attempt of the calling context, or None."""
     return _current.get()
+
+
+def deadline() -> Deadline:
+    """Return when the attempt of the calling context must have ended; without one there is no deadline."""
+    attempt = _current.get()
+    return NO_DEADLINE if attempt is None else attempt.deadline
 
 
 def require(what: str) -> Attempt:

@@ -1,0 +1,59 @@
+"""When a task must have ended, and how long everything it waits for may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+__all__ = ["NO_DEADLINE", "Deadline", "seconds_allowed"]
+
+
+class Deadline:
+    """When a task must have ended.
+
+    Args:
+        at: On the clock of :func:`time.monotonic`; None without any limit.
+    """
+
+    __slots__ = ("_at",)
+
+    def __init__(self, at: float | None = None) -> None:
+        self._at = at
+
+    def remaining(self) -> float | None:
+        """Return the seconds that are left, never below 0; None without a limit."""
+        return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+    def clamp(self, timeout: float | None) -> float | None:
+        """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds."""
+        remaining = self.remaining()
+        if remaining is None:
+            return timeout
+        return remaining if timeout is None else min(timeout, remaining)
+
+    def nearest(self, other: Deadline) -> Deadline:
+        """Return the one of the two that comes first."""
+        if self._at is None or (other._at is not None and other._at < self._at):
+            return other
+        return self
+
+    def __repr__(self) -> str:
+        remaining = self.remaining()
+        return "Deadline(none)" if remaining is None else f"Deadline(in {remaining:.3f} s)"
+
+
+NO_DEADLINE = Deadline()
+
+
+def seconds_allowed(limits: Iterable[float | None], margin: float) -> float | None:
+    """Return how long a task may take, in seconds: the least of its limits, minus a margin.
+
+    The margin is what is left for the error to come back before Celery's own limit strikes. Of a short limit it takes
+    half at most.
+
+    Args:
+        limits: In seconds; None or 0 where there is none.
+        margin: In seconds.
+    """
+    least = min((limit for limit in limits if limit), default=None)
+    return None if least is None else max(least - margin, least / 2)
