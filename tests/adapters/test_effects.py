@@ -97,7 +97,6 @@ def test_effects_belong_to_an_attempt(shop: Shop) -> None:
 def test_a_wrong_option_is_refused_when_the_task_is_bound(shop: Shop, options: dict[str, Any], named: str) -> None:
     """By the task's name, before a worker starts."""
     with pytest.raises(ConfigurationError, match=f"shop.wrong: {named}"):
-
         # Not shared: Celery would bind it to every app of the process, those of other tests included.
         @shop.task(name="shop.wrong", shared=False, **options)
         def task(self: Any) -> None: ...
