@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,7 +130,7 @@ class Timeouts:
         info.pop(_LOCAL, None)
 
     @contextmanager
-    def watched(self, connection: Any) -> Iterator[None]:
+    def watched(self, connection: Any) -> Generator[None, None, None]:
         """Have the socket watched while something else waits for the server."""
         remaining = scope.deadline().remaining()
         if remaining is None or not hasattr(connection, "fileno"):

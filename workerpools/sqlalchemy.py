@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import sqlalchemy
 import sqlalchemy.exc
+from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Session, SessionTransaction
@@ -171,7 +172,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             raise
         if (credentials := self._credentials) is not None:
 
-            @sqlalchemy.event.listens_for(engine, "do_connect")
+            @event.listens_for(engine, "do_connect")
             def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
                 parameters["user"], parameters["password"] = credentials()
 

@@ -72,8 +72,9 @@ class TaskTerms:
             return "it was called directly, and has no broker to wait at"
         if request.is_eager:
             return "it runs eagerly, and has no broker to wait at"
-        wanted, unwanted = getattr(task, "autoretry_for", ()), getattr(task, "dont_autoretry_for", ())
-        if isinstance(error, tuple(wanted)) and not isinstance(error, tuple(unwanted)):
+        wanted: Any = tuple(getattr(task, "autoretry_for", ()))
+        unwanted: Any = tuple(getattr(task, "dont_autoretry_for", ()))
+        if isinstance(error, wanted) and not isinstance(error, unwanted):
             return "autoretry_for of the task decides about retries of this error"
         return ""
 
