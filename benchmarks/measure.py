@@ -126,7 +126,7 @@ def alternate(
     for number in range(rounds):
         if number >= 3 and time.monotonic() - started > budget:
             break
-        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
             samples[name].append(sides[name]())
     return samples

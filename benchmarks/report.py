@@ -23,9 +23,9 @@ Each figure compares two ways of doing the same in one run, in alternation, on o
 difference, as a median with its quartiles. A goal is met or missed by the median. Absolute times say more about
 the machine than about the library.
 
-This page is written by the benchmarks themselves: `python -m benchmarks --save report` measures everything and
-writes it again; `python -m benchmarks liveness` answers one question, `--json` as JSON. They need the
-dependency group `benchmarks` and the extra `demo`.
+This page is written by the benchmarks themselves: `python -m benchmarks --save` measures everything,
+`python -m benchmarks report` writes the page, `python -m benchmarks liveness --json` answers one question. They
+need the dependency groups `benchmarks` and `test`, and the extra `demo`.
 
 The peers: *hand-written* is best practice without a library (clients in module globals, opened in
 `worker_process_init`); *a client a task* and *an engine a task* open and close with each task; *`_db = None` on

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.measure import at_most, paired
@@ -48,30 +47,23 @@ def run(servers: Servers, *, quick: bool) -> Result:
                 _measure(servers, name, size, costs[name, size])
     most, reference = sizes[-1], sizes[min(2, len(sizes) - 1) if not quick else 0]
 
-    def flat(of: Callable[[_Costs], list[float]], name: str) -> list[list[float]]:
-        return [of(costs[name, most]), of(costs[name, reference])]
-
     ratios = {}
-    for label, of in (
-        ("memory a child", lambda cost: cost.memory),
-        ("opening a child", lambda cost: cost.opened),
-        ("closing the worker", lambda cost: cost.closed),
+    series = {}
+    for label, unit, attribute in (
+        ("memory a child", "MiB", "memory"),
+        ("opening a child", "ms", "opened"),
+        ("closing the worker", "ms", "closed"),
     ):
-        ratios[f"{label} at {most}, ours over hand-written"] = paired(
-            of(costs["ours", most]), of(costs["by_hand", most])
-        )
-        if label != "closing the worker":
-            ratios[f"{label} at {most} over at {reference}, hand-written"] = paired(*flat(of, "by_hand"))
-            ratios[f"{label} at {most} over at {reference}, ours"] = paired(*flat(of, "ours"), at_most(1.1))
-    series = {
-        f"{label}, {name}": [(float(size), round(statistics.median(of(costs[name, size])), 2)) for size in sizes]
-        for label, of in (
-            ("memory a child, MiB", lambda cost: cost.memory),
-            ("opening a child, ms", lambda cost: cost.opened),
-            ("closing the worker, ms", lambda cost: cost.closed),
-        )
-        for name in ("ours", "by_hand")
-    }
+        found: dict[tuple[str, int], list[float]] = {side: getattr(cost, attribute) for side, cost in costs.items()}
+        ratios[f"{label} at {most}, ours over hand-written"] = paired(found["ours", most], found["by_hand", most])
+        for name, shown in (("by_hand", "hand-written"), ("ours", "ours")):
+            series[f"{label}, {unit}, {shown}"] = [
+                (float(size), round(statistics.median(found[name, size]), 2)) for size in sizes
+            ]
+            if attribute != "closed":
+                goal = at_most(1.1) if name == "ours" else None
+                flat = paired(found[name, most], found[name, reference], goal)
+                ratios[f"{label} at {most} over at {reference}, {shown}"] = flat
     return Result(
         "scale",
         "What does a child cost in a worker of 2 to 64 of them?",

@@ -49,7 +49,7 @@ def run(servers: Servers, *, quick: bool) -> Result:
             lines = _output([sys.executable, "-m", "benchmarks.probe", name, str(children)], variables)
             found = [json.loads(line) for line in lines]
             inits[name].append(statistics.median(row["init_us"] for row in found))
-            return statistics.median(row["first_ms"] for row in found)
+            return float(statistics.median(row["first_ms"] for row in found))
 
         return measured
 

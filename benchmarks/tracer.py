@@ -78,7 +78,8 @@ def traced(task: Any, *, soft_limit: float | None = None) -> Callable[[], None]:
     app.finalize()
     trace = build_tracer(task.name, task, app=app)
     number = str(uuid.uuid4())
-    args, kwargs = (7.0,), {}
+    args: tuple[float, ...] = (7.0,)
+    kwargs: dict[str, object] = {}
     request = {
         "lang": "py",
         "task": task.name,
