@@ -63,7 +63,7 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
     @event.listens_for(engine, "begin")
     def begins(connection: Connection) -> None:
         _phases[connection] = Phase.STATEMENT
-        timeouts.transaction_ends(connection.info)
+        timeouts.transaction_ends(_info(connection))
 
     # The next ones fire before the driver is called.
     @event.listens_for(engine, "commit")
@@ -80,7 +80,7 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
     @event.listens_for(engine, "rollback_savepoint")
     def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
         # What was set since the savepoint is undone, too.
-        timeouts.transaction_ends(connection.info)
+        timeouts.transaction_ends(_info(connection))
 
     @event.listens_for(engine, "rollback")
     def rolls_back(connection: Connection) -> None:
@@ -114,7 +114,7 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
 
     @event.listens_for(engine, "after_cursor_execute")
     def executed_it(connection: Connection, *_: object) -> None:
-        timeouts.after_statement(connection.info)
+        timeouts.after_statement(_info(connection))
 
 
 #: What each connection is doing; no entry means statements.
@@ -165,9 +165,13 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
         scope.note_failure(error, Noted(failure, phase, opening))
 
 
+def _info(connection: Connection) -> dict[Any, Any]:
+    # One that was invalidated or closed has none, and raises an error of its own that would mask the real one.
+    return {} if connection.closed or connection.invalidated else connection.info
+
+
 def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts) -> bool:
-    # An invalidated connection has no info to be asked for.
-    shut_down = not connection.invalidated and timeouts.after_statement(connection.info)
+    shut_down = timeouts.after_statement(_info(connection))
     remaining = scope.deadline().remaining()
     if remaining is None:
         return False

@@ -172,9 +172,10 @@ class World:
     idempotent: bool
     budget: Budget
     with_broker: bool
-    expires_in: float | None
+    expires: float | None
     script: list[Attempt]
     name: str = "task"
+    request: Any = None
     runs: int = 0
     executed: int = 0
     request_replays: int = 0
@@ -195,8 +196,17 @@ class World:
     def no_broker(self, request: Any, error: BaseException) -> str:
         return "" if self.with_broker else "it was called directly"
 
-    def limits(self, request: Any) -> tuple[float | None, float | None]:
-        return None, self.expires_in
+    def requests(self) -> list[Any]:
+        return [self.request]
+
+    def allowed(self, request: Any) -> float | None:
+        return None
+
+    def expires_in(self, request: Any) -> float | None:
+        return self.expires
+
+    def time_limit_exceeded(self, request: Any) -> Exception:
+        raise NotImplementedError
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
         assert self.waiting is None
@@ -236,12 +246,13 @@ class World:
         while True:
             try:
                 # Each delivery knows no more than what the message says.
-                run(self.body, request=dict_of(request), called_directly=False, terms=self)
+                self.request = dict_of(request)
+                run(self.body, self)
             except Put:
                 assert self.waiting is not None
-                assert self.expires_in is None or self.waiting < self.expires_in
-                if self.expires_in is not None:
-                    self.expires_in -= self.waiting
+                assert self.expires is None or self.waiting < self.expires
+                if self.expires is not None:
+                    self.expires -= self.waiting
                 self.waiting = None
             except Broken:
                 return False
@@ -267,7 +278,7 @@ worlds = st.builds(
     idempotent=st.booleans(),
     budget=st.builds(Budget, st.sampled_from((500, 12, 5, 4, 0))),
     with_broker=mostly(st.just(True), st.just(False)),
-    expires_in=mostly(st.none(), SECONDS),
+    expires=mostly(st.none(), SECONDS),
     script=attempts,
 )
 

@@ -193,7 +193,7 @@ def test_the_services_work_together(stack: Stack, database: Database) -> None:
     children = [line for line in output.splitlines() if "(a client per task: " in line]
     assert len(children) == 4
     for line in children:
-        assert "1 connections of db" in line
+        assert "1 connection of db" in line
     assert database.execute("SELECT count(*) FROM orders") == [(TASKS // 4,)]
 
     assert stack.stop("flower") == 0

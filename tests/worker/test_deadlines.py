@@ -73,7 +73,8 @@ def test_a_silent_network_is_given_up_at_the_limit(stand: Stand, pool: str) -> N
                     result = ended(stand.send(name, argument, soft_time_limit=2))
                     assert time.monotonic() - started < 8
                     assert result.state == "FAILURE"
-                    assert type(result.result).__name__ in ("SoftTimeLimitExceeded", "OperationalError")
+                    # Not every exception is rebuilt by the result backend.
+                    assert any(name in repr(result.result) for name in ("SoftTimeLimitExceeded", "OperationalError"))
                 silent.pass_through()
                 silent.close_all()
             assert stand.outcome("visit", "back").state == "SUCCESS"

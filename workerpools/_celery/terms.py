@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate
+from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate, TimeLimitExceeded
 from celery.utils.time import maybe_iso8601
 
 from workerpools._celery.lifecycle import worker_limits
@@ -82,19 +82,23 @@ class TaskTerms:
         if request is None or request.called_directly:
             return None
         task = self._task
-        hard, soft = getattr(request, "timelimit", None) or (None, None)
-        of_worker = worker_limits(task.app)
-        limits = [hard or task.time_limit or of_worker[0], soft or task.soft_time_limit or of_worker[1]]
-        if not any(limits) and request.expires is None:
+        hard, soft = self._limits(request)
+        if not hard and not soft and request.expires is None:
             return None
         margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
-        return seconds_allowed([*limits, self.expires_in(request)], margin)
+        return seconds_allowed([hard, soft, self.expires_in(request)], margin)
+
+    def _limits(self, request: Any) -> tuple[float | None, float | None]:
+        hard, soft = getattr(request, "timelimit", None) or (None, None)
+        of_worker = worker_limits(self._task.app)
+        return hard or self._task.time_limit or of_worker[0], soft or self._task.soft_time_limit or of_worker[1]
 
     def expires_in(self, request: Any) -> float | None:
         return _seconds_until(getattr(request, "expires", None))
 
-    def time_limit_exceeded(self, seconds: float | None) -> Exception:
-        error: Exception = SoftTimeLimitExceeded(seconds)
+    def time_limit_exceeded(self, request: Any) -> Exception:
+        hard, soft = self._limits(request)
+        error: Exception = TimeLimitExceeded(hard) if hard and not soft else SoftTimeLimitExceeded(soft)
         return error
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:

@@ -71,8 +71,8 @@ class Terms(Protocol):
         """Return the seconds until the task expires; None if it does not."""
         ...
 
-    def time_limit_exceeded(self, seconds: float | None) -> Exception:
-        """Return the task system's own error for a task that took longer than ``seconds``."""
+    def time_limit_exceeded(self, request: Any) -> Exception:
+        """Return the task system's own error for a task that took longer than the nearest of its limits."""
         ...
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
@@ -204,7 +204,7 @@ def run(body: Callable[[], R], terms: Terms) -> R:
             verdict = judge(error, attempt.classify)
             if verdict.noted is not None and verdict.noted.deadline:
                 # The task's own limit ended it, by way of a server or a socket: it is reported as that limit.
-                raise terms.time_limit_exceeded(terms.allowed(delivery.request)) from error
+                raise terms.time_limit_exceeded(delivery.request) from error
             if verdict.noted is None or verdict.failure is None:
                 if verdict.error is error:
                     raise

@@ -253,4 +253,4 @@ def test_a_server_that_is_down_ends_with_its_parent() -> None:
             pids = [int(word) for word in parent.stdout.readline().split()]
             parent.send_signal(signal.SIGKILL)
         assert pids
-        assert eventually(lambda: not any(map(is_alive, pids)), 5)
+        assert eventually(lambda: not any(map(is_alive, pids)), 20)
