@@ -149,8 +149,8 @@ def test_a_soft_time_limit_undoes_the_body(shared: Stand, worker: WorkerProcess,
 
 @pytest.mark.parametrize("ending", ["sleep", "sleep in the database"])
 def test_a_hard_time_limit_leaves_no_row(shared: Stand, worker: WorkerProcess, ending: str) -> None:
-    """Whatever ends the body, the row is gone; a child that was killed with its transaction open is replaced by one with
-    a connection of its own."""
+    """Whatever ends the body, the row is gone; a child that was killed with its transaction open is replaced by one
+    with a connection of its own."""
     number = next(numbers)
     children = set(worker.children())
     # The server does not notice that its client was killed before the query's end.
