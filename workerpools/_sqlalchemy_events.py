@@ -166,8 +166,14 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
 
 
 def _info(connection: Connection) -> dict[Any, Any]:
-    # One that was invalidated or closed has none, and raises an error of its own that would mask the real one.
-    return {} if connection.closed or connection.invalidated else connection.info
+    # One that was invalidated or closed has none, nor has that of SQLAlchemy's first questions to a server; each raises
+    # an error of its own, which would mask the real one.
+    if connection.closed or connection.invalidated:
+        return {}
+    try:
+        return connection.info
+    except NotImplementedError:
+        return {}
 
 
 def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts) -> bool:

@@ -100,3 +100,29 @@ def test_what_a_driver_says_on_its_own(module: str, name: str, code: str | None,
     """A server's error has a SQLSTATE."""
     error = type(name, (Exception,), {"__module__": module, "sqlstate": code})("connection socket closed")
     assert is_client_side(error) is expected
+
+
+@pytest.mark.parametrize("asked", [b"version()", b"show standard_conforming_strings", b"statement_timeout"])
+def test_a_connection_that_is_lost_while_sqlalchemy_asks_its_server_is_a_lost_connection(
+    database: Database, shop: Shop, proxy_to: Any, asked: bytes
+) -> None:
+    """The first connection of an engine is asked for the server's version and more: nothing of the task was sent."""
+    proxy = proxy_to(database)
+    engine = shop.pools.add(
+        SQLAlchemyEngine(database.through(proxy).url(shop.engine.get().dialect.driver)), name="fresh"
+    )
+
+    @shop.task(base=type("Fresh", (shop.base,), {"abstract": True, "session": TaskSession(engine)}))
+    def task(self: Any) -> None:
+        insert(self.session, 1)
+
+    cut = proxy.cut_when(lambda chunk: asked in chunk)
+    try:
+        task()
+    except sqlalchemy.exc.OperationalError as error:
+        failure = classify(error)
+        assert failure is not None
+        assert failure.kind in (FailureKind.UNAVAILABLE, FailureKind.STALE)
+        task()
+    assert cut.fired == 1
+    assert shop.rows() == [1]
