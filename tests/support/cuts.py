@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from tests.support.sockets import Ending
@@ -19,7 +20,6 @@ class Cut:
         direction: Whose bytes the rule looks at.
         how: How both sides of the connection are ended.
         reply_wait: Seconds to wait between forwarding and ending for the reply, which is swallowed.
-        fired: How many connections this rule has ended.
     """
 
     def __init__(
@@ -36,12 +36,18 @@ class Cut:
         self.direction: Direction = direction
         self.how: Ending = how
         self.reply_wait = reply_wait
-        self.fired = 0
+        self._fired = 0
         self._after = after
         self._predicate = predicate
         self._deliver = deliver
         self._left = times
         self._changed = threading.Condition()
+
+    @property
+    def fired(self) -> int:
+        """How many connections this rule has ended; whoever saw one end finds it counted."""
+        with self._changed:
+            return self._fired
 
     def cancel(self) -> None:
         """End no further connection."""
@@ -50,8 +56,8 @@ class Cut:
     def wait(self, timeout: float = 5.0, *, fired: int = 1) -> None:
         """Wait until the rule has ended `fired` connections; else `TimeoutError`."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self.fired >= fired, timeout):
-                raise TimeoutError(f"the cut fired {self.fired} times in {timeout} s, {fired} expected")
+            if not self._changed.wait_for(lambda: self._fired >= fired, timeout):
+                raise TimeoutError(f"the cut fired {self._fired} times in {timeout} s, {fired} expected")
 
     def arm(self) -> ArmedCut:
         """Return this rule with a byte count of its own, for one connection."""
@@ -72,10 +78,12 @@ class Cut:
         if self._left is not None:
             self._left -= 1
 
-    def note_fired(self) -> None:
-        """Count a connection that was ended; called by the proxy after it closed both sockets."""
+    @contextmanager
+    def firing(self) -> Iterator[None]:
+        """Count a connection whose sockets the proxy closes inside."""
         with self._changed:
-            self.fired += 1
+            yield
+            self._fired += 1
             self._changed.notify_all()
 
 

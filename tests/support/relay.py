@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+from contextlib import nullcontext
 from time import monotonic
 
 from tests.support.cuts import ArmedCut, Cut, Direction
@@ -58,11 +59,10 @@ class Link:
         if self.closed:
             return
         self.closed = True
-        end(self.client, how)
-        if self.upstream is not None:
-            end(self.upstream, how)
-        if self._verdict is not None:
-            self._verdict.note_fired()
+        with self._verdict.firing() if self._verdict is not None else nullcontext():
+            end(self.client, how)
+            if self.upstream is not None:
+                end(self.upstream, how)
 
     def interests(self, now: float) -> tuple[dict[int, int], float | None]:
         """Return the poll mask of each descriptor, and the time at which to look again without an event."""
