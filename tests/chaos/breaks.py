@@ -12,7 +12,7 @@ from demo_tasks.servers import PostgresServer
 from tests.chaos import blackhole, table
 from tests.chaos.shop import Shop
 from tests.support.databases import Database
-from tests.support.faults import connection_limit, down_for, read_only, restart, terminate_backends
+from tests.support.faults import connection_limit, crash, down_for, read_only, restart, terminate_backends
 from tests.support.pgbouncer import PgBouncer
 from tests.support.proxy import TcpProxy
 from tests.support.sockets import Ending
@@ -44,7 +44,7 @@ class DatabaseSite:
 
     def arm(self, broken: str, moment: str) -> None:
         """Have it broken at that moment of the next delivery; called when the app has been used."""
-        happens = self._action(broken)
+        happens = self._action(broken, moment)
         if moment == table.IDLE:
             happens()
         elif moment == table.CONNECTING:
@@ -69,10 +69,7 @@ class DatabaseSite:
     def heal(self) -> None:
         """Repair everything, and wait until the server knows which transactions are lost."""
         self._undo.close()
-        if self.proxy._listener is None:
-            self.proxy.start()
-        self.proxy._call(lambda: blackhole.heal(self.proxy))
-        self.proxy.pass_through()
+        repair(self.proxy)
 
     def settle(self) -> None:
         """End the app's connections, and wait until nothing of it is left on the server."""
@@ -83,7 +80,7 @@ class DatabaseSite:
         ours = "application_name LIKE 'workerpools %' AND datname = current_database()"
         _eventually(lambda: self.database.execute(f"SELECT 1 FROM pg_stat_activity WHERE {ours}") == [])
 
-    def _action(self, broken: str) -> Callable[[], object]:
+    def _action(self, broken: str, moment: str) -> Callable[[], object]:
         bouncer = self.bouncer
         if bouncer is not None and broken != "terminate":
             return {
@@ -100,7 +97,7 @@ class DatabaseSite:
             "terminate": lambda: terminate_backends(self.database),
             "restart immediate": lambda: restart(self.server),
             "restart fast": self._restart_in_order,
-            "restart slow": lambda: self._undo.enter_context(down_for(self.server, SLOW)),
+            "restart slow": lambda: self._restart_slowly(moment),
             "read-only": lambda: self._undo.enter_context(read_only(self.server, recovered=self.database)),
             "read-only for long": lambda: self._undo.enter_context(read_only(self.server)),
             "connection limit": lambda: self._undo.enter_context(connection_limit(self.database, 0)),
@@ -112,6 +109,14 @@ class DatabaseSite:
     def _until_healed(self, breaks: Callable[[], object], repairs: Callable[[], object]) -> None:
         self._undo.callback(repairs)
         breaks()
+
+    def _restart_slowly(self, moment: str) -> None:
+        if moment in (table.BEFORE_COMMIT, table.AFTER_COMMIT):
+            # The task asks for its COMMIT until the server is back, which it therefore is by itself.
+            self._undo.enter_context(down_for(self.server, SLOW))
+        else:
+            # The task comes back when all is healed: no clock decides whether the server is still down.
+            self._until_healed(lambda: crash(self.server), self.server.start)
 
     def _restart_in_order(self) -> None:
         self.server.stop()
@@ -206,6 +211,13 @@ class DatabaseSite:
             "CREATE CONSTRAINT TRIGGER ends AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION terminate()"
         )
+
+
+def repair(proxy: TcpProxy) -> None:
+    """Let a proxy accept and forward again, whatever was done to it."""
+    proxy.start()
+    proxy._call(lambda: blackhole.heal(proxy))
+    proxy.pass_through()
 
 
 def _later(action: Callable[[], object], seconds: float) -> None:

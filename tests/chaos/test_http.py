@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.chaos import blackhole, table
-from tests.chaos.breaks import ENDINGS
+from tests.chaos.breaks import ENDINGS, repair
 from tests.chaos.shop import Shop, run_to_the_end
 from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
@@ -48,10 +48,7 @@ class HttpSite:
     def heal(self) -> None:
         """Repair everything."""
         self._undo.close()
-        if self.proxy._listener is None:
-            self.proxy.start()
-        self.proxy._call(lambda: blackhole.heal(self.proxy))
-        self.proxy.pass_through()
+        repair(self.proxy)
 
     def _while_connecting(self, broken: str) -> None:
         if broken in ENDINGS:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 from urllib.parse import quote
+
+from demo_tasks.servers import PostgresServer
 
 
 class HasAddress(Protocol):
@@ -62,3 +66,23 @@ class Database:
     def _url(self, scheme: str) -> str:
         secret = quote(self.password, safe="")
         return f"{scheme}://{quote(self.user, safe='')}:{secret}@{self.host}:{self.port}/{self.name}"
+
+
+def maintenance(server: PostgresServer) -> Database:
+    """Return a server's first database, for its superuser."""
+    return Database(server.host, server.port, server.database, server.user, server.password)
+
+
+@contextmanager
+def new_database(server: PostgresServer, prefix: str = "test") -> Iterator[Database]:
+    """Make an empty database; at the end it is dropped with whatever is still connected to it.
+
+    Args:
+        server: The server; it is started if need be, before and after.
+        prefix: What the database's name begins with.
+    """
+    name = f"{prefix}_{uuid.uuid4().hex[:12]}"
+    server.start().create_database(name)
+    yield Database(server.host, server.port, name, server.user, server.password)
+    server.start()
+    maintenance(server).execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from demo_tasks.servers import PortTakenError, PostgresServer
 from demo_tasks.servers.command import Command
-from tests.support.databases import Database
+from tests.support.databases import Database, maintenance
 
 _SECONDS = 10.0
 # A stop, or the death of this process, must not leave the sleep behind. The trap is set before there is one.
@@ -63,21 +63,21 @@ def read_only(server: PostgresServer, recovered: Database | None = None) -> Iter
         server: The server; a session of each of its databases is affected.
         recovered: A database whose new sessions can write, as if they reached the new primary; None for none.
     """
-    maintenance = Database(server.host, server.port, server.database, server.user, server.password)
+    root = maintenance(server)
     if recovered is not None:
         # What a database sets counts for sessions that begin afterwards, and there above the server's configuration.
-        maintenance.execute(f'ALTER DATABASE "{recovered.name}" SET default_transaction_read_only = off')
+        root.execute(f'ALTER DATABASE "{recovered.name}" SET default_transaction_read_only = off')
     try:
-        maintenance.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        _reload(maintenance, "on")
+        root.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        _reload(root, "on")
         yield
     finally:
         server.start()
         # ALTER SYSTEM is no write in this sense: it works while everything is read-only.
-        maintenance.execute("ALTER SYSTEM RESET default_transaction_read_only")
-        _reload(maintenance, "off")
+        root.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        _reload(root, "off")
         if recovered is not None:
-            maintenance.execute(f'ALTER DATABASE "{recovered.name}" RESET default_transaction_read_only')
+            root.execute(f'ALTER DATABASE "{recovered.name}" RESET default_transaction_read_only')
 
 
 @contextmanager
@@ -119,6 +119,11 @@ def connection_limit(database: Database, limit: int) -> Iterator[None]:
         database.execute(f'ALTER DATABASE "{database.name}" CONNECTION LIMIT -1')
 
 
+def crash(server: PostgresServer) -> None:
+    """End a server as a crash does: nobody is told, and nothing is written down."""
+    server._end(server.stop_signals[1:])
+
+
 def restart(server: PostgresServer) -> None:
     """Restart a server as after a crash, and return when it answers again."""
     server.restart("immediate")
@@ -134,7 +139,7 @@ def down_for(server: PostgresServer, seconds: float) -> Iterator[None]:
         server: The server, which runs.
         seconds: How long connections are refused, at least.
     """
-    server._end(server.stop_signals[1:])
+    crash(server)
     command = server._command
 
     def later(port: int) -> Command:
@@ -158,15 +163,15 @@ def down_for(server: PostgresServer, seconds: float) -> Iterator[None]:
             server.start()
 
 
-def _reload(maintenance: Database, expected: str) -> None:
+def _reload(root: Database, expected: str) -> None:
     """Have the configuration read again, and wait until every session has been told.
 
     The postmaster tells its sessions before it makes a new one, and a session that was told looks before its next
     command: a new session that has the setting is the proof for all others.
     """
-    maintenance.execute("SELECT pg_reload_conf()")
+    root.execute("SELECT pg_reload_conf()")
     deadline = time.monotonic() + _SECONDS
-    while maintenance.execute("SHOW default_transaction_read_only") != [(expected,)]:
+    while root.execute("SHOW default_transaction_read_only") != [(expected,)]:
         if time.monotonic() > deadline:
             raise TimeoutError(f"default_transaction_read_only is not {expected!r} after {_SECONDS:g} seconds")
         time.sleep(0.01)
