@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
-from demo_tasks.servers import PostgresServer, ServerError, ValkeyServer, Workspace
+from demo_tasks.servers import PostgresServer, ValkeyServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory, valkey_program
-from tests.support.databases import Database, HasAddress
+from tests.support.databases import Database, HasAddress, new_database
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
-from tests.support.services import require
+from tests.support.services import require_program
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
@@ -27,15 +26,6 @@ def pytest_configure() -> None:
     """Note the sockets that this run was started with, before xdist starts its processes."""
     if INHERITED not in os.environ:
         os.environ[INHERITED] = " ".join(map(str, socket_inodes()))
-
-
-def _require_program(find: Callable[[], object]) -> None:
-    reason = ""
-    try:
-        find()
-    except ServerError as exc:
-        reason = str(exc)
-    require(not reason, reason)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,7 +53,7 @@ def workspace(_clean_session: None) -> Iterator[Workspace]:
 @pytest.fixture(scope="session")
 def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
     """A PostgreSQL server for the session. A test that stops or restarts it leaves it running."""
-    _require_program(postgres_directory)
+    require_program(postgres_directory)
     # No test pulls the plug of the machine: the disk need not keep up.
     with PostgresServer(workspace, settings={"fsync": "off", "max_connections": "200"}) as server:
         yield server
@@ -72,21 +62,14 @@ def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
 @pytest.fixture
 def database(postgres_server: PostgresServer) -> Iterator[Database]:
     """A new, empty database, dropped with whatever is still connected to it."""
-    server = postgres_server.start()
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    server.create_database(name)
-    made = Database(server.host, server.port, name, server.user, server.password)
-    yield made
-    server.start()
-    Database(server.host, server.port, server.database, server.user, server.password).execute(
-        f"DROP DATABASE {name} WITH (FORCE)"
-    )
+    with new_database(postgres_server) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
 def valkey_server(workspace: Workspace) -> Iterator[ValkeyServer]:
     """A Valkey (or Redis) server for the session. A test that stops it leaves it running."""
-    _require_program(valkey_program)
+    require_program(valkey_program)
     with ValkeyServer(workspace) as server:
         yield server
 
@@ -132,7 +115,7 @@ def proxy_to() -> Iterator[Callable[[HasAddress], TcpProxy]]:
 @pytest.fixture
 def pgbouncer_to() -> Iterator[Callable[..., PgBouncer]]:
     """Start a PgBouncer before a database, with the options of `PgBouncer`; stopped at the end of the test."""
-    _require_program(pgbouncer_program)
+    require_program(pgbouncer_program)
     with ExitStack() as opened:
         # Of the test's own: its files are removed with it.
         workspace = opened.enter_context(Workspace())

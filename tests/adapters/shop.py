@@ -45,6 +45,10 @@ class Shop:
         with engine.get().begin() as connection:
             connection.execute(text("create table orders (id int primary key deferrable initially deferred)"))
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.pools.close()
+
     def add_api(self, base_url: str) -> None:
         """Give the base a client as well."""
         self.api = api = self.pools.add(HttpxClient(base_url=base_url), name="api")

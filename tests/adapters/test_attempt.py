@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,17 +15,8 @@ from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
 from tests.adapters.shop import NUMBERS, Shop, insert
-from tests.support.databases import Database
 from tests.support.forking import run_in_fork
 from workerpools import NoAttemptError
-
-
-@pytest.fixture(params=["psycopg2", "psycopg"])
-def shop(request: pytest.FixtureRequest, database: Database) -> Iterator[Shop]:
-    made = Shop(database, request.param)
-    yield made
-    made.pools.close()
-
 
 WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "called directly": lambda task, number: task(number),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,14 +19,6 @@ from workerpools.events import EventKind
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
 DELIVERED = pytest.mark.parametrize("deliver", [False, True], ids=["server never got it", "server got it"])
-
-
-@pytest.fixture(params=["psycopg2", "psycopg"])
-def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> Iterator[Shop]:
-    """An app whose database is reached through a proxy."""
-    made = Shop(database, request.param, proxy=proxy_to(database))
-    yield made
-    made.pools.close()
 
 
 def lose_commit(shop: Shop, *, deliver: bool, how: Any = "fin", wait: float = 1.0) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,19 +13,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from tests.adapters.shop import Shop, insert
-from tests.support.databases import Database
+from tests.support.faults import terminate_backends
 from workerpools import ConfigurationError, Resource
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
 BACKEND = text("select pg_backend_pid()")
-
-
-@pytest.fixture(params=["psycopg2", "psycopg"])
-def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> Iterator[Shop]:
-    """An app whose database is reached through a proxy."""
-    made = Shop(database, request.param, proxy=proxy_to(database))
-    yield made
-    made.pools.close()
 
 
 def engine_with(shop: Shop, **options: Any) -> Resource[sqlalchemy.Engine]:
@@ -37,12 +28,6 @@ def engine_with(shop: Shop, **options: Any) -> Resource[sqlalchemy.Engine]:
 def backend(engine: Resource[sqlalchemy.Engine]) -> int:
     with engine.get().connect() as connection:
         return int(connection.scalar(BACKEND))
-
-
-def terminate(shop: Shop) -> None:
-    shop.database.execute(
-        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name like 'workerpools %'"
-    )
 
 
 def test_an_idle_connection_is_checked_and_a_fresh_one_is_trusted(shop: Shop) -> None:
@@ -65,7 +50,7 @@ def test_a_dead_connection_is_replaced_before_the_task_notices(shop: Shop) -> No
     engine = engine_with(shop, check_after=0.2)
     with ExitStack() as held:
         before = {held.enter_context(engine.get().connect()).scalar(BACKEND) for _ in range(3)}
-    terminate(shop)
+    terminate_backends(shop.database)
     time.sleep(0.25)
 
     @shop.task(base=type("Other", (shop.base,), {"abstract": True, "session": TaskSession(engine)}))
@@ -139,7 +124,7 @@ def test_a_changed_password_is_picked_up_without_a_restart(shop: Shop) -> None:
         shop.database.execute(f"alter role {name} password 'second'")
         assert backend(engine) == first
         given["password"] = "second"
-        terminate(shop)
+        terminate_backends(shop.database)
         with engine.get().connect() as connection, pytest.raises(OperationalError):
             connection.scalar(BACKEND)
         assert backend(engine) != first

@@ -13,19 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tests.adapters.shop import Shop, insert
-from tests.support.databases import Database
+from tests.support.faults import terminate_backends
 from tests.support.proxy import TcpProxy
 from tests.support.upstream import EchoUpstream
 from workerpools.events import EventKind
-
-
-@pytest.fixture(params=["psycopg2", "psycopg"])
-def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> Iterator[Shop]:
-    """An app whose database is reached through a proxy."""
-    proxy = proxy_to(database)
-    made = Shop(database, request.param, proxy=proxy)
-    yield made
-    made.pools.close()
 
 
 @pytest.fixture
@@ -34,12 +25,6 @@ def api(shop: Shop, echo: EchoUpstream, proxy_to: Any) -> Iterator[TcpProxy]:
     proxy = proxy_to(echo)
     shop.add_api(f"http://127.0.0.1:{proxy.port}")
     return proxy
-
-
-def terminate_backends(database: Database) -> None:
-    database.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'workerpools %'"
-    )
 
 
 BREAKS = {

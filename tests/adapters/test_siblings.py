@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,16 +12,10 @@ from sqlalchemy import text
 
 from tests.adapters.shop import Shop, insert
 from tests.support.databases import Database
+from tests.support.faults import terminate_backends
 from workerpools import FailureKind, classify
 from workerpools._sqlalchemy_classify import is_client_side
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
-
-
-@pytest.fixture(params=["psycopg2", "psycopg"])
-def shop(request: pytest.FixtureRequest, database: Database) -> Iterator[Shop]:
-    made = Shop(database, request.param)
-    yield made
-    made.pools.close()
 
 
 def test_one_dead_connection_retires_its_idle_siblings(shop: Shop) -> None:
@@ -31,9 +24,7 @@ def test_one_dead_connection_retires_its_idle_siblings(shop: Shop) -> None:
     with ExitStack() as held:
         for _ in range(4):
             held.enter_context(engine.connect()).execute(text("select 1"))
-    shop.database.execute(
-        "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name like 'workerpools %'"
-    )
+    terminate_backends(shop.database)
 
     @shop.task()
     def task(self: Any) -> None:

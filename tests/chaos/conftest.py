@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,11 +14,11 @@ from demo_tasks.servers.binaries import postgres_directory
 from tests.chaos.breaks import DatabaseSite
 from tests.chaos.shop import Shop
 from tests.chaos.table import Cell
-from tests.conftest import _require_program
-from tests.support.databases import Database
+from tests.support.databases import Database, new_database
 from tests.support.faults import ordinary_role
 from tests.support.pgbouncer import PgBouncer
 from tests.support.proxy import TcpProxy
+from tests.support.services import require_program
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
@@ -27,7 +26,7 @@ from tests.support.upstream import EchoUpstream
 @pytest.fixture(scope="session")
 def chaos_server(workspace: Workspace) -> Iterator[PostgresServer]:
     """A PostgreSQL server that nobody but these tests uses."""
-    _require_program(postgres_directory)
+    require_program(postgres_directory)
     settings = {
         # Nobody pulls the plug of the machine: what the server wrote outlives its own crash ...
         "fsync": "off",
@@ -41,17 +40,10 @@ def chaos_server(workspace: Workspace) -> Iterator[PostgresServer]:
 @pytest.fixture
 def chaos_database(chaos_server: PostgresServer) -> Iterator[Database]:
     """A new database on it, with what the tasks write to; dropped with whatever is still connected."""
-    server = chaos_server.start()
-    name = f"chaos_{uuid.uuid4().hex[:12]}"
-    server.create_database(name)
-    made = Database(server.host, server.port, name, server.user, server.password)
-    # No key that would keep a row from being there twice.
-    made.execute("CREATE TABLE orders (number int); CREATE TABLE stock (n int); INSERT INTO stock VALUES (0)")
-    yield made
-    server.start()
-    Database(server.host, server.port, server.database, server.user, server.password).execute(
-        f"DROP DATABASE {name} WITH (FORCE)"
-    )
+    with new_database(chaos_server, "chaos") as made:
+        # No key that would keep a row from being there twice.
+        made.execute("CREATE TABLE orders (number int); CREATE TABLE stock (n int); INSERT INTO stock VALUES (0)")
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -181,15 +181,16 @@ class Outages:
     def _refuse_requests(self) -> None:
         # As a server that is down: connections are refused.
         self._api.stop()
-        self._upstream.kill()
-        self._away()
-        self._upstream.start()
+        self._replace_upstream()
         self._api.start()
         self.done.append("upstream refused")
 
     def _kill_upstream(self) -> None:
         # As a server behind a load balancer that does not know yet: connections are accepted, and end.
+        self._replace_upstream()
+        self.done.append("upstream killed")
+
+    def _replace_upstream(self) -> None:
         self._upstream.kill()
         self._away()
         self._upstream.start()
-        self.done.append("upstream killed")

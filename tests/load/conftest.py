@@ -8,20 +8,14 @@ import pytest
 
 from demo_tasks.servers import PostgresServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory
-from demo_tasks.servers.errors import ServerError
-from tests.support.databases import Database
-from tests.support.services import require
+from tests.support.databases import Database, maintenance
+from tests.support.services import require_program
 
 
 @pytest.fixture
 def server() -> Iterator[PostgresServer]:
     """A database server of the test's own, to be crashed."""
-    missing = ""
-    try:
-        postgres_directory()
-    except ServerError as error:
-        missing = str(error)
-    require(not missing, missing)
+    require_program(postgres_directory)
     # The machine does not crash, only the server: the disk need not keep up.
     with Workspace() as workspace, PostgresServer(workspace, settings={"fsync": "off"}) as started:
         yield started
@@ -30,4 +24,4 @@ def server() -> Iterator[PostgresServer]:
 @pytest.fixture
 def own_database(server: PostgresServer) -> Database:
     """Its first database, reached without a proxy."""
-    return Database(server.host, server.port, server.database, server.user, server.password)
+    return maintenance(server)

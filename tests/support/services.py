@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
+
+from demo_tasks.servers import ServerError
 
 
 def require(condition: object, reason: str) -> None:
@@ -19,3 +22,17 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"required in CI: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def require_program(find: Callable[[], object]) -> None:
+    """Skip or fail the running test, as `require` does, when a server's program is not there.
+
+    Args:
+        find: What looks for it, and raises `ServerError` with what to do when it is missing.
+    """
+    reason = ""
+    try:
+        find()
+    except ServerError as error:
+        reason = str(error)
+    require(not reason, reason)

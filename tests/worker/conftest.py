@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +20,7 @@ def shared(
 ) -> Iterator[Stand]:
     """Servers for a module, whose tests do not disturb each other."""
     url, folder = valkey_server.start().url(next(_numbers)), tmp_path_factory.mktemp("stand")
-    with stand_among(postgres_server, url, folder, f"shared_{uuid.uuid4().hex[:12]}") as made:
+    with stand_among(postgres_server, url, folder, "shared") as made:
         yield made
 
 
@@ -31,5 +30,5 @@ def stand(
 ) -> Iterator[Stand]:
     """Servers for one test."""
     url, folder = valkey_server.start().url(next(_numbers)), tmp_path_factory.mktemp("stand")
-    with stand_among(postgres_server, url, folder, f"stand_{uuid.uuid4().hex[:12]}") as made:
+    with stand_among(postgres_server, url, folder, "stand") as made:
         yield made

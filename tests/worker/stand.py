@@ -13,7 +13,8 @@ from typing import Any
 from celery import Celery
 from celery.result import AsyncResult
 
-from tests.support.databases import Database
+from tests.support.databases import Database, new_database
+from tests.support.faults import terminate_backends
 from tests.support.inspect import Backend, open_fds
 from tests.support.upstream import EchoUpstream
 from tests.support.worker import WorkerProcess
@@ -147,15 +148,9 @@ class Stand:
         rows = self.database.execute("select run from orders where number = %s order by run", number)
         return [int(row[0]) for row in rows]  # type: ignore[call-overload]
 
-    def terminate_backends(self, like: str = "workerpools %") -> int:
+    def terminate_backends(self) -> int:
         """End the worker's database connections from the server's side, and wait until they are gone."""
-        ended = self.database.execute(
-            "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
-            " where datname = %s and application_name like %s",
-            self.database.name,
-            like,
-        )
-        return len(ended)
+        return terminate_backends(self.database)
 
 
 def ended(result: AsyncResult) -> AsyncResult:
@@ -175,22 +170,18 @@ def sockets_to(port: int, pid: int) -> set[int]:
 
 
 @contextmanager
-def stand_among(server: Any, valkey_url: str, folder: Path, name: str) -> Iterator[Stand]:
+def stand_among(server: Any, valkey_url: str, folder: Path, prefix: str) -> Iterator[Stand]:
     """Make an empty database and an HTTP server, empty the broker, and clean up."""
     import redis
 
     with closing(redis.Redis.from_url(valkey_url)) as broker:
         broker.flushdb()
-    server.start().create_database(name)
-    database = Database(server.host, server.port, name, server.user, server.password)
-    database.execute("create table orders (number int, run int)")
-    client = Celery("client", broker=valkey_url, backend=valkey_url, set_as_current=False)
-    try:
-        with EchoUpstream() as echo:
-            yield Stand(valkey_url, database, echo, folder / f"{name}.jsonl", client)
-    finally:
-        client.backend.result_consumer.stop()
-        client.close()
-        Database(server.host, server.port, server.database, server.user, server.password).execute(
-            f"drop database {name} with (force)"
-        )
+    with new_database(server, prefix) as database:
+        database.execute("create table orders (number int, run int)")
+        client = Celery("client", broker=valkey_url, backend=valkey_url, set_as_current=False)
+        try:
+            with EchoUpstream() as echo:
+                yield Stand(valkey_url, database, echo, folder / f"{database.name}.jsonl", client)
+        finally:
+            client.backend.result_consumer.stop()
+            client.close()

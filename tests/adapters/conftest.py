@@ -1,0 +1,19 @@
+"""The app of these tests, on a database of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.adapters.shop import Shop
+from tests.support.databases import Database
+
+
+@pytest.fixture(params=["psycopg2", "psycopg"])
+def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> Iterator[Shop]:
+    """An app whose database is reached through a proxy, with each driver."""
+    with closing(Shop(database, request.param, proxy=proxy_to(database))) as made:
+        yield made
