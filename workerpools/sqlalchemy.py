@@ -267,22 +267,24 @@ class TaskSession(Overridable[Session]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        where = f"{type(instance).__name__}.{self._name}"
-        attempt = scope.require(where)
+        attempt = scope.current()
+        lent = None if attempt is None else attempt.lent.get(self)
+        if lent is None:
+            where = f"{type(instance).__name__}.{self._name}"
+            attempt = attempt or scope.require(where)
+            lent = attempt.lent[self] = _Lent(self._make(instance, owner, where), where)
+        return cast(_Lent, lent).session
 
-        def make() -> _Lent:
-            engine = self._engine.__get__(instance, owner)
-            # A test's stand-in may be a Connection: that has a dialect, too.
-            if not hasattr(engine, "dialect"):
-                resource = getattr(self._engine, "name", type(self._engine).__name__)
-                raise ConfigurationError(
-                    f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
-                    "TaskSession wants the resource of an engine"
-                )
-            return _Lent(_BodysSession(engine, **self._options), where)
-
-        lent: _Lent = attempt.scoped(self, make)
-        return lent.session
+    def _make(self, instance: Any, owner: type | None, where: str) -> _BodysSession:
+        engine = self._engine.__get__(instance, owner)
+        # A test's stand-in may be a Connection: that has a dialect, too.
+        if not hasattr(engine, "dialect"):
+            resource = getattr(self._engine, "name", type(self._engine).__name__)
+            raise ConfigurationError(
+                f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
+                "TaskSession wants the resource of an engine"
+            )
+        return _BodysSession(engine, **self._options)
 
     def _misplaced(self, name: str) -> str:
         return (
@@ -320,12 +322,22 @@ class _BodysSession(Session):
 class _Lent:
     """What an attempt does to the session of its body."""
 
+    __slots__ = ("_where", "session")
+
     def __init__(self, session: _BodysSession, where: str) -> None:
         self.session = session
         self._where = where
-        self.commit = session.commit
-        self.rollback = session.rollback
-        self.invalidate = session.invalidate
+
+    def commit(self) -> None:
+        # Whatever is done with a session begins its transaction: without one there is nothing to commit.
+        if self.session.in_transaction():
+            self.session.commit()
+
+    def rollback(self) -> None:
+        self.session.rollback()
+
+    def invalidate(self) -> None:
+        self.session.invalidate()
 
     def close(self) -> None:
         try:

@@ -117,7 +117,7 @@ class Resource(Overridable[T]):
     @overload
     def __get__(self, instance: object, owner: type | None = None) -> T: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Resource[T] | T:
-        return self if instance is None else self.get()
+        return self if instance is None else self.use()
 
     def get(self, *arguments: NoReturn, **options: NoReturn) -> T:
         """Return this process's value; the first call in a process opens it.
@@ -130,6 +130,10 @@ class Resource(Overridable[T]):
         """
         if arguments or options:
             raise TypeError(f"{type(self).__name__}.get() takes no arguments; {self._misplaced('get(…)')}")
+        return self.use()
+
+    def use(self) -> T:
+        """Return what :meth:`get` returns, for a descriptor's ``__get__``."""
         if self._overrides:
             return self._overrides[-1]
         scope.note_use(self)
