@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from workerpools._core import fork, scope
@@ -33,10 +33,12 @@ logger = logging.getLogger("workerpools")
 OPEN_TIMEOUT = 60.0
 
 
-@dataclass(frozen=True, eq=False)
 class _Live(Generic[T]):
-    value: T
-    descriptors: Descriptors
+    __slots__ = ("descriptors", "value")
+
+    def __init__(self, value: T, descriptors: Descriptors) -> None:
+        self.value = value
+        self.descriptors = descriptors
 
 
 class Overridable(Generic[T]):
