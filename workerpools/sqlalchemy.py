@@ -26,6 +26,7 @@ from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import classify_unwatched, error_code
+from workerpools._sqlalchemy_queue import DeadlineQueuePool
 from workerpools._sqlalchemy_url import about_driver, check_options, parsed
 from workerpools.errors import ConfigurationError, NoAttemptError
 
@@ -194,7 +195,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
         if "pool" in self._options or not issubclass(pool_class, QueuePool):
             return {}
-        return pool_defaults(execution_pool, self._acquire_timeout)
+        defaults = pool_defaults(execution_pool, self._acquire_timeout)
+        # A class of the user's own stays.
+        return {**defaults, "poolclass": DeadlineQueuePool} if pool_class is QueuePool else defaults
 
     def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
         """Close the idle connections; wait at most ``timeout`` seconds for those that are in use."""
