@@ -13,10 +13,6 @@ from workerpools._httpx_classify import Progress, is_idempotent
 
 __all__ = ["Trace"]
 
-_CONNECTING = (".connect_tcp.started", ".connect_unix_socket.started")
-_GAVE_UP = (".connect_tcp.failed", ".connect_unix_socket.failed")
-_OPENED = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
-
 
 class _Handshake:
     """Stands for a connection between TCP and TLS: its descriptor has left one object and is in no other yet."""
@@ -47,28 +43,56 @@ class Trace:
         self._handshake = _Handshake(-1)
 
     def __call__(self, name: str, info: Any) -> Any:
-        if name.endswith(_OPENED):
-            self.progress.fresh = True
-            self._opened(name, info["return_value"])
-        elif name.endswith(_CONNECTING):
-            self._opening.descriptors.connecting(info.get("port"))
-        elif name.endswith(".start_tls.started"):
-            self._handshake = _Handshake(self._number)
-            self._opening.descriptors.add(self._handshake)
-        elif name.endswith(".start_tls.failed"):
-            self._opening.descriptors.drop(self._handshake)
-        elif name.endswith(_GAVE_UP):
-            self._opening.descriptors.gave_up()
-        elif name.endswith(".send_request_headers.started"):
-            self.progress.head_started = True
-            self.leaves()
-        elif name.endswith(".send_request_headers.failed"):
-            self.progress.head_failed = True
-        elif name.endswith(".send_request_body.complete"):
-            self.progress.body_sent = True
-        elif name.endswith(".receive_response_headers.complete"):
-            self.progress.answered = True
+        # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
+        step = _STEPS.get(name.partition(".")[2])
+        if step is not None:
+            step(self, info)
         return self._chained(name, info) if self._chained is not None else None
+
+    def _connects(self, info: Any) -> None:
+        self._opening.descriptors.connecting(info.get("port"))
+
+    def _gives_up(self, info: Any) -> None:
+        self._opening.descriptors.gave_up()
+
+    def _connected(self, info: Any) -> None:
+        self.progress.fresh = True
+        stream = info["return_value"]
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            self._opening.connected(connection)
+            self._number = connection.fileno()
+            _tell_of_close(stream, connection, self._opening)
+
+    def _starts_tls(self, info: Any) -> None:
+        self._handshake = _Handshake(self._number)
+        self._opening.descriptors.add(self._handshake)
+
+    def _started_tls(self, info: Any) -> None:
+        self.progress.fresh = True
+        stream = info["return_value"]
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            # The same descriptor in a new object; the connection was counted when it was made.
+            self._opening.descriptors.add(connection)
+            self._opening.descriptors.drop(self._handshake)
+            _tell_of_close(stream, connection, self._opening)
+
+    def _failed_tls(self, info: Any) -> None:
+        self._opening.descriptors.drop(self._handshake)
+
+    def _head_starts(self, info: Any) -> None:
+        self.progress.head_started = True
+        self.leaves()
+
+    def _head_failed(self, info: Any) -> None:
+        self.progress.head_failed = True
+
+    def _body_sent(self, info: Any) -> None:
+        self.progress.body_sent = True
+
+    def _answered(self, info: Any) -> None:
+        self.progress.answered = True
 
     def leaves(self) -> None:
         """Note the effect that the request may have, once."""
@@ -82,19 +106,22 @@ class Trace:
             withdraw_effect(self._effect)
             self._effect = None
 
-    def _opened(self, name: str, stream: Any) -> None:
-        connection = stream.get_extra_info("socket")
-        if connection is None:
-            return
-        if name.endswith(".start_tls.complete"):
-            # The same descriptor in a new object; the connection was counted when it was made.
-            self._opening.descriptors.add(connection)
-            self._opening.descriptors.drop(self._handshake)
-            _tell_of_close(stream, connection, self._opening)
-        else:
-            self._opening.connected(connection)
-            self._number = connection.fileno()
-            _tell_of_close(stream, connection, self._opening)
+
+_STEPS: dict[str, Callable[[Trace, Any], None]] = {
+    "connect_tcp.started": Trace._connects,
+    "connect_unix_socket.started": Trace._connects,
+    "connect_tcp.failed": Trace._gives_up,
+    "connect_unix_socket.failed": Trace._gives_up,
+    "connect_tcp.complete": Trace._connected,
+    "connect_unix_socket.complete": Trace._connected,
+    "start_tls.started": Trace._starts_tls,
+    "start_tls.complete": Trace._started_tls,
+    "start_tls.failed": Trace._failed_tls,
+    "send_request_headers.started": Trace._head_starts,
+    "send_request_headers.failed": Trace._head_failed,
+    "send_request_body.complete": Trace._body_sent,
+    "receive_response_headers.complete": Trace._answered,
+}
 
 
 def _tell_of_close(stream: Any, connection: object, opening: Opening) -> None:
