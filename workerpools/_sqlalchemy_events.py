@@ -126,7 +126,7 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
         if _READ_WRITE.search(statement):
             connection.info[READ_WRITE] = True
         if not is_aborted(connection.connection.dbapi_connection):
-            timeouts.before_statement(connection.connection.dbapi_connection, connection.info)
+            timeouts.before_statement(connection.connection.dbapi_connection, connection.info, statement)
 
     @event.listens_for(engine, "after_cursor_execute")
     def executed_it(connection: Connection, *_: object) -> None:
