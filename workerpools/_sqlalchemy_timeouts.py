@@ -163,15 +163,16 @@ class Timeouts:
             return
         current = info.get(_LOCAL, info[_SESSION])
         milliseconds = fitting(remaining, current, info[_SERVER])
+        # Before anything is sent: the timeout, too, may never be answered.
+        self.after_statement(info)
+        if (socket := self._socket(connection)) is not None:
+            info[_WATCHED] = _watch(socket, remaining)
         if milliseconds is not None:
             try:
                 _tell(connection, info, milliseconds, statement)
             except Exception as error:
                 # The statement that follows fails on the same connection, with an error that the caller can catch.
                 logger.debug("setting a timeout failed: %s", type(error).__name__)
-        self.after_statement(info)
-        if (socket := self._socket(connection)) is not None:
-            info[_WATCHED] = _watch(socket, remaining)
 
     def after_statement(self, info: dict[str, Any]) -> bool:
         """Stop watching the socket; return whether it was shut down."""
