@@ -15,6 +15,7 @@ from demo_tasks.servers.binaries import postgres_directory, valkey_program
 from tests.support.databases import Database, HasAddress, new_database
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
+from tests.support.mariadb import MariaDatabase, MariaDBServer, mariadb_program
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
@@ -63,6 +64,21 @@ def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
 def database(postgres_server: PostgresServer) -> Iterator[Database]:
     """A new, empty database, dropped with whatever is still connected to it."""
     with new_database(postgres_server) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(workspace: Workspace) -> Iterator[MariaDBServer]:
+    """A MariaDB server for the session. A test that stops it leaves it running."""
+    require_program(mariadb_program)
+    with MariaDBServer(workspace) as server:
+        yield server
+
+
+@pytest.fixture
+def maria_database(mariadb_server: MariaDBServer) -> Iterator[MariaDatabase]:
+    """A new, empty database on MariaDB, dropped with whatever is still connected to it."""
+    with mariadb_server.new_database() as made:
         yield made
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "error_code",
     "is_client_side",
     "is_read_only",
+    "is_timeout",
 ]
 
 #: At connect the drivers carry no SQLSTATE, so the server's words are all there is. Only what will not mend itself is
@@ -31,8 +32,17 @@ _PERMANENT = re.compile(
 #: Message Reference); SQLite's result code 5 (SQLITE_BUSY).
 _ABORTED = frozenset(("40001", "40P01", "55P03", "1205", "1213", "SQLITE_BUSY"))
 
-#: Read-only after a failover: 25006 of PostgreSQL, 1290 and 1836 of MySQL.
-_READ_ONLY = frozenset(("25006", "1290", "1836"))
+#: Read-only after a failover: 25006 of PostgreSQL, 1836 of MySQL; 1290 names the option that forbids a statement, and
+#: there are others (--secure-file-priv).
+_READ_ONLY = frozenset(("25006", "1836"))
+_READ_ONLY_OPTION = re.compile(r"read.only", re.IGNORECASE)
+
+#: A statement that took longer than it may: 57014 of PostgreSQL (for a cancelled one, too), 1969 of MariaDB, 3024 of
+#: MySQL.
+_TIMEOUT = frozenset(("57014", "1969", "3024"))
+
+#: The socket's own time-out, in PyMySQL's words: nobody knows whether the server is gone or slow.
+_NO_ANSWER = re.compile(r"\(timed out\)|\(The (?:read|write) operation timed out\)|TimeoutError\('")
 
 #: A session that waited idle in its transaction for too long: a bug of the task, which would wait again.
 _IDLE_IN_TRANSACTION = re.compile(r"idle.in.transaction", re.IGNORECASE)
@@ -50,20 +60,29 @@ _UNAVAILABLE = frozenset(("57P03", "53300", "1040", "1203"))
 
 def error_code(error: BaseException | None) -> str:
     """Return the SQLSTATE of a driver's error, or the driver's own number or name; empty if it carries none."""
+    first = error.args[0] if error is not None and error.args else None
+    # The MySQL drivers' errors are (number, text). The number comes first: PyMySQL has a SQLSTATE as well from 1.2 on,
+    # which is the same for most of them (HY000).
+    if isinstance(first, int) and not isinstance(first, bool):
+        return str(first)
     for name in ("sqlstate", "pgcode", "sqlite_errorname"):
         code = getattr(error, name, None)
         if isinstance(code, str) and code:
             return code
-    first = error.args[0] if error is not None and error.args else None
-    # The MySQL drivers' errors are (number, text); Python 3.10's sqlite3 tells nothing but the text.
-    if isinstance(first, int) and not isinstance(first, bool):
-        return str(first)
+    # Python 3.10's sqlite3 tells nothing but the text.
     return "SQLITE_BUSY" if isinstance(first, str) and first.startswith("database is locked") else ""
 
 
-def is_read_only(code: str) -> bool:
+def is_read_only(error: BaseException) -> bool:
     """Return whether the server refused a write because it is no primary any more: the connection is of no use."""
-    return code in _READ_ONLY
+    code = error_code(error)
+    return code in _READ_ONLY or (code == "1290" and _READ_ONLY_OPTION.search(str(error)) is not None)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether a statement took longer than the server, or the driver's read_timeout, allows."""
+    code = error_code(error)
+    return code in _TIMEOUT or (code in ("2006", "2013") and _NO_ANSWER.search(str(error)) is not None)
 
 
 def is_client_side(error: BaseException) -> bool:
@@ -120,7 +139,7 @@ def classify_statement(
         return Failure(kind, sent, resource, phase, code, known=known)
 
     if not disconnected:
-        if is_read_only(code):
+        if is_read_only(error):
             return failure(FailureKind.STALE, Sent.ALL, "the server is read-only, as after a failover")
         if code in _ABORTED:
             return failure(FailureKind.ABORTED, Sent.ALL, f"the server rolled the transaction back ({code})")
@@ -137,6 +156,10 @@ def classify_statement(
             Sent.ALL,
             "the connection was lost during COMMIT, and the server says that it rolled back",
         )
+    if is_timeout(error):
+        # As with HTTP: a statement that is slow would be as slow again, and hold its locks beside the first one's.
+        known = "the driver has waited for an answer for as long as its read_timeout allows"
+        return Failure(FailureKind.INDETERMINATE, Sent.ALL, resource, phase, code, timed_out=True, known=known)
     if phase is Phase.STATEMENT and _PGBOUNCER.search(text):
         return failure(FailureKind.UNAVAILABLE, Sent.NOTHING, "PgBouncer has no server connection now")
     if autocommit:

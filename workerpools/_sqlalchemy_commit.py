@@ -23,7 +23,7 @@ from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._core.events import EventKind
 from workerpools._core.failure import FailureKind
 from workerpools._sqlalchemy_classify import classify_connect, error_code
-from workerpools._sqlalchemy_timeouts import Timeouts
+from workerpools._sqlalchemy_timeouts import POSTGRESQL, Timeouts
 
 __all__ = [
     "ASKING",
@@ -284,7 +284,7 @@ def introduce(connection: Any, info: dict[str, Any], timeouts: Timeouts, *, reso
         cursor.execute(_INTRODUCTION if resolves else _TIMEOUT)
         milliseconds, *history = cursor.fetchone()
         cursor.close()
-        timeouts.opened(info, int(milliseconds))
+        timeouts.opened(info, POSTGRESQL, int(milliseconds))
         if resolves and history[0]:
             info[TIMELINE] = tuple(history)
     except Exception as error:

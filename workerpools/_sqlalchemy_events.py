@@ -20,9 +20,9 @@ from workerpools._core.notes import add_note
 from workerpools._sqlalchemy_classify import (
     classify_connect,
     classify_statement,
-    error_code,
     is_client_side,
     is_read_only,
+    is_timeout,
 )
 from workerpools._sqlalchemy_commit import (
     COMMIT_STATE,
@@ -39,6 +39,14 @@ __all__ = ["watch"]
 
 #: COMMIT as text, which no event tells of; END is PostgreSQL's other word for it.
 _COMMIT = re.compile(r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b", re.IGNORECASE)
+
+#: What commits on MySQL and MariaDB without the word ("Statements That Cause an Implicit Commit" in both manuals).
+_COMMITS_IMPLICITLY = re.compile(
+    r"(?:^|;|\*/)\s*(?:alter|analyze|begin|cache|change|check|create(?!(?:\s+or\s+replace)?\s+temporary\b)"
+    r"|drop(?!\s+temporary\b)|flush|grant|install|load\s+index|lock|optimize|rename|repair|reset|revoke|set\s+password"
+    r"|start|stop|truncate|uninstall|unlock)\b",
+    re.IGNORECASE,
+)
 
 #: What takes a transaction's READ ONLY back; PostgreSQL refuses that after the first query.
 _READ_WRITE = re.compile(r"\bread\s+write\b|_read_only\b", re.IGNORECASE)
@@ -111,14 +119,14 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
 
     @event.listens_for(engine, "before_cursor_execute")
     def executes(connection: Connection, cursor: object, statement: str, *_: object) -> None:
-        if _COMMIT.search(statement):
+        if _commits(connection, statement):
             note_effect(committed)
         elif commits_each_statement(connection.connection.dbapi_connection):
             note_effect(executed)
         if _READ_WRITE.search(statement):
             connection.info[READ_WRITE] = True
         if not is_aborted(connection.connection.dbapi_connection):
-            timeouts.before_statement(connection.connection.dbapi_connection, connection.info)
+            timeouts.before_statement(connection.connection.dbapi_connection, connection.info, statement)
 
     @event.listens_for(engine, "after_cursor_execute")
     def executed_it(connection: Connection, *_: object) -> None:
@@ -143,14 +151,14 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
             add_note(error, f"workerpools: connecting for the resource {resource!r}")
             scope.note_failure(error, Noted(classify_connect(original, resource=resource), Phase.CONNECT, opening))
             return
-        if is_read_only(error_code(original)) or is_client_side(original):
+        if is_read_only(original) or is_client_side(original):
             # The server is no primary any more, and every ping of this connection would succeed for ever; or the driver
             # has lost the connection in a way that SQLAlchemy does not know.
             context.is_disconnect = True
         if context.is_disconnect:
             add_note(error, f"workerpools: a connection of the resource {resource!r} was lost")
         phase = _phase(connection, context.statement)
-        if _ended_by_deadline(connection, original, timeouts):
+        if _ended_by_deadline(connection, original, timeouts, lost=context.is_disconnect and phase is Phase.COMMIT):
             add_note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
             scope.note_failure(error, Noted(None, phase, opening, deadline=True))
             return
@@ -159,7 +167,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
             original,
             resource=resource,
             phase=phase,
-            disconnected=context.is_disconnect and not is_read_only(error_code(original)),
+            disconnected=context.is_disconnect and not is_read_only(original),
             autocommit=phase is Phase.STATEMENT and _in_autocommit(connection),
             commit_sent=state is None or state.sent,
             outcome="" if state is None else state.outcome,
@@ -184,21 +192,27 @@ def _info(connection: Connection) -> dict[Any, Any]:
         return {}
 
 
-def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts) -> bool:
+def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts, *, lost: bool) -> bool:
     shut_down = timeouts.after_statement(_info(connection))
     remaining = scope.deadline().remaining()
     if remaining is None:
         return False
-    # 57014 query_canceled: the server's word for statement_timeout, too; the user's own one may have been shorter.
-    return shut_down or (error_code(error) == "57014" and remaining <= slack(remaining))
+    # The user's own timeout may have been shorter. A COMMIT that the driver gave up waiting for may have been done.
+    return shut_down or (not lost and is_timeout(error) and remaining <= slack(remaining))
 
 
 def _phase(connection: Connection, statement: str | None) -> Phase:
     if statement is None:
         return _phases.get(connection, Phase.STATEMENT)
-    if _COMMIT.search(statement):
+    if _commits(connection, statement):
         return Phase.COMMIT
     return Phase.ROLLBACK if statement.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
+
+
+def _commits(connection: Connection, statement: str) -> bool:
+    if _COMMIT.search(statement):
+        return True
+    return connection.dialect.name in ("mysql", "mariadb") and bool(_COMMITS_IMPLICITLY.search(statement))
 
 
 def _in_autocommit(connection: Connection) -> bool:

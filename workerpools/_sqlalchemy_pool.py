@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from typing import Any
@@ -19,6 +20,8 @@ from workerpools._sqlalchemy_commit import ASKING, introduce
 from workerpools._sqlalchemy_timeouts import Timeouts
 
 __all__ = ["watch_pool"]
+
+logger = logging.getLogger("workerpools")
 
 _RAW = "workerpools raw connection"
 _BORN = "workerpools born"
@@ -39,12 +42,13 @@ def watch_pool(
         resolves: Whether lost COMMITs are resolved.
     """
     speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
+    speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
 
     # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
     # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
     @event.listens_for(engine, "do_connect")
     def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
-        port = parameters.get("port")
+        port = parameters.get("port") or (3306 if speaks_mysql and "unix_socket" not in parameters else None)
         opening.descriptors.connecting(int(port) if port else None)
         remaining = scope.deadline().remaining()
         if remaining is not None and "connect_timeout" in parameters:
@@ -57,10 +61,21 @@ def watch_pool(
             opening.connected(connection, _purpose())
             if speaks_postgresql and not ASKING.get():
                 introduce(connection, record.info, timeouts, resolves=resolves)
+        elif speaks_mysql:
+            # PyMySQL does not tell its socket.
+            timeouts.see(connection, opening.descriptors.look(connection))
+            opening.connected(connection, _purpose())
         else:
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
             opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
+        if speaks_mysql:
+            try:
+                timeouts.ask(connection, record.info)
+            except engine.dialect.loaded_dbapi.Error as error:
+                if engine.dialect.is_disconnect(error, connection, None):
+                    raise
+                logger.debug("the server does not say which timeout is in force: %s", type(error).__name__)
 
     # Before whatever else looks at a checkout: it may get another connection.
     @event.listens_for(engine, "checkout")

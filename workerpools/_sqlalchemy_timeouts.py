@@ -1,25 +1,30 @@
-"""Keeps every statement within its task's deadline: ``statement_timeout`` on the server, a watchdog on the socket.
+"""Keeps every statement within its task's deadline: a timeout on the server, a watchdog on the socket.
 
 The timeout is remembered per connection and sent again only when it no longer fits, so that short tasks pay no round
-trip for it (PostgreSQL documentation, "statement_timeout").
+trip for it (PostgreSQL documentation, "statement_timeout"; MariaDB documentation, "max_statement_time"; MySQL Reference
+Manual, "max_execution_time").
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 import time
-from collections.abc import Generator
+import weakref
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from workerpools._core import scope
+from workerpools._core.sockets import Seen
 from workerpools._core.watchdog import Watchdog
 
-__all__ = ["FLOOR", "GRACE", "Timeouts", "fitting"]
+__all__ = ["FLOOR", "GRACE", "POSTGRESQL", "Timeouts", "fitting", "slack"]
 
 logger = logging.getLogger("workerpools")
 
+_KIND = "workerpools kind of timeout"
 _SERVER = "workerpools server timeout"
 _SESSION = "workerpools session timeout"
 _LOCAL = "workerpools local timeout"
@@ -33,6 +38,37 @@ FLOOR = 1.0
 GRACE = 0.3
 
 _watchdog = Watchdog()
+
+
+class Kind(NamedTuple):
+    """How a server is told its timeout.
+
+    Attributes:
+        session: Returns what to send for a session, given milliseconds.
+        transaction: The same for a transaction; None where the end of a transaction undoes no setting.
+    """
+
+    session: Callable[[int], str]
+    transaction: Callable[[int], str] | None = None
+
+
+POSTGRESQL = Kind(
+    lambda milliseconds: f"SET statement_timeout = {milliseconds}",
+    lambda milliseconds: f"SET LOCAL statement_timeout = {milliseconds}",
+)
+
+#: By the variable: MariaDB's counts in seconds and ends every statement, MySQL's ends a SELECT.
+_VARIABLES = {
+    "max_statement_time": (Kind(lambda milliseconds: f"SET SESSION max_statement_time = {milliseconds / 1000}"), 1000),
+    "max_execution_time": (Kind(lambda milliseconds: f"SET SESSION max_execution_time = {milliseconds}"), 1),
+}
+_WHICH_VARIABLE = f"SHOW SESSION VARIABLES WHERE Variable_name IN ({', '.join(map(repr, _VARIABLES))})"
+
+#: What a MySQL server answers about the statement before: nothing may be sent in between.
+_LOOKS_BACK = re.compile(
+    r"row_count\s*\(|found_rows\s*\(|\bshow\s+(?:count|warnings|errors)\b|\bget\b.*\bdiagnostics\b|@@\w*(?:warning|error)_count",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def slack(seconds: float) -> float:
@@ -75,10 +111,34 @@ class Timeouts:
 
     def __init__(self, *, session: bool) -> None:
         self._session = session
+        self._seen: weakref.WeakKeyDictionary[Any, Seen] = weakref.WeakKeyDictionary()
 
-    def opened(self, info: dict[str, Any], server: int) -> None:
+    def see(self, connection: Any, socket: Seen | None) -> None:
+        """Note the socket of a connection that has no ``fileno()``; without it the connection is not watched."""
+        if socket is not None:
+            self._seen[connection] = socket
+
+    def opened(self, info: dict[str, Any], kind: Kind, server: int) -> None:
         """Note what a new connection's server has in force, in milliseconds."""
+        info[_KIND] = kind
         info[_SERVER] = info[_SESSION] = server
+
+    def ask(self, connection: Any, info: dict[str, Any]) -> None:
+        """Ask a new connection to MySQL or MariaDB what is in force; costs one round trip.
+
+        Raises:
+            Exception: The driver's.
+        """
+        if not self._session:
+            return
+        cursor = connection.cursor()
+        try:
+            cursor.execute(_WHICH_VARIABLE)
+            for name, value in cursor.fetchall():
+                kind, factor = _VARIABLES[name.lower()]
+                self.opened(info, kind, math.ceil(float(value) * factor))
+        finally:
+            cursor.close()
 
     def at_checkout(self, connection: Any, info: dict[str, Any]) -> bool:
         """Make the session's timeout fit; return whether that took a round trip, which shows that it is alive.
@@ -91,34 +151,28 @@ class Timeouts:
         milliseconds = fitting(scope.deadline().remaining(), info[_SESSION], info[_SERVER])
         if milliseconds is None:
             return False
-        before = connection.autocommit
-        # Outside of a transaction, whose end would undo it.
-        connection.autocommit = True
-        try:
-            with self.watched(connection):
-                _send(connection, f"SET statement_timeout = {milliseconds}")
-        finally:
-            if not connection.closed:
-                connection.autocommit = before
+        with self.watched(connection), _outside_of_transactions(connection, info[_KIND]):
+            _send(connection, info[_KIND].session(milliseconds))
         info[_SESSION] = milliseconds
         return True
 
-    def before_statement(self, connection: Any, info: dict[str, Any]) -> None:
-        """Make the transaction's timeout fit, and have the socket watched while the statement runs."""
+    def before_statement(self, connection: Any, info: dict[str, Any], statement: str) -> None:
+        """Make the timeout fit, and have the socket watched while the statement runs."""
         remaining = scope.deadline().remaining()
         if remaining is None or _SERVER not in info:
             return
         current = info.get(_LOCAL, info[_SESSION])
         milliseconds = fitting(remaining, current, info[_SERVER])
-        if milliseconds is not None and not connection.autocommit:
+        # Before anything is sent: the timeout, too, may never be answered.
+        self.after_statement(info)
+        if (socket := self._socket(connection)) is not None:
+            info[_WATCHED] = _watch(socket, remaining)
+        if milliseconds is not None:
             try:
-                _send(connection, f"SET LOCAL statement_timeout = {milliseconds}")
-                info[_LOCAL] = milliseconds
+                _tell(connection, info, milliseconds, statement)
             except Exception as error:
                 # The statement that follows fails on the same connection, with an error that the caller can catch.
                 logger.debug("setting a timeout failed: %s", type(error).__name__)
-        self.after_statement(info)
-        info[_WATCHED] = _watch(connection, remaining)
 
     def after_statement(self, info: dict[str, Any]) -> bool:
         """Stop watching the socket; return whether it was shut down."""
@@ -133,20 +187,51 @@ class Timeouts:
     def watched(self, connection: Any) -> Generator[None, None, None]:
         """Have the socket watched while something else waits for the server."""
         remaining = scope.deadline().remaining()
-        if remaining is None or not hasattr(connection, "fileno"):
+        socket = self._socket(connection)
+        if remaining is None or socket is None:
             yield
             return
-        number = _watch(connection, remaining)
+        number = _watch(socket, remaining)
         try:
             yield
         finally:
             _watchdog.forget(number)
 
+    def _socket(self, connection: Any) -> Any:
+        if hasattr(connection, "fileno"):
+            return connection
+        # Not of every driver's connection there is a weak reference.
+        return self._seen.get(connection) if self._seen else None
 
-def _watch(connection: Any, remaining: float) -> int:
-    return _watchdog.watch(
-        connection.fileno(), time.monotonic() + _wanted(remaining) + slack(_wanted(remaining)) + GRACE
-    )
+
+def _watch(socket: Any, remaining: float) -> int:
+    return _watchdog.watch(socket.fileno(), time.monotonic() + _wanted(remaining) + slack(_wanted(remaining)) + GRACE)
+
+
+def _tell(connection: Any, info: dict[str, Any], milliseconds: int, statement: str) -> None:
+    kind: Kind = info[_KIND]
+    if kind.transaction is None:
+        if not _LOOKS_BACK.search(statement):
+            _send(connection, kind.session(milliseconds))
+            info[_SESSION] = milliseconds
+    elif not connection.autocommit:
+        _send(connection, kind.transaction(milliseconds))
+        info[_LOCAL] = milliseconds
+
+
+@contextmanager
+def _outside_of_transactions(connection: Any, kind: Kind) -> Generator[None, None, None]:
+    if kind.transaction is None:
+        yield
+        return
+    before = connection.autocommit
+    # The end of a transaction would undo it.
+    connection.autocommit = True
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.autocommit = before
 
 
 def _send(connection: Any, statement: str) -> None:

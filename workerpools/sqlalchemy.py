@@ -47,7 +47,10 @@ LIBPQ_DEFAULTS: Mapping[str, Any] = {
 }
 
 _LIBPQ_DRIVERS = frozenset(("psycopg2", "psycopg"))
-_CONNECT_TIMEOUT_DRIVERS = frozenset(("pymysql", "mysqldb"))
+_MYSQL_DRIVERS = frozenset(("pymysql", "mysqldb"))
+
+#: Bounds for waiting on a socket, in seconds, of every statement: neither driver asks the system for a shorter one.
+MYSQL_DEFAULTS: Mapping[str, Any] = {"read_timeout": 30, "write_timeout": 30}
 
 
 def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict[str, Any]:
@@ -66,8 +69,8 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
             "application_name": application_name(resource, os.getpid()),
             **LIBPQ_DEFAULTS,
         }
-    elif driver in _CONNECT_TIMEOUT_DRIVERS:
-        wanted = {"connect_timeout": whole}
+    elif driver in _MYSQL_DRIVERS:
+        wanted = {"connect_timeout": whole, **MYSQL_DEFAULTS}
     else:
         wanted = {}
     return {key: value for key, value in wanted.items() if key not in url.query}

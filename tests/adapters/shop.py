@@ -24,6 +24,8 @@ NUMBERS = itertools.count()
 class Shop:
     """An app with one base, eager, on a database of its own."""
 
+    TABLE = "create table orders (id int primary key deferrable initially deferred)"
+
     def __init__(self, database: Database, driver: str, proxy: TcpProxy | None = None) -> None:
         self.database = database
         self.events: list[Event] = []
@@ -45,7 +47,7 @@ class Shop:
         if proxy is not None:
             self.proxy = proxy
         with engine.get().begin() as connection:
-            connection.execute(text("create table orders (id int primary key deferrable initially deferred)"))
+            connection.execute(text(self.TABLE))
 
     def close(self) -> None:
         """Close the connections."""

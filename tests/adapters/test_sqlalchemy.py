@@ -17,7 +17,7 @@ from tests.support.databases import Database
 from tests.support.inspect import backends
 from workerpools import ConfigurationError, WorkerPools
 from workerpools._core.execution import ExecutionPool
-from workerpools.sqlalchemy import LIBPQ_DEFAULTS, SQLAlchemyEngine, connect_defaults, pool_defaults
+from workerpools.sqlalchemy import LIBPQ_DEFAULTS, MYSQL_DEFAULTS, SQLAlchemyEngine, connect_defaults, pool_defaults
 
 DRIVERS = ["psycopg2", "psycopg"]
 
@@ -37,7 +37,8 @@ DRIVERS = ["psycopg2", "psycopg"]
             "postgresql+psycopg2://db/shop?keepalives=0&application_name=mine&connect_timeout=9",
             {key: value for key, value in LIBPQ_DEFAULTS.items() if key != "keepalives"},
         ),
-        ("mysql+pymysql://db/shop", {"connect_timeout": 5}),
+        ("mysql+pymysql://db/shop", {"connect_timeout": 5, **MYSQL_DEFAULTS}),
+        ("mysql+mysqldb://db/shop?read_timeout=600", {"connect_timeout": 5, "write_timeout": 30}),
         ("sqlite://", {}),
         ("postgresql+asyncpg://db/shop", {}),
     ],

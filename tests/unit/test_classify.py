@@ -99,8 +99,17 @@ COMMIT = {"phase": Phase.COMMIT}
         ((1213, "Deadlock found"), {}, "aborted"),
         ((1205, "Lock wait timeout exceeded"), {}, "aborted"),
         ((1836, "Running in read-only mode"), {}, "stale"),
+        ((1290, "The MariaDB server is running with the --read-only option so it cannot"), {}, "stale"),
+        ((1290, "The MySQL server is running with the --super-read-only option so it cannot"), {}, "stale"),
+        ((1290, "The MySQL server is running with the --secure-file-priv option so it cannot"), {}, None),
+        ((1969, "Query execution was interrupted (max_statement_time exceeded)"), {}, None),
+        ((3024, "Query execution was interrupted, maximum statement execution time exceeded"), {}, None),
         ((2013, "Lost connection to MySQL server during query"), LOST, "stale"),
         ((2013, "Lost connection to MySQL server during query"), {**LOST, **COMMIT}, "indeterminate"),
+        ((2013, "Lost connection to MySQL server during query (timed out)"), LOST, "indeterminate"),
+        ((2013, "Lost connection to MySQL server during query (The read operation timed out)"), LOST, "indeterminate"),
+        ((2006, "MySQL server has gone away (TimeoutError('timed out'))"), LOST, "indeterminate"),
+        ((2013, "Lost connection to MySQL server during query ([Errno 110] Connection timed out)"), LOST, "stale"),
         ((1062, "Duplicate entry"), {}, None),
         (("database is locked",), {}, "aborted"),
         (("no such table: orders",), {}, None),
@@ -118,6 +127,12 @@ def test_statements(code: Any, circumstances: dict[str, Any], kind: str | None, 
     if failure is not None:
         assert failure.phase is options["phase"]
         assert failure.known
+
+
+def test_error_code_of_mysql() -> None:
+    """The number, which PyMySQL 1.2 accompanies with a SQLSTATE that is the same for most errors."""
+    error = DriverError(1205, "Lock wait timeout exceeded; try restarting transaction", sqlstate="HY000")
+    assert error_code(error) == "1205"
 
 
 def test_error_code_of_sqlite() -> None:

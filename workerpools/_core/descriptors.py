@@ -35,7 +35,8 @@ class Descriptors:
         self._borrowers: dict[int, Callable[[], Any]] = {}
         self._sources: list[Callable[[], Iterable[Any]]] = []
         self._kept: list[object] = []
-        self._connecting: dict[int, tuple[frozenset[int], int | None]] = {}
+        self._connecting: dict[int, tuple[frozenset[tuple[int, int]], int | None]] = {}
+        self._seen: weakref.WeakKeyDictionary[object, sockets.Seen] = weakref.WeakKeyDictionary()
 
     def connecting(self, port: int | None) -> None:
         """Note that the calling thread begins to connect, until it calls :meth:`add` or :meth:`gave_up`.
@@ -51,8 +52,21 @@ class Descriptors:
         """Note that the calling thread connects no longer."""
         self._connecting.pop(threading.get_ident(), None)
 
-    def add(self, connection: HasFileno) -> None:
-        """Note a connection that was just opened."""
+    def look(self, connection: Any) -> sockets.Seen | None:
+        """Find the socket of a connection without a ``fileno()`` that the calling thread has just made.
+
+        Returns:
+            What tells its descriptor; None where it cannot be told from the sockets that other threads make.
+        """
+        begun = self._connecting.get(threading.get_ident())
+        found = [] if begun is None else sockets.made_since(*begun)
+        if len(found) != 1:
+            return None
+        seen = self._seen[connection] = sockets.Seen(found[0])
+        return seen
+
+    def add(self, connection: Any) -> None:
+        """Note a connection that was just opened: one with a ``fileno()``, or that was looked for."""
         self.gave_up()
         _hold(self._connections, id(connection), connection)
 
@@ -79,7 +93,7 @@ class Descriptors:
 
     def count(self) -> int:
         """Return how many connections are open."""
-        return sum(1 for connection in self._open() if fileno(connection) >= 0)
+        return sum(1 for connection in self._open() if self._fileno(connection) >= 0)
 
     def pin(self) -> object:
         """Return strong references to everything that a forked child must not finalize."""
@@ -87,10 +101,15 @@ class Descriptors:
 
     def filenos(self) -> list[int]:
         """Return the descriptors that are open now, those of connections that are still being made included."""
-        found = [number for connection in self._open() if (number := fileno(connection)) >= 0]
+        found = [number for connection in self._open() if (number := self._fileno(connection)) >= 0]
         for before, port in list(self._connecting.values()):
             found += sockets.made_since(before, port)
         return found
+
+    def _fileno(self, connection: Any) -> int:
+        if self._seen and not hasattr(connection, "fileno"):
+            return fileno(self._seen.get(connection))
+        return fileno(connection)
 
     def _open(self) -> list[Any]:
         noted = [held for ref in list(self._connections.values()) if (held := ref()) is not None]
@@ -114,7 +133,7 @@ def _hold(table: dict[int, Callable[[], Any]], key: int, value: object) -> None:
         table[key] = lambda: value
 
 
-def fileno(connection: HasFileno) -> int:
+def fileno(connection: Any) -> int:
     """Return the connection's descriptor, or -1 when it has none any more."""
     # Each driver has an exception of its own for a closed connection.
     try:
