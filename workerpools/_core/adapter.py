@@ -12,6 +12,7 @@ from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind, Listeners
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure
+from workerpools._core.meter import Meter
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
@@ -29,6 +30,7 @@ class Opening:
             keeps it from crossing a fork.
         listeners: Where events go.
         budget: What pays for replays.
+        meter: What counts.
     """
 
     resource: str
@@ -36,16 +38,23 @@ class Opening:
     descriptors: Descriptors
     listeners: Listeners
     budget: Budget = field(default_factory=Budget)
+    meter: Meter = field(default_factory=Meter)
 
     def connected(self, connection: Any, detail: str = "") -> None:
         """Note that the value opened ``connection``, which has a ``fileno()``; ``detail`` goes with the event."""
         self.descriptors.add(connection)
+        self.meter.opened()
         self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
-    def disconnected(self, connection: object, detail: str = "") -> None:
-        """Note that the value closed ``connection``; ``detail`` goes with the event."""
+    def disconnected(self, connection: object, detail: str = "", reason: str = "") -> None:
+        """Note that the value closed ``connection``; ``detail`` goes with the event, ``reason`` into the statistics."""
         self.descriptors.drop(connection)
+        self.meter.closed(reason)
         self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail)
+
+    def failed(self, failure: Failure) -> None:
+        """Count a failure of one of the value's connections."""
+        self.meter.failed(failure.kind)
 
 
 class Adapter(Protocol[T]):

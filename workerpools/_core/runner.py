@@ -277,3 +277,5 @@ def _once(attempt: Attempt, body: Callable[[], R]) -> R:
         return result
     finally:
         attempt.leave()
+        for resource in attempt.used:
+            resource.meter.attempt_ended(attempt)

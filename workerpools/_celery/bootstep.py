@@ -1,0 +1,85 @@
+"""What a worker tells of its connection pools: in ``celery inspect stats``, and in ``celery inspect pools``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from celery import bootsteps
+
+from workerpools._celery.sharing import children
+from workerpools._core.stats import ResourceStats, WorkerStats
+
+__all__ = ["KEY", "PoolsStep", "readable", "register_command", "snapshots"]
+
+#: The key in the reply of ``celery inspect stats``.
+KEY = "workerpools"
+
+
+def snapshots(app: Any, worker: Any) -> list[WorkerStats]:
+    """Return a snapshot of each WorkerPools of ``app``.
+
+    Args:
+        app: The Celery app.
+        worker: Its worker in this process; None outside of one.
+    """
+    from workerpools._celery.app import WorkerPools
+
+    living = None if worker is None else children(worker)
+    return [pools.collector.snapshot(living) for pools in WorkerPools.all_of(app)]
+
+
+class PoolsStep(bootsteps.StartStopStep):
+    """Adds the connection pools to what the worker says of itself; starts nothing."""
+
+    def info(self, worker: Any) -> dict[str, Any]:
+        stats = snapshots(worker.app, worker)
+        return {KEY: {**readable(stats), "snapshots": [each.to_dict() for each in stats]}}
+
+
+def readable(stats: list[WorkerStats]) -> dict[str, Any]:
+    """Return snapshots as a person reads them in ``celery inspect stats`` or on Flower's page of a worker.
+
+    One short text for each resource of the worker, and one for each of its processes.
+    """
+    resources: dict[str, str] = {}
+    processes: dict[str, dict[str, str]] = {}
+    for worker in stats:
+        resources.update({each.name: _line(each) for each in worker.totals()})
+        for process in worker.processes:
+            processes.setdefault(str(process.pid), {}).update({each.name: _line(each) for each in process.resources})
+    return {"resources": resources, "processes": processes, "unseen": max((each.unseen for each in stats), default=0)}
+
+
+def _line(stats: ResourceStats) -> str:
+    limit = f"/{stats.limit}" if stats.limit else ""
+    wait = stats.histogram("acquire_wait")
+    parts = [
+        f"open {stats.open}{limit}, in use {stats.in_use}, pending {stats.pending}",
+        f"opened {stats.value('opened'):.0f}, closed {stats.value('closed'):.0f}, reused {stats.value('reused'):.0f}",
+        f"waits {wait.count}, longest {wait.max:.3f} s, timed out {stats.value('acquire_timeouts'):.0f}",
+    ]
+    troubles = [(name, stats.value(name)) for name in ("failures", "replays", "retries", "refused_replays", "leaks")]
+    if any(count for _, count in troubles):
+        parts.append(", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in troubles if count))
+    return "; ".join(parts)
+
+
+def register_command(*, wherever: bool) -> None:
+    """Have this process know ``celery inspect pools``.
+
+    Args:
+        wherever: Import what is needed for it. Without, only where it is loaded already: the ``celery`` command and a
+            worker have it; other programs are spared a quarter of a second.
+    """
+    if not wherever and "celery.worker.control" not in sys.modules:
+        return
+    from celery.worker.control import Panel, inspect_command
+
+    if "pools" not in Panel.data:
+        inspect_command(name="pools")(_inspect_pools)
+
+
+def _inspect_pools(state: Any, **_: Any) -> list[dict[str, Any]]:
+    """Show what the connection pools of each of the worker's processes are doing."""
+    return [each.to_dict() for each in snapshots(state.app, state.consumer.controller)]

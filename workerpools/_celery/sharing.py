@@ -1,0 +1,77 @@
+"""How a worker's children find the shared memory that their parent reads (see :mod:`workerpools._core.slots`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import billiard
+
+from workerpools._celery.lifecycle import execution_pool
+from workerpools._core.slots import Board
+
+__all__ = ["child_index", "children", "found_board", "new_board", "withdraw"]
+
+logger = logging.getLogger("workerpools")
+
+# Not WORKERPOOLS_…: those are settings.
+_VARIABLE = "_WORKERPOOLS_BOARD_"
+
+
+def new_board(worker: Any, number: int) -> Board | None:
+    """Return shared memory for the children of ``worker``; None if it has none, or the system gives none.
+
+    Args:
+        worker: The sender of ``worker_init``.
+        number: Which WorkerPools of its process it is for: a spawned child finds it by that.
+    """
+    if execution_pool(worker).kind != "prefork":
+        return None
+    try:
+        if _forks(worker):
+            return Board.anonymous()
+        board = Board.in_file()
+    except OSError as error:
+        logger.warning("no shared memory for statistics, the worker's children are not seen: %s", error)
+        return None
+    os.environ[f"{_VARIABLE}{number}"] = board.path
+    return board
+
+
+def _forks(worker: Any) -> bool:
+    # An option of Celery 5.7; before, the platform's default was taken.
+    method = getattr(worker, "pool_start_method", None) or billiard.get_start_method()
+    return bool(method == "fork")
+
+
+def found_board(number: int) -> Board | None:
+    """Return the shared memory that the parent of this spawned child has made; None if there is none."""
+    path = os.environ.get(f"{_VARIABLE}{number}")
+    if not path:
+        return None
+    try:
+        return Board.at(path)
+    except (OSError, ValueError) as error:
+        logger.warning("the parent's shared memory cannot be opened, this process is not seen: %s", error)
+        return None
+
+
+def withdraw(number: int) -> None:
+    """Have processes that are started from now on find nothing."""
+    os.environ.pop(f"{_VARIABLE}{number}", None)
+
+
+def child_index() -> int | None:
+    """Return this process's place among its parent's children; None if it is no child of an execution pool."""
+    index = getattr(billiard.current_process(), "index", None)
+    return index if isinstance(index, int) else None
+
+
+def children(worker: Any) -> list[int] | None:
+    """Return the process ids of the living children of ``worker``; None where they are not known."""
+    try:
+        found = worker.pool.info.get("processes")
+    except Exception:  # the execution pool has not started yet, or is one of somebody else's
+        return None
+    return [int(pid) for pid in found] if isinstance(found, (list, tuple)) else None
