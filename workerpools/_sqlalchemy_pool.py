@@ -4,26 +4,71 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
+from sqlalchemy.pool import Pool
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
+from workerpools._core.failure import Noted
 from workerpools._core.lifetime import Due, Lifetime, due
+from workerpools._sqlalchemy_classify import POOL_EXHAUSTED
 from workerpools._sqlalchemy_commit import ASKING, introduce
 from workerpools._sqlalchemy_timeouts import Timeouts
 
-__all__ = ["watch_pool"]
+__all__ = ["timed", "watch_pool"]
 
 _RAW = "workerpools raw connection"
 _BORN = "workerpools born"
 _LIVES = "workerpools lives"
 _USED = "workerpools used"
+_REASON = "workerpools reason"
+
+
+class _Retired(DisconnectionError):
+    """Has the pool replace a connection that is not dead."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("this connection has reached its age")
+        self.reason = reason
+
+
+def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
+    """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out."""
+    meter = opening.meter
+
+    def connect(pool: Pool) -> Any:
+        if ASKING.get():
+            connection = pool_class.connect(pool)
+            meter.took()
+            return connection
+        since = meter.waiting()
+        try:
+            connection = pool_class.connect(pool)
+        except BaseException as error:
+            timed_out = isinstance(error, sqlalchemy.exc.TimeoutError)
+            meter.gave_up(since, timed_out=timed_out)
+            if timed_out:
+                failure = replace(POOL_EXHAUSTED, resource=opening.resource)
+                scope.note_failure(error, Noted(failure, failure.phase, opening))
+            raise
+        took = meter.took()
+        meter.waited(since, creating=took or 0.0, reused=took is None)
+        return connection
+
+    # Under the name that SQLAlchemy's loggers and a repr show.
+    attributes = {
+        "__module__": pool_class.__module__,
+        "__qualname__": pool_class.__qualname__,
+        "connect": connect,
+    }
+    return type(pool_class.__name__, (pool_class,), attributes)
 
 
 def watch_pool(
@@ -38,12 +83,14 @@ def watch_pool(
         timeouts: The engine's.
         resolves: Whether lost COMMITs are resolved.
     """
+    meter = opening.meter
     speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
 
     # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
     # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
     @event.listens_for(engine, "do_connect")
     def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+        opening.meter.creating()
         port = parameters.get("port")
         opening.descriptors.connecting(int(port) if port else None)
         remaining = scope.deadline().remaining()
@@ -61,6 +108,8 @@ def watch_pool(
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
             opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
+            opening.meter.opened()
+        opening.meter.made()
 
     # Before whatever else looks at a checkout: it may get another connection.
     @event.listens_for(engine, "checkout")
@@ -71,26 +120,37 @@ def watch_pool(
         born = record.info.setdefault(_BORN, now)
         if _LIVES not in record.info:
             record.info[_LIVES] = lifetime.drawn(random.random())
-        needs = due(lifetime, age=now - born, idle=now - record.info.get(_USED, now), lives=record.info[_LIVES])
+        age, lives = now - born, record.info[_LIVES]
+        needs = due(lifetime, age=age, idle=now - record.info.get(_USED, now), lives=lives)
         if needs is Due.RETIREMENT:
-            raise DisconnectionError("this connection has reached its age")
+            raise _Retired("lifetime" if lives is not None and age >= lives else "idle")
         try:
-            if not timeouts.at_checkout(connection, record.info) and needs is Due.CHECK:
+            asked = timeouts.at_checkout(connection, record.info)
+            if not asked and needs is Due.CHECK:
+                asked = True
                 with timeouts.watched(connection):
                     engine.dialect.do_ping(connection)
+            if asked:
+                meter.checked(alive=True)
         except engine.dialect.loaded_dbapi.Error as error:
+            meter.checked(alive=False)
             # Its idle siblings are of the same age.
             raise InvalidatePoolError("this connection does not answer") from error
 
     @event.listens_for(engine, "checkin")
     def checked_in(connection: Any, record: Any) -> None:
+        meter.returned(id(record))
         if connection is not None:
             record.info[_USED] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
     def checked_out(connection: Any, record: Any, borrower: object) -> None:
         opening.descriptors.lend(record, borrower)
-        if scope.current() is not None and not ASKING.get():
+        if ASKING.get():
+            return
+        attempt = scope.current()
+        meter.taken(id(record), attempt)
+        if attempt is not None:
             # Whoever takes a connection past the engine may commit on it unseen.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
             note_effect(effect)
@@ -101,9 +161,29 @@ def watch_pool(
         if effect is not None:
             withdraw_effect(effect)
 
+    @event.listens_for(engine, "detach")
+    def detached(connection: Any, record: Any) -> None:
+        # Its pool opens another one in its place; nobody tells of its end but "close_detached".
+        meter.returned(id(record))
+
+    #: Connections that were opened before are suspect: since one of them was found to be dead.
+    suspect = 0.0
+
+    @event.listens_for(engine, "invalidate")
+    def invalidated(connection: Any, record: Any, error: BaseException | None) -> None:
+        nonlocal suspect
+        if isinstance(error, _Retired):
+            record.info[_REASON] = error.reason
+        elif error is not None:
+            record.info[_REASON] = "stale"
+            suspect = time.monotonic()
+
     @event.listens_for(engine, "close")
-    def closed(connection: Any, record: object) -> None:
-        opening.disconnected(connection, _purpose())
+    def closed(connection: Any, record: Any) -> None:
+        reason = record.info.pop(_REASON, "")
+        if not reason and record.info.get(_BORN, suspect) < suspect:
+            reason = "stale"
+        opening.disconnected(connection, _purpose(), reason)
 
     @event.listens_for(engine, "close_detached")
     def closed_detached(connection: Any) -> None:

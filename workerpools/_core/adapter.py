@@ -60,7 +60,8 @@ class Opening:
 class Adapter(Protocol[T]):
     """How the object of one library is prepared, opened and closed.
 
-    An adapter holds the declaration alone. Each process opens a value of its own through it.
+    An adapter holds the declaration alone. Each process opens a value of its own through it. It may have an attribute
+    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names.
     """
 
     def prepare(self) -> None:
@@ -120,6 +121,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         self._close = close
         self._connections = connections
         self._running: dict[int, Iterator[T]] = {}
+        self._meters: dict[int, Meter] = {}
 
     def open(self, opening: Opening) -> T:
         made = self._factory()
@@ -135,9 +137,15 @@ class FunctionAdapter(Adapter[T], Generic[T]):
             opening.descriptors.watch(lambda: connections(value))
         elif hasattr(value, "fileno"):
             opening.descriptors.add(cast(Any, value))
+        # One value, one connection: nothing tells of more.
+        opening.meter.opened()
+        self._meters[id(value)] = opening.meter
         return value
 
     def close(self, value: T, timeout: float) -> None:
+        meter = self._meters.pop(id(value), None)
+        if meter is not None:
+            meter.closed()
         running = self._running.pop(id(value), None)
         if running is not None:
             next(running, None)

@@ -42,6 +42,8 @@ class Meter:
         self._lock = threading.RLock()
         # Who uses a connection since when, the oldest use first, and for which attempt.
         self._uses: dict[int, tuple[float, object]] = {}
+        self._creating: dict[int, float] = {}
+        self._made: dict[int, float] = {}
         self._closing = ""
         self._slot: Slot | None = None
         # The same row in shared memory.
@@ -132,6 +134,23 @@ class Meter:
         """Count how long it took to open a connection."""
         with self._lock:
             self._add(_CREATE, seconds)
+
+    def creating(self) -> None:
+        """Note that the calling thread begins to open a connection, until it calls :meth:`made`."""
+        self._creating[threading.get_ident()] = monotonic()
+
+    def made(self) -> None:
+        """Note that the calling thread has opened a connection, and count how long it took."""
+        thread = threading.get_ident()
+        since = self._creating.pop(thread, None)
+        if since is not None:
+            seconds = monotonic() - since
+            self._made[thread] = self._made.get(thread, 0.0) + seconds
+            self.created(seconds)
+
+    def took(self) -> float | None:
+        """Return how long the calling thread has opened connections since it asked last, in seconds; None for none."""
+        return self._made.pop(threading.get_ident(), None) if self._made else None
 
     def closed(self, reason: str = "") -> None:
         """Count a connection that was closed; a reason that :meth:`closing` or :meth:`closes` gives wins."""
