@@ -26,14 +26,14 @@ def new_board(worker: Any, number: int) -> Board | None:
         worker: The sender of ``worker_init``.
         number: Which WorkerPools of its process it is for: a spawned child finds it by that.
     """
-    if execution_pool(worker).kind != "prefork":
-        return None
     try:
+        if execution_pool(worker).kind != "prefork":
+            return None
         if _forks(worker):
             return Board.anonymous()
         board = Board.in_file()
-    except OSError as error:
-        logger.warning("no shared memory for statistics, the worker's children are not seen: %s", error)
+    except Exception:  # whatever it is, tasks run all the same
+        logger.warning("no shared memory for statistics: the worker's children are not seen", exc_info=True)
         return None
     os.environ[f"{_VARIABLE}{number}"] = board.path
     return board
