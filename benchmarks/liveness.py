@@ -1,7 +1,7 @@
 """What does knowing that a connection is alive cost, one millisecond away from the database?
 
 Tasks run in the tracer, in this process; the proxy is a process of its own. Read: begin, SELECT, commit; write the same
-with an INSERT.
+with an INSERT; READ ONLY: a read whose transaction says that it cannot write.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ def run(servers: Servers, *, quick: bool) -> Result:
             "read", "deadline unresolved", "pre_ping", gain
         ),
         "read with a deadline, without resolver, over no ping": faster("read", "deadline unresolved", "no_ping", none),
+        "READ ONLY with a deadline, ours over pre_ping": faster("read", "read_only deadline", "pre_ping", gain),
+        "READ ONLY with a deadline, ours over no ping": faster("read", "read_only deadline", "no_ping", none),
+        "READ ONLY, ours over pre_ping": faster("read", "read_only", "pre_ping", gain),
+        "READ ONLY, ours over no ping": faster("read", "read_only", "no_ping", none),
         "read with a deadline, ours over pre_ping": faster("read", "deadline", "pre_ping", gain),
         "read with a deadline, ours over no ping": faster("read", "deadline", "no_ping", none),
         "read, ours over no ping": faster("read", "ours", "no_ping", none),
@@ -101,6 +105,8 @@ def _sides(servers: Servers, seconds: float) -> Iterator[dict[str, Callable[[], 
                     sides[f"{task} {name}"] = traced(getattr(module, task))
                 sides[f"{task} deadline"] = traced(getattr(apps["ours"], task), soft_limit=LIMIT)
                 sides[f"{task} deadline unresolved"] = traced(getattr(apps["unresolved"], task), soft_limit=LIMIT)
+            sides["read read_only"] = traced(apps["ours"].read_only)
+            sides["read read_only deadline"] = traced(apps["ours"].read_only, soft_limit=LIMIT)
             yield sides
         for module in apps.values():
             close = getattr(module, "close_clients", None) or module.pools.close

@@ -29,6 +29,7 @@ __all__ = [
     "ASKING",
     "COMMIT_STATE",
     "CONNECTION",
+    "READ_WRITE",
     "CommitState",
     "commits_each_statement",
     "introduce",
@@ -40,6 +41,7 @@ logger = logging.getLogger("workerpools")
 #: Keys of a driver connection's ``info``.
 CONNECTION = "workerpools connection"
 TIMELINE = "workerpools timeline"
+READ_WRITE = "workerpools read write"
 
 #: What the driver's exception carries out of ``do_commit``.
 COMMIT_STATE = "__workerpools_commit__"
@@ -119,8 +121,9 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             return
         transaction = None
         if TIMELINE in proxied.info:
-            with timeouts.watched(proxied.dbapi_connection):
-                transaction = _note(proxied, proxied.info[TIMELINE])
+            if not _only_reads(dialect, proxied):
+                with timeouts.watched(proxied.dbapi_connection):
+                    transaction = _note(proxied, proxied.info[TIMELINE])
             if transaction is None:
                 _commit_nothing(dialect, original, proxied)
                 return
@@ -149,6 +152,11 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback
+
+
+def _only_reads(dialect: Any, proxied: Any) -> bool:
+    # The server refuses to write in a transaction that was begun as READ ONLY: no need to ask it.
+    return dialect.get_readonly(proxied.dbapi_connection) is True and READ_WRITE not in proxied.info
 
 
 def _commit_nothing(dialect: Any, original: Callable[[Any], None], proxied: Any) -> None:

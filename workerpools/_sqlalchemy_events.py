@@ -27,6 +27,7 @@ from workerpools._sqlalchemy_classify import (
 from workerpools._sqlalchemy_commit import (
     COMMIT_STATE,
     CONNECTION,
+    READ_WRITE,
     CommitState,
     commits_each_statement,
     watch_commits,
@@ -38,6 +39,9 @@ __all__ = ["watch"]
 
 #: COMMIT as text, which no event tells of; END is PostgreSQL's other word for it.
 _COMMIT = re.compile(r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b", re.IGNORECASE)
+
+#: What takes a transaction's READ ONLY back; PostgreSQL refuses that after the first query.
+_READ_WRITE = re.compile(r"\bread\s+write\b|_read_only\b", re.IGNORECASE)
 
 
 def watch(
@@ -63,7 +67,9 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
     @event.listens_for(engine, "begin")
     def begins(connection: Connection) -> None:
         _phases[connection] = Phase.STATEMENT
-        timeouts.transaction_ends(_info(connection))
+        info = _info(connection)
+        info.pop(READ_WRITE, None)
+        timeouts.transaction_ends(info)
 
     # The next ones fire before the driver is called.
     @event.listens_for(engine, "commit")
@@ -109,6 +115,8 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
             note_effect(committed)
         elif commits_each_statement(connection.connection.dbapi_connection):
             note_effect(executed)
+        if _READ_WRITE.search(statement):
+            connection.info[READ_WRITE] = True
         if not is_aborted(connection.connection.dbapi_connection):
             timeouts.before_statement(connection.connection.dbapi_connection, connection.info)
 

@@ -21,6 +21,7 @@ from workerpools._core.lifetime import Due, Lifetime, due
 from workerpools._sqlalchemy_classify import POOL_EXHAUSTED
 from workerpools._sqlalchemy_commit import ASKING, introduce
 from workerpools._sqlalchemy_timeouts import Timeouts
+from workerpools.errors import DeadlineExceeded
 
 __all__ = ["timed", "watch_pool"]
 
@@ -52,9 +53,8 @@ def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
         try:
             connection = pool_class.connect(pool)
         except BaseException as error:
-            timed_out = isinstance(error, sqlalchemy.exc.TimeoutError)
-            meter.gave_up(since, timed_out=timed_out)
-            if timed_out:
+            meter.gave_up(since, timed_out=isinstance(error, (sqlalchemy.exc.TimeoutError, DeadlineExceeded)))
+            if isinstance(error, sqlalchemy.exc.TimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
                 scope.note_failure(error, Noted(failure, failure.phase, opening))
             raise

@@ -71,6 +71,8 @@ class DatabaseTask(PooledTask):
                     from workerpools.sqlalchemy import TaskSession
 
                     self._made = TaskSession(DatabaseTask.engine)
+                    # It stands for itself from here on.
+                    DatabaseTask.session = self._made
                 return self._made.__get__(instance, owner)
 
         session = _Session()

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Session, SessionTransaction
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.pool import QueuePool
 
 from workerpools import _sqlalchemy_events
 from workerpools._core import scope
@@ -27,6 +27,7 @@ from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import POOL_EXHAUSTED, classify_unwatched, error_code
 from workerpools._sqlalchemy_pool import timed
+from workerpools._sqlalchemy_queue import DeadlineQueuePool
 from workerpools._sqlalchemy_url import about_driver, check_options, parsed
 from workerpools.errors import ConfigurationError, NoAttemptError
 
@@ -163,13 +164,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             raise
 
     def open(self, opening: Opening) -> sqlalchemy.Engine:
-        options = {**self._pool_options(opening.execution_pool), **self._options}
+        chosen = self._pool_options(opening.execution_pool)
+        options = {**chosen, **self._options}
+        if chosen:
+            options["poolclass"] = timed(chosen["poolclass"], opening)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
             options["connect_args"].setdefault("prepare_threshold", None)
-        if "pool" not in options:
-            options["poolclass"] = timed(self._pool_class(), opening)
         try:
             engine = sqlalchemy.create_engine(self._url, **options)
         except ImportError as error:
@@ -196,14 +198,13 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
-        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
-        if "pool" in self._options or not issubclass(self._pool_class(), QueuePool):
+        if "pool" in self._options:
             return {}
-        return pool_defaults(execution_pool, self._acquire_timeout)
-
-    def _pool_class(self) -> type[Pool]:
-        found: type[Pool] = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
-        return found
+        pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
+        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
+        defaults = pool_defaults(execution_pool, self._acquire_timeout) if issubclass(pool_class, QueuePool) else {}
+        # A class of the user's own stays.
+        return {**defaults, "poolclass": DeadlineQueuePool if pool_class is QueuePool else pool_class}
 
     def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
         """Close the idle connections; wait at most ``timeout`` seconds for those that are in use."""
@@ -284,22 +285,24 @@ class TaskSession(Overridable[Session]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        where = f"{type(instance).__name__}.{self._name}"
-        attempt = scope.require(where)
+        attempt = scope.current()
+        lent = None if attempt is None else attempt.lent.get(self)
+        if lent is None:
+            where = f"{type(instance).__name__}.{self._name}"
+            attempt = attempt or scope.require(where)
+            lent = attempt.lent[self] = _Lent(self._make(instance, owner, where), where)
+        return cast(_Lent, lent).session
 
-        def make() -> _Lent:
-            engine = self._engine.__get__(instance, owner)
-            # A test's stand-in may be a Connection: that has a dialect, too.
-            if not hasattr(engine, "dialect"):
-                resource = getattr(self._engine, "name", type(self._engine).__name__)
-                raise ConfigurationError(
-                    f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
-                    "TaskSession wants the resource of an engine"
-                )
-            return _Lent(_BodysSession(engine, **self._options), where)
-
-        lent: _Lent = attempt.scoped(self, make)
-        return lent.session
+    def _make(self, instance: Any, owner: type | None, where: str) -> _BodysSession:
+        engine = self._engine.__get__(instance, owner)
+        # A test's stand-in may be a Connection: that has a dialect, too.
+        if not hasattr(engine, "dialect"):
+            resource = getattr(self._engine, "name", type(self._engine).__name__)
+            raise ConfigurationError(
+                f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
+                "TaskSession wants the resource of an engine"
+            )
+        return _BodysSession(engine, **self._options)
 
     def _misplaced(self, name: str) -> str:
         return (
@@ -337,12 +340,22 @@ class _BodysSession(Session):
 class _Lent:
     """What an attempt does to the session of its body."""
 
+    __slots__ = ("_where", "session")
+
     def __init__(self, session: _BodysSession, where: str) -> None:
         self.session = session
         self._where = where
-        self.commit = session.commit
-        self.rollback = session.rollback
-        self.invalidate = session.invalidate
+
+    def commit(self) -> None:
+        # Whatever is done with a session begins its transaction: without one there is nothing to commit.
+        if self.session.in_transaction():
+            self.session.commit()
+
+    def rollback(self) -> None:
+        self.session.rollback()
+
+    def invalidate(self) -> None:
+        self.session.invalidate()
 
     def close(self) -> None:
         try:

@@ -43,6 +43,13 @@ def read(self: ShopTask, number: float) -> None:
     self.session.execute(READ, {"number": int(number) % 100}).one()
 
 
+@app.task(base=ShopTask, bind=True, name="read_only")
+def read_only(self: ShopTask, number: float) -> None:
+    """Read one row in a transaction that cannot write."""
+    self.session.connection(execution_options={"postgresql_readonly": True})
+    self.session.execute(READ, {"number": int(number) % 100}).one()
+
+
 @app.task(base=ShopTask, bind=True, name="write")
 def write(self: ShopTask, number: float) -> None:
     """Write one row."""

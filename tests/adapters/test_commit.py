@@ -97,6 +97,36 @@ def test_a_transaction_that_wrote_nothing_has_nothing_to_lose(shop: Shop, delive
     assert task() == 7
 
 
+@DELIVERED
+@pytest.mark.parametrize("anew", ["", "set transaction read write", "set transaction_read_only = off"])
+def test_a_read_only_transaction_is_not_asked_for_its_id(shop: Shop, deliver: bool, anew: str) -> None:
+    """The server lets it write nothing: COMMIT costs no round trip more. Not so if a statement took that back."""
+    runs: list[int] = []
+    asked: list[bytes] = []
+
+    def is_commit(chunk: bytes) -> bool:
+        if b"pg_current_xact_id_if_assigned" in chunk:
+            asked.append(chunk)
+        return b"COMMIT" in chunk
+
+    @shop.task()
+    def task(self: Any) -> None:
+        runs.append(1)
+        self.session.connection(execution_options={"postgresql_readonly": True})
+        if anew:
+            self.session.execute(text(anew))
+            insert(self.session, 1)
+        else:
+            self.session.execute(text("select 7"))
+
+    cut = shop.proxy.cut_when(is_commit, deliver=deliver)
+    task()
+    assert cut.fired == 1
+    assert len(runs) == (1 if deliver or not anew else 2)
+    assert shop.rows() == ([1] if anew else [])
+    assert bool(asked) == bool(anew)
+
+
 def test_a_read_that_was_committed_is_no_effect(shop: Shop) -> None:
     """A body that ended its reading transaction itself may still be replayed."""
     runs: list[int] = []

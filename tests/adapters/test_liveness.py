@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from tests.adapters.shop import Shop, insert
 from tests.support.faults import terminate_backends
-from workerpools import ConfigurationError, Resource
+from workerpools import ConfigurationError, DeadlineExceeded, Resource
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
 BACKEND = text("select pg_backend_pid()")
@@ -255,3 +256,24 @@ def test_a_silent_network_is_given_up_at_the_deadline(shop: Shop, when: str) -> 
     assert time.monotonic() - started < (4.5 if when == "statement" else 6)
     shop.proxy.pass_through()
     assert shop.rows() == []
+
+
+@pytest.mark.parametrize("freed", [False, True])
+def test_nobody_waits_for_a_free_connection_beyond_the_deadline(shop: Shop, freed: bool) -> None:
+    """The connection pool would let it wait for a minute; one that comes free in time is taken."""
+    engine = engine_with(shop, pool_size=1, max_overflow=0, acquire_timeout=60)
+
+    @shop.task(base=type("Small", (shop.base,), {"abstract": True, "session": TaskSession(engine)}), soft_time_limit=4)
+    def task(self: Any) -> None:
+        insert(self.session, 1)
+
+    with engine.get().connect() as held:
+        if freed:
+            threading.Timer(0.5, held.close).start()
+            task.apply().get()
+        else:
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceeded, match="pool's 1 connections came free"):
+                task.apply().get()
+            assert time.monotonic() - started < 30
+    assert shop.rows() == ([1] if freed else [])

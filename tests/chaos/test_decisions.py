@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -97,10 +97,10 @@ def test_what_is_known_against_it_never_helps(failure: Failure, situation: Situa
     """An effect more, one replay more behind it, no idempotence: none of them makes a refused task run again."""
     if decide(failure, situation).action is not Action.RAISE:
         return
-    assert decide(failure, replace(situation, idempotent=False)).action is Action.RAISE
+    assert decide(failure, situation._replace(idempotent=False)).action is Action.RAISE
     worse = (*situation.effects, Effect("COMMIT by 'db'"))
-    assert decide(failure, replace(situation, effects=worse)).action is Action.RAISE
-    assert decide(failure, replace(situation, retries=situation.retries + 1)).action is Action.RAISE
+    assert decide(failure, situation._replace(effects=worse)).action is Action.RAISE
+    assert decide(failure, situation._replace(retries=situation.retries + 1)).action is Action.RAISE
 
 
 def test_a_task_may_be_retried_for_ever() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -13,7 +14,6 @@ from typing import Any, TypeVar, cast, overload
 from celery import Celery
 
 from workerpools._celery import lifecycle, sharing
-from workerpools._celery.bootstep import PoolsStep, register_command
 from workerpools._celery.settings import read_settings
 from workerpools._celery.terms import check_times
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
@@ -50,6 +50,13 @@ def _adapts(cls: type) -> bool:
     return all(callable(getattr(cls, name, None)) for name in _ADAPTER)
 
 
+def _tell_worker(app: Celery) -> None:
+    from workerpools._celery import bootstep
+
+    app.steps["worker"].add(bootstep.PoolsStep)
+    bootstep.register_command()
+
+
 class WorkerPools(Registry):
     """The resources that an app's tasks share: declared once, opened once in each process, closed with it.
 
@@ -73,8 +80,10 @@ class WorkerPools(Registry):
         """Serve ``app``: read its settings, follow its workers. May be called for several apps, and again."""
         if app not in self._apps:
             self._apps.add(app)
-            app.steps["worker"].add(PoolsStep)
-            register_command(wherever=False)
+            if "celery.worker.control" in sys.modules:
+                # The ``celery`` command, or a worker: what the command does not know of it refuses. Other programs are
+                # spared the import.
+                _tell_worker(app)
             _pools_by_app.setdefault(app, []).append(self)
 
     @property
@@ -217,7 +226,8 @@ class WorkerPools(Registry):
         self._worker = worker
         self._failure = None
         lifecycle.keep_limits(worker)
-        register_command(wherever=True)
+        for app in self._apps:
+            _tell_worker(app)
         self.collector.share(sharing.new_board(worker, self._number))
         for app in self._apps:
             read_settings(app.conf)

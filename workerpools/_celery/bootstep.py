@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.control import Panel, inspect_command
 
+from workerpools._celery.app import WorkerPools
 from workerpools._celery.sharing import children
 from workerpools._core.stats import ResourceStats, WorkerStats
 
@@ -23,8 +24,6 @@ def snapshots(app: Any, worker: Any) -> list[WorkerStats]:
         app: The Celery app.
         worker: Its worker in this process; None outside of one.
     """
-    from workerpools._celery.app import WorkerPools
-
     living = None if worker is None else children(worker)
     return [pools.collector.snapshot(living) for pools in WorkerPools.all_of(app)]
 
@@ -65,17 +64,8 @@ def _line(stats: ResourceStats) -> str:
     return "; ".join(parts)
 
 
-def register_command(*, wherever: bool) -> None:
-    """Have this process know ``celery inspect pools``.
-
-    Args:
-        wherever: Import what is needed for it. Without, only where it is loaded already: the ``celery`` command and a
-            worker have it; other programs are spared a quarter of a second.
-    """
-    if not wherever and "celery.worker.control" not in sys.modules:
-        return
-    from celery.worker.control import Panel, inspect_command
-
+def register_command() -> None:
+    """Have this process know ``celery inspect pools``."""
     if "pools" not in Panel.data:
         inspect_command(name="pools")(_inspect_pools)
 

@@ -33,10 +33,13 @@ class ConfiguredResource(Overridable[T]):
         super().__init__()
         self._make = make
         self._name = ""
+        self._key = ""
         self._resources: weakref.WeakKeyDictionary[Any, Resource[T]] = weakref.WeakKeyDictionary()
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = self._name or name
+        # A handle, not a value: it holds nothing of an attempt, so the shared task object may keep it.
+        self._key = f"_workerpools_{self._name}"
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> ConfiguredResource[T]: ...
@@ -47,12 +50,10 @@ class ConfiguredResource(Overridable[T]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        # A handle, not a value: it holds nothing of an attempt, so the shared task object may keep it.
-        key = f"_workerpools_{self._name}"
-        resource: Resource[T] | None = instance.__dict__.get(key)
+        resource: Resource[T] | None = instance.__dict__.get(self._key)
         if resource is None:
-            resource = instance.__dict__[key] = self.resource_for(instance.app)
-        return resource.get()
+            resource = instance.__dict__[self._key] = self.resource_for(instance.app)
+        return resource.use()
 
     def resource_for(self, app: Celery, name: str = "") -> Resource[T]:
         """Return the app's own resource; declared on the first call."""

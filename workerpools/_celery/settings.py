@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from workerpools._core.redact import redact_url
 from workerpools.errors import ConfigurationError
@@ -59,8 +58,7 @@ def _number(value: object, wanted: str, accept: Callable[[float], bool]) -> floa
     return number
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting.
 
     Attributes:

@@ -149,10 +149,10 @@ def _in_attempts(task: PooledTask) -> Any:
     def run_in_attempts(*args: Any, **kwargs: Any) -> Any:
         nonlocal known, original
         # Looked at in each call: Celery's task_annotations may replace the class's run after the task was made.
-        function = cls.__dict__.get("run")
-        if function is None or function is not known:
+        function = cls.run
+        if function is not known:
             original, known = _bound_run(task, cls), function
-        return run(lambda: original(*args, **kwargs), terms)
+        return run(original, terms, args, kwargs)
 
     return run_in_attempts
 

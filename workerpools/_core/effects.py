@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from workerpools._core import scope
 from workerpools.errors import NoAttemptError
 
@@ -13,15 +11,20 @@ __all__ = ["Effect", "declare_effect", "note_effect", "withdraw_effect"]
 MAX_EFFECTS = 100
 
 
-@dataclass(frozen=True, eq=False)
 class Effect:
-    """Something that left in an attempt and cannot be taken back.
+    """Something that left in an attempt and cannot be taken back. Two of the same text are two effects.
 
     Attributes:
         what: A short phrase without secrets, like ``POST by 'api'``.
     """
 
-    what: str
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __repr__(self) -> str:
+        return f"Effect({self.what!r})"
 
     def __str__(self) -> str:
         return self.what

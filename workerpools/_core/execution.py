@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["UNKNOWN", "ExecutionPool"]
 
 
-@dataclass(frozen=True)
-class ExecutionPool:
+class ExecutionPool(NamedTuple):
     """The worker's execution pool as this process sees it.
 
     Attributes:

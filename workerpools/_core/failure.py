@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from workerpools._core.budget import Budget
 from workerpools._core.events import Listeners
@@ -115,8 +115,7 @@ class Noted:
         return Noted, (self.failure, self.phase, None, self.deadline)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What ended an attempt.
 
     Attributes:

@@ -7,7 +7,6 @@ the parent still uses. So the child, before any user code runs, points every inh
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
@@ -54,9 +53,15 @@ def _install() -> None:
     global _installed
     with _install_lock:
         if not _installed:
-            os.register_at_fork(
-                before=_before_in_parent, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-            )
+            # Where nothing is guarded nobody pays for it; a child must find it loaded.
+            from ctypes import py_object, pythonapi
+
+            def in_child() -> None:
+                # An interpreter that ends normally clears its modules: one reference that nobody gives back keeps the
+                # values beyond that, too.
+                pythonapi.Py_IncRef(py_object(_after_in_child()))
+
+            os.register_at_fork(before=_before_in_parent, after_in_parent=_after_in_parent, after_in_child=in_child)
             _installed = True
 
 
@@ -75,7 +80,8 @@ def _after_in_parent() -> None:
     _pins.pop(threading.get_ident(), None)
 
 
-def _after_in_child() -> None:
+def _after_in_child() -> object:
+    """Discard what was inherited; return what must never be finalized in this process."""
     global _install_lock
     _install_lock = threading.Lock()
     kept: list[object] = [dict(_pins)]
@@ -86,9 +92,7 @@ def _after_in_child() -> None:
         descriptors.extend(filenos)
     _point_at_null(descriptors)
     _pins.clear()
-    # An interpreter that ends normally clears its modules: one reference that nobody gives back keeps the values
-    # beyond that, too.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    return kept
 
 
 def _point_at_null(descriptors: Iterable[int]) -> None:

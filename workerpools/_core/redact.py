@@ -6,11 +6,12 @@ import re
 
 __all__ = ["redact_url"]
 
+# Compiled when they are needed, and kept by re: few processes show a URL.
 # Greedy: the last "@" ends the user information, since a password that was not escaped may hold others.
-_USER_INFO = re.compile(r"(?P<scheme>[\w+.\-]+://)?(?P<info>.*)@(?P<rest>[^@]*)", re.DOTALL)
+_USER_INFO = r"(?s)(?P<scheme>[\w+.\-]+://)?(?P<info>.*)@(?P<rest>[^@]*)"
 # What may stand for a user and for nothing else.
-_USER = re.compile(r"[^:/@?#\s]*")
-_QUERY = re.compile(r"[?#].*$", re.DOTALL)
+_USER = r"[^:/@?#\s]*"
+_QUERY = r"(?s)[?#].*$"
 
 
 def redact_url(url: str) -> str:
@@ -19,9 +20,9 @@ def redact_url(url: str) -> str:
     Works on text that is no valid URL, too: all before the last ``@`` is hidden, but for a user's name with a password
     after it. Without one it may be a token.
     """
-    match = _USER_INFO.fullmatch(url)
+    match = re.fullmatch(_USER_INFO, url)
     if match is None:
-        return _QUERY.sub("", url)
+        return re.sub(_QUERY, "", url)
     user, _, password = match["info"].partition(":")
-    shown = f"{user}:" if password and _USER.fullmatch(user) else ""
-    return f"{match['scheme'] or ''}{shown}***@{_QUERY.sub('', match['rest'])}"
+    shown = f"{user}:" if password and re.fullmatch(_USER, user) else ""
+    return f"{match['scheme'] or ''}{shown}***@{re.sub(_QUERY, '', match['rest'])}"

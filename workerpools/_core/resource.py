@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from workerpools._core import fork, scope
@@ -34,10 +34,12 @@ logger = logging.getLogger("workerpools")
 OPEN_TIMEOUT = 60.0
 
 
-@dataclass(frozen=True, eq=False)
 class _Live(Generic[T]):
-    value: T
-    descriptors: Descriptors
+    __slots__ = ("descriptors", "value")
+
+    def __init__(self, value: T, descriptors: Descriptors) -> None:
+        self.value = value
+        self.descriptors = descriptors
 
 
 class Overridable(Generic[T]):
@@ -119,7 +121,7 @@ class Resource(Overridable[T]):
     @overload
     def __get__(self, instance: object, owner: type | None = None) -> T: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Resource[T] | T:
-        return self if instance is None else self.get()
+        return self if instance is None else self.use()
 
     def get(self, *arguments: NoReturn, **options: NoReturn) -> T:
         """Return this process's value; the first call in a process opens it.
@@ -132,6 +134,10 @@ class Resource(Overridable[T]):
         """
         if arguments or options:
             raise TypeError(f"{type(self).__name__}.get() takes no arguments; {self._misplaced('get(…)')}")
+        return self.use()
+
+    def use(self) -> T:
+        """Return what :meth:`get` returns, for a descriptor's ``__get__``."""
         if self._overrides:
             return self._overrides[-1]
         scope.note_use(self)

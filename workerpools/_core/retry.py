@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from workerpools._core.effects import Effect
 from workerpools._core.failure import Failure, FailureKind
@@ -29,8 +29,7 @@ class Action(str, Enum):
     RAISE = "raise"
 
 
-@dataclass(frozen=True)
-class Situation:
+class Situation(NamedTuple):
     """What surrounds a failure. Times in seconds.
 
     Attributes:
@@ -58,8 +57,7 @@ class Situation:
     chance: float = 0.5
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What is done.
 
     Attributes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from workerpools._core import scope
@@ -84,6 +85,8 @@ class Terms(Protocol):
         ...
 
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
 #: Stands for the request of a run that is inside of no other one: the first of the task's.
 _OUTERMOST = object()
 
@@ -91,16 +94,16 @@ _OUTERMOST = object()
 class _Run:
     """One delivery of a task: what its attempts share. An :class:`workerpools._core.scope.Allowance`."""
 
-    __slots__ = ("_deadline", "_request", "before", "budget", "replays", "started", "terms")
+    # At the class until they are set: most deliveries need none of them, and every one would pay.
+    replays = 0
+    before: int | None = None
+    budget: Budget | None = None
+    _deadline: Deadline | None = None
 
     def __init__(self, terms: Terms, request: Any) -> None:
         self.terms = terms
         self._request = request
         self.started = time.monotonic()
-        self.replays = 0
-        self.before: int | None = None
-        self.budget: Budget | None = None
-        self._deadline: Deadline | None = None
 
     @property
     def request(self) -> Any:
@@ -164,21 +167,21 @@ class _Run:
         return decision
 
     def succeeded(self, attempt: Attempt) -> None:
-        if self.budget is not None:
-            self.budget.succeeded(self.replays)
-        elif attempt.used:
-            attempt.used[0].registry.budget.succeeded(0)
+        budget = attempt.used[0].registry.budget if self.budget is None else self.budget
+        budget.succeeded(self.replays)
 
 
-def run(body: Callable[[], R], terms: Terms) -> R:
+def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = _NONE) -> R:
     """Run ``body`` inside an attempt: commit what it did when it returns, undo it on every other way out.
 
     A body that another one calls as a plain function joins that one's attempt: one session, one commit, no replay of
     its own.
 
     Args:
-        body: The task body, with its arguments.
+        body: The task body.
         terms: What the task says about running again.
+        args: The body's positional arguments.
+        kwargs: The body's keyword arguments.
 
     Raises:
         BaseException: What the body raised, or the failure to commit; unchanged, but for a note. A time limit or an
@@ -190,13 +193,14 @@ def run(body: Callable[[], R], terms: Terms) -> R:
         requests = terms.requests()
         request = requests[-1] if requests else None
         if request is None or request.called_directly or _runs_for(outer, request):
-            return body()
+            return body(*args, **kwargs)
     delivery = _Run(terms, request)
     while True:
-        attempt = Attempt(delivery)
+        attempt = Attempt(delivery, outer)
         try:
-            result = _once(attempt, body)
-            delivery.succeeded(attempt)
+            result = _once(attempt, body, args, kwargs)
+            if attempt.used or delivery.budget is not None:
+                delivery.succeeded(attempt)
             return result
         except Exception as error:
             if terms.is_control(error):
@@ -264,16 +268,18 @@ def _runs_for(outer: Attempt, request: object) -> bool:
     return attempt is not None
 
 
-def _once(attempt: Attempt, body: Callable[[], R]) -> R:
+def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> R:
     try:
         attempt.enter()
         try:
-            result = body()
-            attempt.commit()
+            result = body(*args, **kwargs)
+            if attempt.lent:
+                attempt.commit()
         except BaseException:
             attempt.close(rollback=True)
             raise
-        attempt.close(rollback=False)
+        if attempt.lent:
+            attempt.close(rollback=False)
         return result
     finally:
         attempt.leave()

@@ -83,28 +83,24 @@ class Attempt:
 
     Args:
         allowance: What it may still replay; None where nothing is known of that.
+        parent: The attempt that it runs inside of.
     """
 
-    __slots__ = ("_scoped", "_token", "allowance", "effects", "noted", "parent", "used")
+    # At the class until they are set: most attempts need few of them, and every one would pay.
 
-    def __init__(self, allowance: Allowance | None = None) -> None:
+    #: What left that cannot be taken back.
+    effects: tuple[Effect, ...] = ()
+    #: What is known of the exceptions that its resources raised.
+    noted: tuple[Noted, ...] = ()
+    #: The resources it has used.
+    used: tuple[Resource[Any], ...] = ()
+    _token: Token[Attempt | None] | None = None
+
+    def __init__(self, allowance: Allowance | None = None, parent: Attempt | None = None) -> None:
         self.allowance = allowance
-        self.parent = _current.get()
-        #: What left that cannot be taken back.
-        self.effects: tuple[Effect, ...] = ()
-        #: What is known of the exceptions that its resources raised.
-        self.noted: tuple[Noted, ...] = ()
-        #: The resources it has used.
-        self.used: tuple[Resource[Any], ...] = ()
-        self._scoped: dict[object, Scoped] = {}
-        self._token: Token[Attempt | None] | None = None
-
-    def scoped(self, key: object, make: Callable[[], Scoped]) -> Any:
-        """Return the attempt's object for ``key``, made on the first call."""
-        made = self._scoped.get(key)
-        if made is None:
-            made = self._scoped[key] = make()
-        return made
+        self.parent = parent
+        #: What it has lent to its body and ends with it, by whoever lent it.
+        self.lent: dict[object, Scoped] = {}
 
     @property
     def deadline(self) -> Deadline:
@@ -129,7 +125,7 @@ class Attempt:
         Raises:
             Exception: The first failure to commit; nothing is committed after it.
         """
-        for scoped in self._scoped.values():
+        for scoped in self.lent.values():
             scoped.commit()
 
     def close(self, *, rollback: bool) -> None:
@@ -142,8 +138,8 @@ class Attempt:
             BaseException: SystemExit, KeyboardInterrupt or GreenletExit that arrived during the clean-up, after it.
         """
         interruption: BaseException | None = None
-        while self._scoped:
-            _, scoped = self._scoped.popitem()
+        while self.lent:
+            _, scoped = self.lent.popitem()
             for step in (scoped.rollback, scoped.close) if rollback else (scoped.close,):
                 failure = _guarded(step)
                 if failure is None:
@@ -183,14 +179,14 @@ class _Active:
         self.attempts: set[Attempt] = set()
 
     def pin(self) -> object:
-        return [list(attempt._scoped.values()) for attempt in list(self.attempts)]
+        return [list(attempt.lent.values()) for attempt in list(self.attempts)]
 
     def discard(self) -> tuple[object, Sequence[int]]:
         kept = []
         for attempt in list(self.attempts):
             # Its transaction is the parent's. What the child does from here on begins a session of its own.
-            kept.append((attempt, attempt._scoped))
-            attempt._scoped = {}
+            kept.append((attempt, attempt.lent))
+            attempt.lent = {}
         self.attempts = set()
         return kept, ()
 
