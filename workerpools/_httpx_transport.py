@@ -158,6 +158,10 @@ class WatchedTransport(httpx.BaseTransport):
             trace.over()
             self._release(generation)
 
+        if response.is_closed:
+            # A transport of the user's gave it with its whole body: nobody will read that from a stream.
+            release()
+            return response
         response.stream = _WatchedStream(
             cast(httpx.SyncByteStream, response.stream),
             release=release,

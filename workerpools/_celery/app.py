@@ -9,7 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
@@ -24,8 +24,10 @@ from workerpools._core.execution import UNKNOWN, ExecutionPool
 from workerpools._core.meter import Meter
 from workerpools._core.registry import CLOSE_TIMEOUT, Registry
 from workerpools._core.resource import Resource
-from workerpools._core.stats import WorkerStats
 from workerpools.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from workerpools._core.stats import WorkerStats
 
 __all__ = ["WorkerPools", "is_adapter"]
 

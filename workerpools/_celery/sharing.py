@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import billiard
 
 from workerpools._celery.lifecycle import execution_pool
-from workerpools._core.slots import Board
+
+if TYPE_CHECKING:
+    from workerpools._core.slots import Board
 
 __all__ = ["child_index", "children", "found_board", "new_board", "withdraw"]
 
@@ -29,6 +31,8 @@ def new_board(worker: Any, number: int) -> Board | None:
     try:
         if execution_pool(worker).kind != "prefork":
             return None
+        from workerpools._core.slots import Board
+
         if _forks(worker):
             return Board.anonymous()
         board = Board.in_file()
@@ -51,6 +55,8 @@ def found_board(number: int) -> Board | None:
     if not path:
         return None
     try:
+        from workerpools._core.slots import Board
+
         return Board.at(path)
     except (OSError, ValueError) as error:
         logger.warning("the parent's shared memory cannot be opened, this process is not seen: %s", error)

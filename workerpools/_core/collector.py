@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workerpools._core import fork
-from workerpools._core.counters import lasting
 from workerpools._core.events import Event, EventKind
-from workerpools._core.meter import finished
-from workerpools._core.slots import Board, Slot, SlotState
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats, merged
 
 if TYPE_CHECKING:
     from workerpools._core.registry import Registry
     from workerpools._core.resource import Resource
+    from workerpools._core.slots import Board, Slot
+    from workerpools._core.stats import WorkerStats
 
-__all__ = ["Collector", "assemble"]
+__all__ = ["Collector"]
 
 #: Which events count, and as what.
 _COUNTED = {
@@ -90,100 +88,25 @@ class Collector:
             # Most are told after the attempt has ended, and so was published.
             resource.meter.publish()
 
-    def own(self) -> ProcessStats:
-        """Return what this process counts."""
-        budget = self._registry.budget
-        return ProcessStats(
-            pid=os.getpid(),
-            started=self._started,
-            published=time.time(),
-            tokens=budget.tokens,
-            capacity=budget.capacity,
-            resources=tuple(
-                ResourceStats(each.name, each.kind, each.meter.snapshot()) for each in self._registry.resources
-            ),
-        )
-
     def snapshot(self, children: Collection[int] | None = None) -> WorkerStats:
         """Return what this process counts, and what its children publish.
 
         Args:
             children: The process ids of the worker's living children; whoever lives, where that is not known.
         """
+        # Loaded by who looks: a child that only counts, or a web process, has no use for it.
+        from workerpools._core.snapshots import assemble, own
+
         alive = _lives if children is None else children.__contains__
         return assemble(
             [] if self._board is None else self._board.read(alive),
-            self.own(),
+            own(self._registry, self._started),
             execution_pool=self._registry.execution_pool.kind,
             alive=alive,
             children=children or (),
             now=time.time(),
             monotonic=time.monotonic(),
         )
-
-
-def assemble(
-    states: Sequence[SlotState],
-    own: ProcessStats,
-    *,
-    execution_pool: str,
-    alive: Callable[[int], bool],
-    children: Collection[int],
-    now: float,
-    monotonic: float,
-) -> WorkerStats:
-    """Return the snapshot of a worker.
-
-    Args:
-        states: What its children have published.
-        own: What its main process counts. Shown where it has no children, or has used a resource itself.
-        execution_pool: What runs its tasks.
-        alive: Tells whether the process of that id lives.
-        children: Its living children, as far as they are known.
-        now: In seconds since the epoch.
-        monotonic: On the clock of :func:`time.monotonic`.
-    """
-    living, past = [], []
-    for state in states:
-        past += _resources(state, state.past, None)
-        if alive(state.pid):
-            living.append(_process(state, monotonic))
-        else:
-            # Momentary numbers ended with their process.
-            past += _resources(state, state.rows, None)
-    used = any(any(each.row) for each in own.resources)
-    if used or not (states or children):
-        living.append(own)
-    seen = {process.pid for process in living}
-    return WorkerStats(
-        taken=now,
-        pid=own.pid,
-        execution_pool=execution_pool,
-        processes=tuple(living),
-        past=merged(past),
-        unseen=len(set(children) - seen),
-    )
-
-
-def _process(state: SlotState, monotonic: float) -> ProcessStats:
-    return ProcessStats(
-        pid=state.pid,
-        index=state.index,
-        started=state.started,
-        published=state.published,
-        tokens=state.tokens,
-        capacity=state.capacity,
-        overflow=state.overflow,
-        interrupted=state.interrupted,
-        resources=tuple(sorted(_resources(state, state.rows, monotonic), key=lambda each: each.name)),
-    )
-
-
-def _resources(state: SlotState, rows: Sequence[Sequence[float]], monotonic: float | None) -> list[ResourceStats]:
-    return [
-        ResourceStats(name, kind, finished(row, monotonic) if monotonic is not None else tuple(lasting(row)))
-        for (name, kind), row in zip(state.titles, rows, strict=True)
-    ]
 
 
 def _lives(pid: int) -> bool:

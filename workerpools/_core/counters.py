@@ -6,8 +6,8 @@ A resource's numbers lie one after the other in a row of :data:`WIDTH` floats; :
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from workerpools._core.failure import FailureKind
 
@@ -46,8 +46,7 @@ BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
 CLOSE_REASONS = ("idle", "lifetime", "stale", "shutdown", "discarded", "other")
 
 
-@dataclass(frozen=True)
-class Definition:
+class Definition(NamedTuple):
     """One number, or one for each value of a label, or one histogram.
 
     Attributes:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import tempfile
 import threading
 from array import array
 from collections.abc import Callable, Sequence
@@ -107,6 +106,8 @@ class Board:
     @classmethod
     def in_file(cls) -> Board:
         """Return a new one that children of any start method can open by its :attr:`path`."""
+        import tempfile
+
         number, path = tempfile.mkstemp(prefix="workerpools-")
         # Open as long as the board is, and closed with it.
         file = os.fdopen(number, "r+b")
