@@ -127,7 +127,7 @@ def test_what_a_task_uses_is_seen_while_it_runs(shared: Stand) -> None:
     """A request and a transaction are under way: both connections are in use, for longer and longer."""
     with shared.worker(concurrency=1):
         run(shared, 1)
-        result = shared.send("slow_request", 3.0)
+        result = shared.send("slow_request", 6.0)
         busy = wait_until(
             lambda: next((s for s in [look(shared)] if total(s, "api").in_use and total(s, "db").in_use), None),
             "a connection of each in use",

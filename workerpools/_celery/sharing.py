@@ -1,4 +1,4 @@
-"""How a worker's children find the shared memory that their parent reads (see :mod:`workerpools._core.slots`)."""
+"""How a worker's children find the shared memory that their parent reads (see :mod:`workerpools._core.board`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import billiard
 from workerpools._celery.lifecycle import execution_pool
 
 if TYPE_CHECKING:
-    from workerpools._core.slots import Board
+    from workerpools._core.board import Board
 
 __all__ = ["child_index", "children", "found_board", "new_board", "withdraw"]
 
@@ -31,7 +31,7 @@ def new_board(worker: Any, number: int) -> Board | None:
     try:
         if execution_pool(worker).kind != "prefork":
             return None
-        from workerpools._core.slots import Board
+        from workerpools._core.board import Board
 
         if _forks(worker):
             return Board.anonymous()
@@ -55,7 +55,7 @@ def found_board(number: int) -> Board | None:
     if not path:
         return None
     try:
-        from workerpools._core.slots import Board
+        from workerpools._core.board import Board
 
         return Board.at(path)
     except (OSError, ValueError) as error:

@@ -11,9 +11,10 @@ from workerpools._core import fork
 from workerpools._core.events import Event, EventKind
 
 if TYPE_CHECKING:
+    from workerpools._core.board import Board
     from workerpools._core.registry import Registry
     from workerpools._core.resource import Resource
-    from workerpools._core.slots import Board, Slot
+    from workerpools._core.slots import Slot
     from workerpools._core.stats import WorkerStats
 
 __all__ = ["Collector"]

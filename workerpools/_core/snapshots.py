@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
+from workerpools._core.board import SlotState
 from workerpools._core.counters import lasting
 from workerpools._core.meter import finished
-from workerpools._core.slots import SlotState
 from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats, merged
 
 if TYPE_CHECKING:

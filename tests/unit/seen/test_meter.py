@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from workerpools._core.board import Board
 from workerpools._core.counters import FIRST
 from workerpools._core.failure import FailureKind
 from workerpools._core.meter import Meter, finished
-from workerpools._core.slots import Board
 from workerpools._core.stats import ResourceStats
 
 

@@ -19,11 +19,9 @@ from tests.support.forking import run_in_fork, start_child
 from tests.support.paths import environment
 from tests.unit.seen.test_counters import row
 from workerpools._core import slots
+from workerpools._core.board import Board, SlotState
 from workerpools._core.counters import FIRST, WIDTH, fold
-from workerpools._core.slots import PLACES, SLOTS, Board, Slot, SlotState
-
-#: Floats of a slot's head.
-WRITES, CLAIMS, VALID = 0, 2, 3
+from workerpools._core.slots import PLACES, SLOTS, Slot
 
 
 def everybody(pid: int) -> bool:
@@ -133,7 +131,7 @@ def stop_writes(monkeypatch: pytest.MonkeyPatch, slot: Slot) -> None:
 def test_a_writer_that_was_killed_half_way_costs_the_reader_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it still counts as living, what was read before stays; afterwards what it has written counts; a successor
     goes on from there."""
-    board, slot = Board.anonymous(), claim(Board.anonymous())
+    board = Board.anonymous()
     slot = claim(board)
     publish(slot, opened=1)
     assert only(board).rows[0] == row(opened=1)
@@ -144,7 +142,12 @@ def test_a_writer_that_was_killed_half_way_costs_the_reader_no_time(monkeypatch:
     start = time.monotonic()
     state = only(board)
     assert time.monotonic() - start < 5
-    assert state.interrupted
+    assert state.rows[0] == row(opened=1)
+    # It may just have been paused: only after a while it seems to have stopped.
+    while not (state := only(board)).interrupted:
+        assert time.monotonic() - start < 30
+        time.sleep(0.01)
+    assert time.monotonic() - start >= 1.0
     assert state.rows[0] == row(opened=1)
     assert only(board, nobody).rows[0] == row(opened=2)
     successor = claim(board)
@@ -247,7 +250,7 @@ def test_what_is_read_is_of_one_moment() -> None:
             looks, deadline = 0, time.monotonic() + 60
             while looks < 500 and time.monotonic() < deadline:
                 states = board.read(everybody)
-                if states and states[0].rows and not states[0].interrupted:
+                if states and states[0].rows:
                     looks += 1
                     assert len(set(states[0].rows[0])) == 1
             assert looks == 500
@@ -287,7 +290,7 @@ def test_another_process_opens_the_file(tmp_path: Path) -> None:
     board = Board.in_file()
     try:
         code = (
-            "import sys; from array import array; from workerpools._core.slots import Board;"
+            "import sys; from array import array; from workerpools._core.board import Board;"
             "from workerpools._core.counters import WIDTH; slot = Board.at(sys.argv[1]).claim(3);"
             "slot.publish(slot.row(slot.place('db', 'database')), array('d', [2.0] * WIDTH))"
         )
