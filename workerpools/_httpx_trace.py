@@ -92,8 +92,7 @@ class Trace:
         creating = time.monotonic() - self._connecting if self.progress.fresh else 0.0
         if creating:
             meter.created(creating)
-        meter.waited(wanted, creating=creating, reused=not creating)
-        meter.taken(id(self), scope.current())
+        meter.acquired(wanted, id(self), scope.current(), creating=creating, reused=not creating)
 
     def over(self, error: BaseException | None = None) -> None:
         """Note that the request needs no connection any more, because of ``error`` or as it is answered."""

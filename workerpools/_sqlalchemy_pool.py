@@ -30,6 +30,7 @@ _BORN = "workerpools born"
 _LIVES = "workerpools lives"
 _USED = "workerpools used"
 _REASON = "workerpools reason"
+_COUNTED = "workerpools_counted"
 
 
 class _Retired(DisconnectionError):
@@ -59,7 +60,9 @@ def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
                 scope.note_failure(error, Noted(failure, failure.phase, opening))
             raise
         took = meter.took()
-        meter.waited(since, creating=took or 0.0, reused=took is None)
+        # Its record's dictionary, by which the events know it, too.
+        key = id(connection.info)
+        meter.acquired(since, key, scope.current(), creating=took or 0.0, reused=took is None)
         return connection
 
     # Under the name that SQLAlchemy's loggers and a repr show.
@@ -67,6 +70,7 @@ def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
         "__module__": pool_class.__module__,
         "__qualname__": pool_class.__qualname__,
         "connect": connect,
+        _COUNTED: True,
     }
     return type(pool_class.__name__, (pool_class,), attributes)
 
@@ -84,6 +88,8 @@ def watch_pool(
         resolves: Whether lost COMMITs are resolved.
     """
     meter = opening.meter
+    # A pool that the user has made is of a class that counts nothing.
+    counted = hasattr(engine.pool, _COUNTED)
     speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
 
     # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
@@ -139,7 +145,7 @@ def watch_pool(
 
     @event.listens_for(engine, "checkin")
     def checked_in(connection: Any, record: Any) -> None:
-        meter.returned(id(record))
+        meter.returned(id(record.info))
         if connection is not None:
             record.info[_USED] = time.monotonic()
 
@@ -149,7 +155,8 @@ def watch_pool(
         if ASKING.get():
             return
         attempt = scope.current()
-        meter.taken(id(record), attempt)
+        if not counted:
+            meter.taken(id(record.info), attempt)
         if attempt is not None:
             # Whoever takes a connection past the engine may commit on it unseen.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
@@ -164,7 +171,7 @@ def watch_pool(
     @event.listens_for(engine, "detach")
     def detached(connection: Any, record: Any) -> None:
         # Its pool opens another one in its place; nobody tells of its end but "close_detached".
-        meter.returned(id(record))
+        meter.returned(id(record.info))
 
     #: Connections that were opened before are suspect: since one of them was found to be dead.
     suspect = 0.0

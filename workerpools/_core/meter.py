@@ -52,7 +52,7 @@ class Meter:
     # Acquiring and giving back.
 
     def waiting(self) -> float:
-        """Note that somebody wants a connection; return when, for :meth:`waited` or :meth:`gave_up`."""
+        """Note that somebody wants a connection; return when, for :meth:`acquired` or :meth:`gave_up`."""
         with self._lock:
             self.row[_PENDING] += 1
             # Told at once, a single number and so without the slot's counter: a wait may be a long one.
@@ -60,22 +60,27 @@ class Meter:
                 self._shown[_PENDING] = self.row[_PENDING]
         return monotonic()
 
-    def waited(self, since: float, *, creating: float = 0.0, reused: bool) -> None:
-        """Note that a connection came.
+    def acquired(
+        self, since: float, key: int, attempt: object = None, *, creating: float = 0.0, reused: bool = True
+    ) -> None:
+        """Note that a connection came, and is in use from now on.
 
         Args:
             since: What :meth:`waiting` returned.
+            key: Identifies the use, until :meth:`returned`.
+            attempt: The attempt that it is used by, if one is known.
             creating: How much of the time went into opening a connection, in seconds.
             reused: Whether the connection was open before.
         """
-        row, seconds = self.row, max(0.0, monotonic() - since - creating)
+        row, now = self.row, monotonic()
         with self._lock:
             row[_PENDING] -= 1
             if reused:
                 row[_REUSED] += 1
-            self._add(_WAIT, seconds)
-            if self._shown is not None:
-                self._shown[_PENDING] = row[_PENDING]
+            self._add(_WAIT, max(0.0, now - since - creating))
+            self._take(key, attempt, now)
+            if (shown := self._shown) is not None:
+                shown[_PENDING] = row[_PENDING]
 
     def gave_up(self, since: float, *, timed_out: bool) -> None:
         """Note that none came: in time, or because of an error."""
@@ -89,37 +94,40 @@ class Meter:
                 self._shown[_PENDING] = row[_PENDING]
 
     def taken(self, key: int, attempt: object = None) -> None:
-        """Note that a connection is in use from now on.
-
-        Args:
-            key: Identifies the use, until :meth:`returned`.
-            attempt: The attempt that it is used by, if one is known.
-        """
-        now = monotonic()
+        """Note that a connection is in use from now on, where nothing tells of the wait for it."""
         with self._lock:
-            self._uses.pop(key, None)
-            self._uses[key] = (now, attempt)
-            self._used()
+            self._take(key, attempt, monotonic())
+
+    def _take(self, key: int, attempt: object, now: float) -> None:
+        row, uses = self.row, self._uses
+        if key in uses:
+            del uses[key]
+        uses[key] = (now, attempt)
+        row[_IN_USE] = in_use = len(uses)
+        if (shown := self._shown) is not None:
+            shown[_IN_USE] = in_use
+        if in_use == 1:
+            self._oldest(now)
 
     def returned(self, key: int) -> bool:
         """Note that a connection is not in use any more; return whether it was."""
-        now = monotonic()
+        now, row, uses = monotonic(), self.row, self._uses
         with self._lock:
-            use = self._uses.pop(key, None)
+            use = uses.pop(key, None)
             if use is None:
                 return False
             self._add(_USE, now - use[0])
-            self._used()
+            row[_IN_USE] = in_use = len(uses)
+            if (shown := self._shown) is not None:
+                shown[_IN_USE] = in_use
+            self._oldest(next(iter(uses.values()))[0] if uses else 0.0)
         return True
 
-    def _used(self) -> None:
-        row, uses = self.row, self._uses
-        row[_IN_USE] = in_use = len(uses)
-        # Since when, here and in shared memory; who takes a snapshot makes an age of it.
-        row[_LONGEST_USE] = since = next(iter(uses.values()))[0] if uses else 0.0
-        if (shown := self._shown) is not None:
-            shown[_IN_USE] = in_use
-            shown[_LONGEST_USE] = since
+    def _oldest(self, since: float) -> None:
+        # Since when; who takes a snapshot makes an age of it.
+        self.row[_LONGEST_USE] = since
+        if self._shown is not None:
+            self._shown[_LONGEST_USE] = since
 
     # Opening and closing.
 

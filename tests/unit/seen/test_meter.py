@@ -29,8 +29,7 @@ def test_a_connection_that_is_opened_used_and_closed() -> None:
     meter.made()
     took = meter.took()
     assert took is not None
-    meter.waited(since, creating=took, reused=False)
-    meter.taken(1)
+    meter.acquired(since, 1, creating=took, reused=False)
     now = stats(meter)
     assert (now.open, now.in_use, now.idle, now.pending, now.limit) == (1, 1, 0, 0, 2)
     assert now.value("longest_use") > 0
@@ -47,7 +46,7 @@ def test_a_connection_that_is_opened_used_and_closed() -> None:
 def test_a_wait_does_not_contain_the_time_to_connect() -> None:
     """What was spent on opening a connection is told apart."""
     meter = Meter()
-    meter.waited(time.monotonic() - 3.0, creating=2.5, reused=False)
+    meter.acquired(time.monotonic() - 3.0, 1, creating=2.5, reused=False)
     assert 0.5 <= stats(meter).histogram("acquire_wait").sum < 2.0
 
 
@@ -138,8 +137,7 @@ def test_threads_lose_no_count() -> None:
 
     def work(key: int) -> None:
         for _ in range(rounds):
-            meter.waited(meter.waiting(), reused=True)
-            meter.taken(key)
+            meter.acquired(meter.waiting(), key)
             meter.returned(key)
 
     threads = [threading.Thread(target=work, args=(key,)) for key in range(8)]
@@ -165,8 +163,7 @@ def test_what_is_waited_for_and_used_is_seen_before_anything_is_published() -> N
 
     since = meter.waiting()
     assert seen().pending == 1
-    meter.waited(since, reused=True)
-    meter.taken(1)
+    meter.acquired(since, 1)
     assert (seen().pending, seen().in_use, seen().value("reused")) == (0, 1, 0)
     meter.returned(1)
     assert seen().in_use == 0

@@ -259,6 +259,24 @@ def test_what_is_read_is_of_one_moment() -> None:
             os.waitpid(child.pid, 0)
 
 
+def test_what_changed_while_it_was_read_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader never answers with numbers that may be of two moments."""
+    board = Board.anonymous()
+    slot = claim(board)
+    publish(slot, opened=1)
+    copy, left = board._copy, [2, 1]
+
+    def slow(index: int) -> SlotState:
+        found = copy(index)
+        if left:
+            publish(slot, opened=1 + 1 / left.pop())
+        return found
+
+    monkeypatch.setattr(board, "_copy", slow)
+    assert only(board).rows[0] == row(opened=1.5)
+    assert left == []
+
+
 def test_resources_beyond_the_places_are_counted_as_such() -> None:
     """The first ones are seen, the others are told of by their number."""
     slot = claim(board := Board.anonymous())
