@@ -49,6 +49,13 @@ def docs(session: nox.Session) -> None:
     session.run("pytest", "tests/docs", *session.posargs)
 
 
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """The benchmarks, about half an hour: `nox -s benchmarks -- overhead`."""
+    session.install("-e", ".[demo]", *group("test"), *group("benchmarks"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
 def run_tests(session: nox.Session, *pins: str) -> None:
     session.install("-e", ".[demo]", *group("test"), *pins)
     # A resolver that cannot have the newest release falls back to an older one in silence: say what it took.

@@ -6,7 +6,8 @@
 #     environment demo|test|check
 #
 # Afterwards $python is the environment's interpreter and PATH begins with its scripts. Each level holds what the one
-# before it does: `demo` what the demo imports, `test` the test group, `check` the linters and type checkers.
+# before it does: `demo` what the demo imports, `test` the test group, `check` the linters, the type checkers and the
+# benchmarks' peers.
 #
 # POSIX sh only: no `local`, so the names of the functions' variables begin with env_.
 
@@ -160,7 +161,7 @@ env_install() {
     case $1 in
         demo) set -- ;;
         test) set -- --group test ;;
-        check) set -- --group test --group lint --group types ;;
+        check) set -- --group test --group lint --group types --group benchmarks ;;
     esac
     if env_has_uv; then
         uv pip install --quiet --python "$python" --editable '.[demo]' "$@"

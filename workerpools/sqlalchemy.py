@@ -43,8 +43,8 @@ LIBPQ_DEFAULTS: Mapping[str, Any] = {
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
-    "keepalives_count": 4,
-    "tcp_user_timeout": 30_000,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
 }
 
 _LIBPQ_DRIVERS = frozenset(("psycopg2", "psycopg"))

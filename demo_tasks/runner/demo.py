@@ -125,8 +125,8 @@ class Demo:
             raise DemoError(f"The report cannot be written: {error}") from error
 
     def _stay(self) -> None:
-        self._screen.say("Everything stays up until Ctrl-C.")
         try:
+            self._screen.say("Everything stays up until Ctrl-C.")
             while True:
                 time.sleep(0.5)
                 self._stop.check()

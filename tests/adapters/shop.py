@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import sqlalchemy
 from celery import Celery
 from sqlalchemy import text
@@ -31,7 +32,8 @@ class Shop:
         self.pools = WorkerPools(self.app)
         self.pools.subscribe(self.events.append)
         reached = database if proxy is None else database.through(proxy)
-        engine = self.pools.add(SQLAlchemyEngine(reached.url(driver)), name="db")
+        # However slow the machine is, an idle connection is trusted: what finds it dead is the task.
+        engine = self.pools.add(SQLAlchemyEngine(reached.url(driver), check_after=600.0), name="db")
 
         class ShopTask(PooledTask):
             abstract = True
@@ -51,7 +53,8 @@ class Shop:
 
     def add_api(self, base_url: str) -> None:
         """Give the base a client as well."""
-        self.api = api = self.pools.add(HttpxClient(base_url=base_url), name="api")
+        limits = httpx.Limits(keepalive_expiry=600.0)
+        self.api = api = self.pools.add(HttpxClient(base_url=base_url, limits=limits), name="api")
         self.base = type("ShopTask", (self.base,), {"abstract": True, "api": api})
 
     def replays(self) -> int:

@@ -109,7 +109,8 @@ def database_site(
 
 
 def _options(cell: Cell, driver: str, database: Database) -> dict[str, Any]:
-    options: dict[str, Any] = {"connect_args": dict(_IMPATIENT), "resolve_timeout": 5.0}
+    # However slow the machine is, an idle connection is trusted: what is to find it dead is the task.
+    options: dict[str, Any] = {"connect_args": dict(_IMPATIENT), "resolve_timeout": 5.0, "check_after": 600.0}
     if cell.pgbouncer and driver == "psycopg":
         options["connect_args"]["prepare_threshold"] = None
     if "resolve_commit=False" in cell.declared:

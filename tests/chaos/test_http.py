@@ -105,8 +105,9 @@ def site(
         proxy = proxy_to(tls_upstream if tls else upstream)
         shop = Shop()
         options: dict[str, Any] = {"timeout": httpx.Timeout(0.5, connect=0.5, pool=0.2)}
-        if broken == "pool full":
-            options["limits"] = httpx.Limits(max_connections=1)
+        # However slow the machine is, the idle connection is the one that the task takes.
+        limits = {"max_connections": 1} if broken == "pool full" else {}
+        options["limits"] = httpx.Limits(**limits, keepalive_expiry=600.0)
         if broken != "wrong certificate":
             options["verify"] = tls_upstream.client_context()
         shop.add_api(base_url=f"{'https' if tls else 'http'}://127.0.0.1:{proxy.port}", **options)

@@ -18,9 +18,10 @@ from demo_tasks.servers.command import Command
 from tests.support.databases import Database, maintenance
 
 _SECONDS = 10.0
-# A stop, or the death of this process, must not leave the sleep behind. The trap is set before there is one.
+# A stop, or the death of this process, must not leave the sleep behind. The trap is set before there is one, and its
+# signal is one that the child cannot swallow while it is still a copy of the shell.
 _LATER = """
-trap 'kill $! 2>/dev/null; exit 1' INT QUIT TERM
+trap 'kill -KILL $! 2>/dev/null; exit 1' INT QUIT TERM
 sleep "$0" & wait $!
 trap - INT QUIT TERM
 exec "$@"

@@ -44,7 +44,8 @@ class ShopTask(PooledTask):
             verify=ssl.create_default_context(cafile=_authority) if _authority else True,
         )
     )
-    db = pools.add(SQLAlchemyEngine(os.environ["SHOP_DATABASE"]))
+    # However slow the machine is, idle connections are trusted: what finds them dead is the task.
+    db = pools.add(SQLAlchemyEngine(os.environ["SHOP_DATABASE"], check_after=600.0))
     session = TaskSession(db)
     # Tasks fail at once where nothing but the replay in the process is looked at.
     replay = RetryPolicy(max_retries=0)
@@ -54,7 +55,7 @@ class StockTask(PooledTask):
     """Another base: it shares the client with the first one and has an engine of its own."""
 
     api = ShopTask.api
-    stock = pools.add(SQLAlchemyEngine(os.environ["SHOP_STOCK"]))
+    stock = pools.add(SQLAlchemyEngine(os.environ["SHOP_STOCK"], check_after=600.0))
     session = TaskSession(stock)
     replay = RetryPolicy(max_retries=0)
 

@@ -192,7 +192,7 @@ def test_restart(postgres_server: PostgresServer, table: Database, pooled: Any, 
 def test_down_for(postgres_server: PostgresServer, table: Database, pooled: Any, connect: Connect) -> None:
     """Connections are refused for so long, and taken again while the block still runs."""
     started = time.monotonic()
-    with down_for(postgres_server, 1.0):
+    with down_for(postgres_server, 3.0):
         assert_lost(pooled)
         assert_refused_at_connect(connect, table, "Connection refused")
         refusals = set()
@@ -204,7 +204,7 @@ def test_down_for(postgres_server: PostgresServer, table: Database, pooled: Any,
                 assert time.monotonic() - started < 30
                 refusals.add("starting up" if "the database system is starting up" in str(exc) else "refused")
             time.sleep(0.01)
-        assert time.monotonic() - started >= 1.0
+        assert time.monotonic() - started >= 3.0
         assert "refused" in refusals
         with closing(fresh):
             assert run(fresh, "SELECT count(*) FROM t") == 1
