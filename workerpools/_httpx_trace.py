@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,11 @@ __all__ = ["Trace", "closing_of"]
 
 _CONNECTING = (".connect_tcp.started", ".connect_unix_socket.started")
 _GAVE_UP = (".connect_tcp.failed", ".connect_unix_socket.failed")
+_ENDING = (".response_closed.started", ".response_closed.complete", ".response_closed.failed")
 _OPENED = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
+
+#: The threads that are closing a connection because a request has failed on it.
+_failing: set[int] = set()
 
 
 class _Handshake:
@@ -81,6 +86,9 @@ class Trace:
             self.progress.body_sent = True
         elif name.endswith(".receive_response_headers.complete"):
             self.progress.answered = True
+        elif not self.progress.answered and name.endswith(_ENDING):
+            # Between the two the connection is closed on which the request has failed.
+            (_failing.add if name.endswith(".started") else _failing.discard)(threading.get_ident())
         return self._chained(name, info) if self._chained is not None else None
 
     def _acquired(self) -> None:
@@ -172,7 +180,12 @@ class Closing:
     def _reason(self) -> str:
         if self._idle_since is None:
             return ""
-        if self._keepalive_expiry is not None and time.monotonic() - self._idle_since >= self._keepalive_expiry:
+        failed = threading.get_ident() in _failing
+        if (
+            not failed
+            and self._keepalive_expiry is not None
+            and time.monotonic() - self._idle_since >= self._keepalive_expiry
+        ):
             return "idle"
         # There is nothing to read from an idle connection but its end.
         return "stale" if self._stream.get_extra_info("is_readable") else ""

@@ -334,6 +334,21 @@ def test_a_connection_that_was_idle_for_too_long(pools: WorkerPools, echo: EchoU
     assert closed(pools, "api") == {"idle": 1}
 
 
+def test_a_connection_on_which_a_request_fails_was_not_idle(pools: WorkerPools, echo: EchoUpstream) -> None:
+    """Though the request waits for longer than an idle connection is kept."""
+    limits = httpx.Limits(keepalive_expiry=1.0)
+    api = client_of(pools, echo.url, limits=limits, timeout=httpx.Timeout(30.0, read=1.5))
+    api.get("/echo/x")
+    with pytest.raises(httpx.ReadTimeout):
+        api.post("/echo/x", params={"delay": "5"})
+    # On a slow machine the first one may have been idle for too long before the second.
+    reasons = closed(pools, "api")
+    assert reasons.pop("other") == 1
+    assert set(reasons) <= {"idle"}
+    assert stats(pools, "api").value("opened") == 1 + sum(reasons.values())
+    assert (stats(pools, "api").in_use, stats(pools, "api").open) == (0, 0)
+
+
 def test_a_connection_that_reached_its_age(pools: WorkerPools, echo: EchoUpstream) -> None:
     """It is replaced between two requests."""
     api = client_of(pools, echo.url, max_lifetime=0.0)

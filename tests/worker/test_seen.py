@@ -101,7 +101,7 @@ def test_the_stats_reply_tells_it_in_words(shared: Stand) -> None:
     with shared.worker() as worker:
         shared.reach_all(worker.children())
         told = ask(shared, "stats")["workerpools"]
-        assert "open 2/4, in use 0, pending 0; opened 2, closed 0, reused" in told["resources"]["db"]
+        assert "open 2/4, in use 0, pending 0; opened 2, reused" in told["resources"]["db"]
         assert set(told["processes"]) == {str(pid) for pid in worker.children()}
         (stats,) = [WorkerStats.from_dict(each) for each in told["snapshots"]]
         assert {process.pid for process in stats.processes} == set(worker.children())

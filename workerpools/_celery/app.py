@@ -228,9 +228,10 @@ class WorkerPools(Registry):
         self._worker = worker
         self._failure = None
         lifecycle.keep_limits(worker)
-        for app in self._apps:
-            _tell_worker(app)
-        self.collector.share(sharing.new_board(worker, self._number))
+        with sharing.unharmed():
+            for app in self._apps:
+                _tell_worker(app)
+            self.collector.share(sharing.new_board(worker, self._number))
         for app in self._apps:
             read_settings(app.conf)
             if WorkerPools.of(app) is self:
@@ -257,9 +258,10 @@ class WorkerPools(Registry):
             # A spawned child never sees worker_init; only prefork spawns.
             self._execution_pool = ExecutionPool("prefork", 1)
             self.collector.share(sharing.found_board(self._number))
-        index = sharing.child_index()
-        if index is not None:
-            self.collector.join(index)
+        with sharing.unharmed():
+            index = sharing.child_index()
+            if index is not None:
+                self.collector.join(index)
 
     def worker_stops(self) -> None:
         """Log what the shutdown will have to wait for, if anything is open here."""

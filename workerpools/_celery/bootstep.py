@@ -9,12 +9,17 @@ from celery.worker.control import Panel, inspect_command
 
 from workerpools._celery.app import WorkerPools
 from workerpools._celery.sharing import children
+from workerpools._core.counters import FIRST, definition
 from workerpools._core.stats import ResourceStats, WorkerStats
 
 __all__ = ["KEY", "PoolsStep", "readable", "register_command", "snapshots"]
 
 #: The key in the reply of ``celery inspect stats``.
 KEY = "workerpools"
+
+_OPEN, _IN_USE, _PENDING = FIRST["open"], FIRST["in_use"], FIRST["pending"]
+_OPENED, _REUSED, _TIMEOUTS = FIRST["opened"], FIRST["reused"], FIRST["acquire_timeouts"]
+_LONGEST_WAIT = FIRST["acquire_wait"] + definition("acquire_wait").width - 1
 
 
 def snapshots(app: Any, worker: Any) -> list[WorkerStats]:
@@ -51,17 +56,16 @@ def readable(stats: list[WorkerStats]) -> dict[str, Any]:
 
 
 def _line(stats: ResourceStats) -> str:
+    row = stats.row
     limit = f"/{stats.limit}" if stats.limit else ""
-    wait = stats.histogram("acquire_wait")
-    parts = [
-        f"open {stats.open}{limit}, in use {stats.in_use}, pending {stats.pending}",
-        f"opened {stats.value('opened'):.0f}, closed {stats.value('closed'):.0f}, reused {stats.value('reused'):.0f}",
-        f"waits {wait.count}, longest {wait.max:.3f} s, timed out {stats.value('acquire_timeouts'):.0f}",
-    ]
+    text = (
+        f"open {row[_OPEN]:.0f}{limit}, in use {row[_IN_USE]:.0f}, pending {row[_PENDING]:.0f}; "
+        f"opened {row[_OPENED]:.0f}, reused {row[_REUSED]:.0f}; "
+        f"longest wait {row[_LONGEST_WAIT]:.3f} s, timed out {row[_TIMEOUTS]:.0f}"
+    )
     troubles = [(name, stats.value(name)) for name in ("failures", "replays", "retries", "refused_replays", "leaks")]
-    if any(count for _, count in troubles):
-        parts.append(", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in troubles if count))
-    return "; ".join(parts)
+    told = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in troubles if count)
+    return f"{text}; {told}" if told else text
 
 
 def register_command() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import billiard
@@ -13,7 +15,7 @@ from workerpools._celery.lifecycle import execution_pool
 if TYPE_CHECKING:
     from workerpools._core.board import Board
 
-__all__ = ["child_index", "children", "found_board", "new_board", "withdraw"]
+__all__ = ["child_index", "children", "found_board", "new_board", "unharmed", "withdraw"]
 
 logger = logging.getLogger("workerpools")
 
@@ -21,24 +23,29 @@ logger = logging.getLogger("workerpools")
 _VARIABLE = "_WORKERPOOLS_BOARD_"
 
 
+@contextmanager
+def unharmed() -> Generator[None, None, None]:
+    """Log what goes wrong in the block, and go on: tasks run all the same, whether they are seen or not."""
+    try:
+        yield
+    except Exception:
+        logger.warning("the statistics of this worker are not complete", exc_info=True)
+
+
 def new_board(worker: Any, number: int) -> Board | None:
-    """Return shared memory for the children of ``worker``; None if it has none, or the system gives none.
+    """Return shared memory for the children of ``worker``; None if it has none.
 
     Args:
         worker: The sender of ``worker_init``.
         number: Which WorkerPools of its process it is for: a spawned child finds it by that.
     """
-    try:
-        if execution_pool(worker).kind != "prefork":
-            return None
-        from workerpools._core.board import Board
-
-        if _forks(worker):
-            return Board.anonymous()
-        board = Board.in_file()
-    except Exception:  # whatever it is, tasks run all the same
-        logger.warning("no shared memory for statistics: the worker's children are not seen", exc_info=True)
+    if execution_pool(worker).kind != "prefork":
         return None
+    from workerpools._core.board import Board
+
+    if _forks(worker):
+        return Board.anonymous()
+    board = Board.in_file()
     os.environ[f"{_VARIABLE}{number}"] = board.path
     return board
 

@@ -125,46 +125,47 @@ class ResourceStats:
         """Return a form that JSON can carry. Numbers that are 0 are left out."""
         row = self.row
         answer: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        for name, width, found in _PLAN:
-            first = FIRST[name]
-            part = row[first : first + width]
+        for name, first, end, kind, unit, values in _PLAN:
+            if end - first == 1:
+                if row[first]:
+                    answer[name] = round(row[first], 6) if unit == "s" else int(row[first])
+                continue
+            part = row[first:end]
             if not any(part):
                 continue
-            if found.kind is Kind.HISTOGRAM:
-                buckets = [int(count) for count in part[:-2]]
-                answer[name] = {
-                    "count": sum(buckets),
-                    "sum": _short(part[-2]),
-                    "max": _short(part[-1]),
-                    "buckets": buckets,
-                }
-            elif found.values:
-                answer[name] = {label: int(n) for label, n in zip(found.values, part, strict=True) if n}
+            if kind is Kind.HISTOGRAM:
+                buckets = list(map(int, part[:-2]))
+                total, longest = round(part[-2], 6), round(part[-1], 6)
+                answer[name] = {"count": sum(buckets), "sum": total, "max": longest, "buckets": buckets}
             else:
-                answer[name] = _short(part[0]) if found.unit == "s" else int(part[0])
+                answer[name] = {value: int(number) for value, number in zip(values, part, strict=True) if number}
         return answer
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ResourceStats:
         """Return what :meth:`to_dict` was called on, to the microsecond; unknown names are skipped."""
         row = [0.0] * WIDTH
-        for name, width, found in _PLAN:
-            value, first = data.get(name), FIRST[name]
+        for name, first, end, kind, _, values in _PLAN:
+            value = data.get(name)
             if value is None:
                 continue
-            if found.kind is Kind.HISTOGRAM:
+            if kind is Kind.HISTOGRAM:
                 part = [*value.get("buckets", ()), value.get("sum", 0.0), value.get("max", 0.0)]
-                if len(part) == width:
-                    row[first : first + width] = map(float, part)
-            elif found.values:
-                for n, label in enumerate(found.values):
+                # Other bounds are of another version.
+                if len(part) == end - first:
+                    row[first:end] = map(float, part)
+            elif values:
+                for n, label in enumerate(values):
                     row[first + n] = float(value.get(label, 0.0))
             else:
                 row[first] = float(value)
         return cls(str(data.get("name", "")), str(data.get("kind", "")), tuple(row))
 
 
-_PLAN = tuple((each.name, each.width, each) for each in DEFINITIONS)
+_PLAN = tuple(
+    (each.name, FIRST[each.name], FIRST[each.name] + each.width, each.kind, each.unit, each.values)
+    for each in DEFINITIONS
+)
 
 
 def _place(found: Definition, label: str) -> int:
@@ -172,10 +173,6 @@ def _place(found: Definition, label: str) -> int:
         return found.values.index(label)
     except ValueError:
         raise KeyError(f"{found.name}: {label}") from None
-
-
-def _short(seconds: float) -> float:
-    return round(seconds, 6)
 
 
 def merged(stats: Iterable[ResourceStats]) -> tuple[ResourceStats, ...]:
