@@ -13,16 +13,9 @@ from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._httpx_classify import Progress, is_idempotent
+from workerpools._httpx_closing import FAILING, Closing
 
-__all__ = ["Trace", "closing_of"]
-
-_CONNECTING = (".connect_tcp.started", ".connect_unix_socket.started")
-_GAVE_UP = (".connect_tcp.failed", ".connect_unix_socket.failed")
-_ENDING = (".response_closed.started", ".response_closed.complete", ".response_closed.failed")
-_OPENED = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
-
-#: The threads that are closing a connection because a request has failed on it.
-_failing: set[int] = set()
+__all__ = ["Trace"]
 
 
 class _Handshake:
@@ -63,33 +56,67 @@ class Trace:
             opening.meter.taken(id(self), scope.current())
 
     def __call__(self, name: str, info: Any) -> Any:
-        if name.endswith(_OPENED):
-            self.progress.fresh = True
-            self._opened(name, info["return_value"])
-        elif name.endswith(_CONNECTING):
-            self._connecting = time.monotonic()
-            self._opening.descriptors.connecting(info.get("port"))
-        elif name.endswith(".start_tls.started"):
-            self._handshake = _Handshake(self._number)
-            self._opening.descriptors.add(self._handshake)
-        elif name.endswith(".start_tls.failed"):
-            self._opening.descriptors.drop(self._handshake)
-        elif name.endswith(_GAVE_UP):
-            self._opening.descriptors.gave_up()
-        elif name.endswith(".send_request_headers.started"):
-            self.progress.head_started = True
-            self._acquired()
-            self.leaves()
-        elif name.endswith(".send_request_headers.failed"):
-            self.progress.head_failed = True
-        elif name.endswith(".send_request_body.complete"):
-            self.progress.body_sent = True
-        elif name.endswith(".receive_response_headers.complete"):
-            self.progress.answered = True
-        elif not self.progress.answered and name.endswith(_ENDING):
-            # Between the two the connection is closed on which the request has failed.
-            (_failing.add if name.endswith(".started") else _failing.discard)(threading.get_ident())
+        # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
+        step = _STEPS.get(name.partition(".")[2])
+        if step is not None:
+            step(self, info)
         return self._chained(name, info) if self._chained is not None else None
+
+    def _connects(self, info: Any) -> None:
+        self._connecting = time.monotonic()
+        self._opening.descriptors.connecting(info.get("port"))
+
+    def _gives_up(self, info: Any) -> None:
+        self._opening.descriptors.gave_up()
+
+    def _connected(self, info: Any) -> None:
+        self.progress.fresh = True
+        stream = info["return_value"]
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            self._opening.connected(connection)
+            self._number = connection.fileno()
+            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
+
+    def _starts_tls(self, info: Any) -> None:
+        self._handshake = _Handshake(self._number)
+        self._opening.descriptors.add(self._handshake)
+
+    def _started_tls(self, info: Any) -> None:
+        self.progress.fresh = True
+        stream = info["return_value"]
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            # The same descriptor in a new object; the connection was counted when it was made.
+            self._opening.descriptors.add(connection)
+            self._opening.descriptors.drop(self._handshake)
+            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
+
+    def _failed_tls(self, info: Any) -> None:
+        self._opening.descriptors.drop(self._handshake)
+
+    def _head_starts(self, info: Any) -> None:
+        self.progress.head_started = True
+        self._acquired()
+        self.leaves()
+
+    def _head_failed(self, info: Any) -> None:
+        self.progress.head_failed = True
+
+    def _body_sent(self, info: Any) -> None:
+        self.progress.body_sent = True
+
+    def _answered(self, info: Any) -> None:
+        self.progress.answered = True
+
+    def _ends(self, info: Any) -> None:
+        if not self.progress.answered:
+            # The connection on which the request has failed is closed next.
+            FAILING.add(threading.get_ident())
+
+    def _ended(self, info: Any) -> None:
+        if not self.progress.answered:
+            FAILING.discard(threading.get_ident())
 
     def _acquired(self) -> None:
         wanted, meter = self._wanted, self._opening.meter
@@ -122,76 +149,22 @@ class Trace:
             withdraw_effect(self._effect)
             self._effect = None
 
-    def _opened(self, name: str, stream: Any) -> None:
-        connection = stream.get_extra_info("socket")
-        if connection is None:
-            return
-        if name.endswith(".start_tls.complete"):
-            # The same descriptor in a new object; the connection was counted when it was made.
-            self._opening.descriptors.add(connection)
-            self._opening.descriptors.drop(self._handshake)
-            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
-        else:
-            self._opening.connected(connection)
-            self._number = connection.fileno()
-            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
 
-
-class Closing:
-    """Stands for the ``close`` of a connection's network stream: the trace has no event for it, and every way of
-    closing a connection ends there.
-
-    Args:
-        stream: The network stream.
-        connection: What it was reported as.
-        opening: Where it was reported.
-        keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
-    """
-
-    def __init__(self, stream: Any, connection: object, opening: Opening, keepalive_expiry: float | None) -> None:
-        self._stream = stream
-        self._close = stream.close
-        self._connection = connection
-        self._opening = opening
-        self._keepalive_expiry = keepalive_expiry
-        self._users = 0
-        self._idle_since: float | None = None
-        self._told = False
-
-    def begin(self) -> None:
-        """Note that a response comes over the connection."""
-        self._users += 1
-        self._idle_since = None
-
-    def end(self) -> None:
-        """Note that a response has ended."""
-        self._users -= 1
-        if self._users == 0:
-            self._idle_since = time.monotonic()
-
-    def __call__(self) -> None:
-        # Asked first: a closed one tells nothing.
-        reason = "" if self._told else self._reason()
-        self._close()
-        if not self._told:
-            self._told = True
-            self._opening.disconnected(self._connection, reason=reason)
-
-    def _reason(self) -> str:
-        if self._idle_since is None:
-            return ""
-        failed = threading.get_ident() in _failing
-        if (
-            not failed
-            and self._keepalive_expiry is not None
-            and time.monotonic() - self._idle_since >= self._keepalive_expiry
-        ):
-            return "idle"
-        # There is nothing to read from an idle connection but its end.
-        return "stale" if self._stream.get_extra_info("is_readable") else ""
-
-
-def closing_of(response: httpx.Response) -> Closing | None:
-    """Return what stands for the close of the connection that ``response`` comes over, if it is known."""
-    found = getattr(response.extensions.get("network_stream"), "close", None)
-    return found if isinstance(found, Closing) else None
+_STEPS: dict[str, Callable[[Trace, Any], None]] = {
+    "connect_tcp.started": Trace._connects,
+    "connect_unix_socket.started": Trace._connects,
+    "connect_tcp.failed": Trace._gives_up,
+    "connect_unix_socket.failed": Trace._gives_up,
+    "connect_tcp.complete": Trace._connected,
+    "connect_unix_socket.complete": Trace._connected,
+    "start_tls.started": Trace._starts_tls,
+    "start_tls.complete": Trace._started_tls,
+    "start_tls.failed": Trace._failed_tls,
+    "send_request_headers.started": Trace._head_starts,
+    "send_request_headers.failed": Trace._head_failed,
+    "send_request_body.complete": Trace._body_sent,
+    "receive_response_headers.complete": Trace._answered,
+    "response_closed.started": Trace._ends,
+    "response_closed.complete": Trace._ended,
+    "response_closed.failed": Trace._ended,
+}

@@ -18,7 +18,8 @@ from workerpools._core.failure import Failure, FailureKind, Noted, Phase, noted_
 from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._httpx_classify import RESOURCE, classify_transport, is_idempotent
-from workerpools._httpx_trace import Trace, closing_of
+from workerpools._httpx_closing import closing_of
+from workerpools._httpx_trace import Trace
 from workerpools.errors import DeadlineExceeded
 
 __all__ = ["Traffic", "WatchedTransport"]

@@ -286,23 +286,25 @@ class TaskSession(Overridable[Session]):
         if self._overrides:
             return self._overrides[-1]
         attempt = scope.current()
-        lent = None if attempt is None else attempt.lent.get(self)
+        if attempt is None:
+            attempt = scope.require(f"{type(instance).__name__}.{self._name}")
+        lent: Any = attempt.lent.get(self)
         if lent is None:
-            where = f"{type(instance).__name__}.{self._name}"
-            attempt = attempt or scope.require(where)
-            lent = attempt.lent[self] = _Lent(self._make(instance, owner, where), where)
-        return cast(_Lent, lent).session
+            lent = attempt.lent[self] = self._make(instance, owner)
+        return lent  # type: ignore[no-any-return]
 
-    def _make(self, instance: Any, owner: type | None, where: str) -> _BodysSession:
+    def _make(self, instance: Any, owner: type | None) -> _BodysSession:
         engine = self._engine.__get__(instance, owner)
         # A test's stand-in may be a Connection: that has a dialect, too.
         if not hasattr(engine, "dialect"):
             resource = getattr(self._engine, "name", type(self._engine).__name__)
             raise ConfigurationError(
-                f"{where}: the resource {resource!r} gives a {type(engine).__name__}, not a sqlalchemy.Engine; "
-                "TaskSession wants the resource of an engine"
+                f"{type(instance).__name__}.{self._name}: the resource {resource!r} gives a {type(engine).__name__}, "
+                "not a sqlalchemy.Engine; TaskSession wants the resource of an engine"
             )
-        return _BodysSession(engine, **self._options)
+        made = _BodysSession(engine, **self._options) if self._options else _BodysSession(engine)
+        made.lent_as = (type(instance), self._name)
+        return made
 
     def _misplaced(self, name: str) -> str:
         return (
@@ -314,8 +316,10 @@ class TaskSession(Overridable[Session]):
 class _BodysSession(Session):
     """A session that an attempt commits or rolls back, and that is of no use once the attempt is over."""
 
-    #: Where it was asked for, once the attempt is over.
-    over = ""
+    #: The task's class, and the attribute.
+    lent_as: tuple[type, str]
+    #: Whether the attempt is over.
+    over = False
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         self._refuse_if_over()
@@ -331,37 +335,22 @@ class _BodysSession(Session):
         if self.over:
             self.close()
             raise NoAttemptError(
-                f"{self.over}: the run of the task body that this session belonged to is over, and nobody would commit "
-                "what it does. Return data from a body, not its session; elsewhere make a session of your own: "
-                "sqlalchemy.orm.Session(engine)"
+                f"{self.lent_as[0].__name__}.{self.lent_as[1]}: the run of the task body that this session belonged to "
+                "is over, and nobody would commit what it does. Return data from a body, not its session; elsewhere "
+                "make a session of your own: sqlalchemy.orm.Session(engine)"
             )
 
+    def finish(self) -> None:
+        """Commit for the attempt. Whatever is done with a session begins its transaction: else there is nothing."""
+        if self.in_transaction():
+            self.commit()
 
-class _Lent:
-    """What an attempt does to the session of its body."""
-
-    __slots__ = ("_where", "session")
-
-    def __init__(self, session: _BodysSession, where: str) -> None:
-        self.session = session
-        self._where = where
-
-    def commit(self) -> None:
-        # Whatever is done with a session begins its transaction: without one there is nothing to commit.
-        if self.session.in_transaction():
-            self.session.commit()
-
-    def rollback(self) -> None:
-        self.session.rollback()
-
-    def invalidate(self) -> None:
-        self.session.invalidate()
-
-    def close(self) -> None:
+    def end(self) -> None:
+        """Close for the attempt, for good."""
         try:
-            self.session.close()
+            self.close()
         finally:
-            self.session.over = self._where
+            self.over = True
 
 
 def classify(error: BaseException) -> Failure | None:

@@ -21,6 +21,9 @@ class Budget:
         capacity: How many there are at most, and at the start; 0 means that nothing is replayed.
     """
 
+    #: Whether a token was ever taken in this process: until then a success has nothing to give back.
+    touched = False
+
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
         self._tell: Callable[[int, int], object] | None = None
@@ -52,6 +55,7 @@ class Budget:
                 return False
             self._tokens -= cost
             self._full = False
+            Budget.touched = True
             self._told()
             return True
 

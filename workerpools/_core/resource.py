@@ -140,7 +140,9 @@ class Resource(Overridable[T]):
         """Return what :meth:`get` returns, for a descriptor's ``__get__``."""
         if self._overrides:
             return self._overrides[-1]
-        scope.note_use(self)
+        attempt = scope.current()
+        if attempt is not None and self not in attempt.used:
+            attempt.used += (self,)
         live = self._live
         return self._open() if live is None else live.value
 

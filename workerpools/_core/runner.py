@@ -167,8 +167,10 @@ class _Run:
         return decision
 
     def succeeded(self, attempt: Attempt) -> None:
-        budget = attempt.used[0].registry.budget if self.budget is None else self.budget
-        budget.succeeded(self.replays)
+        if self.budget is not None:
+            self.budget.succeeded(self.replays)
+        elif attempt.used:
+            attempt.used[0].registry.budget.succeeded(0)
 
 
 def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = _NONE) -> R:
@@ -199,7 +201,7 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
         attempt = Attempt(delivery, outer)
         try:
             result = _once(attempt, body, args, kwargs)
-            if attempt.used or delivery.budget is not None:
+            if Budget.touched:
                 delivery.succeeded(attempt)
             return result
         except Exception as error:

@@ -6,6 +6,7 @@ nothing by itself, and keeps nothing on the task object: threads share that.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,6 @@ __all__ = [
     "current",
     "deadline",
     "note_failure",
-    "note_use",
     "protect",
     "require",
     "running",
@@ -47,14 +47,14 @@ _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default
 class Scoped(Protocol):
     """Something that an attempt ends: a session."""
 
-    def commit(self) -> object:
+    def finish(self) -> object:
         """Make what was done permanent."""
 
     def rollback(self) -> object:
         """Undo what was done."""
 
-    def close(self) -> object:
-        """Give the connection back."""
+    def end(self) -> object:
+        """Give the connection back, for good."""
 
     def invalidate(self) -> object:
         """Throw the connection away, when giving it back failed."""
@@ -126,7 +126,7 @@ class Attempt:
             Exception: The first failure to commit; nothing is committed after it.
         """
         for scoped in self.lent.values():
-            scoped.commit()
+            scoped.finish()
 
     def close(self, *, rollback: bool) -> None:
         """Close everything the attempt owns. Never raises an Exception: the outcome is decided already.
@@ -140,15 +140,9 @@ class Attempt:
         interruption: BaseException | None = None
         while self.lent:
             _, scoped = self.lent.popitem()
-            for step in (scoped.rollback, scoped.close) if rollback else (scoped.close,):
-                failure = _guarded(step)
-                if failure is None:
-                    continue
-                if not isinstance(failure, Exception):
-                    interruption = failure
-                logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
-                # What could not be rolled back or closed must not go back to its pool.
-                _guarded(scoped.invalidate)
+            if rollback:
+                interruption = _guarded(scoped.rollback, scoped) or interruption
+            interruption = _guarded(scoped.end, scoped) or interruption
         if interruption is not None:
             raise interruption
 
@@ -164,12 +158,17 @@ class Attempt:
         return None
 
 
-def _guarded(step: Callable[[], object]) -> BaseException | None:
+def _guarded(step: Callable[[], object], scoped: Scoped) -> BaseException | None:
+    """Do one step of the clean-up; return what interrupts the process."""
     try:
         step()
+        return None
     except BaseException as failure:
-        return failure
-    return None
+        logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
+        # What could not be rolled back or closed must not go back to its pool.
+        with contextlib.suppress(BaseException):
+            scoped.invalidate()
+        return None if isinstance(failure, Exception) else failure
 
 
 class _Active:
@@ -199,9 +198,8 @@ def protect() -> None:
     fork.guard(_active)
 
 
-def current() -> Attempt | None:
-    """Return the attempt of the calling context, or None."""
-    return _current.get()
+#: Return the attempt of the calling context, or None.
+current: Callable[[], Attempt | None] = _current.get
 
 
 def deadline() -> Deadline:
@@ -257,13 +255,6 @@ def note_failure(error: BaseException, noted: Noted) -> None:
     attempt = _current.get()
     if attempt is not None:
         attempt.noted = (*attempt.noted, noted)[:MAX_NOTED]
-
-
-def note_use(resource: Resource[Any]) -> None:
-    """Note that the current attempt uses ``resource``."""
-    attempt = _current.get()
-    if attempt is not None and resource not in attempt.used:
-        attempt.used = (*attempt.used, resource)
 
 
 def wait_for_others(owner: object, timeout: float) -> bool:
