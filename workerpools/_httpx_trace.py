@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 
+from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._httpx_classify import Progress, is_idempotent
+from workerpools._httpx_closing import FAILING, Closing
 
 __all__ = ["Trace"]
 
@@ -31,16 +35,25 @@ class Trace:
         opening: Where connections are reported.
         request: The request.
         watched: Whether the transport is known to tell of each step.
+        keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
-    def __init__(self, opening: Opening, request: httpx.Request, *, watched: bool) -> None:
+    def __init__(
+        self, opening: Opening, request: httpx.Request, *, watched: bool, keepalive_expiry: float | None = None
+    ) -> None:
         self._opening = opening
+        self._keepalive_expiry = keepalive_expiry
         self._request = request
         self._chained: Callable[[str, Any], Any] | None = request.extensions.get("trace")
         self.progress = Progress(watched=watched)
         self._effect: Effect | None = None
         self._number = -1
         self._handshake = _Handshake(-1)
+        self._wanted: float | None = opening.meter.waiting() if watched else None
+        self._connecting = 0.0
+        if not watched:
+            # It does not tell when it has got a connection.
+            opening.meter.taken(id(self), scope.current())
 
     def __call__(self, name: str, info: Any) -> Any:
         # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
@@ -50,6 +63,7 @@ class Trace:
         return self._chained(name, info) if self._chained is not None else None
 
     def _connects(self, info: Any) -> None:
+        self._connecting = time.monotonic()
         self._opening.descriptors.connecting(info.get("port"))
 
     def _gives_up(self, info: Any) -> None:
@@ -62,7 +76,7 @@ class Trace:
         if connection is not None:
             self._opening.connected(connection)
             self._number = connection.fileno()
-            _tell_of_close(stream, connection, self._opening)
+            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
 
     def _starts_tls(self, info: Any) -> None:
         self._handshake = _Handshake(self._number)
@@ -76,13 +90,14 @@ class Trace:
             # The same descriptor in a new object; the connection was counted when it was made.
             self._opening.descriptors.add(connection)
             self._opening.descriptors.drop(self._handshake)
-            _tell_of_close(stream, connection, self._opening)
+            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
 
     def _failed_tls(self, info: Any) -> None:
         self._opening.descriptors.drop(self._handshake)
 
     def _head_starts(self, info: Any) -> None:
         self.progress.head_started = True
+        self._acquired()
         self.leaves()
 
     def _head_failed(self, info: Any) -> None:
@@ -93,6 +108,34 @@ class Trace:
 
     def _answered(self, info: Any) -> None:
         self.progress.answered = True
+
+    def _ends(self, info: Any) -> None:
+        if not self.progress.answered:
+            # The connection on which the request has failed is closed next.
+            FAILING.add(threading.get_ident())
+
+    def _ended(self, info: Any) -> None:
+        if not self.progress.answered:
+            FAILING.discard(threading.get_ident())
+
+    def _acquired(self) -> None:
+        wanted, meter = self._wanted, self._opening.meter
+        if wanted is None:
+            return
+        self._wanted = None
+        # The first sign of a connection is that something is done with it.
+        creating = time.monotonic() - self._connecting if self.progress.fresh else 0.0
+        if creating:
+            meter.created(creating)
+        meter.acquired(wanted, id(self), scope.current(), creating=creating, reused=not creating)
+
+    def over(self, error: BaseException | None = None) -> None:
+        """Note that the request needs no connection any more, because of ``error`` or as it is answered."""
+        wanted, self._wanted = self._wanted, None
+        if wanted is None:
+            self._opening.meter.returned(id(self))
+        else:
+            self._opening.meter.gave_up(wanted, timed_out=isinstance(error, httpx.PoolTimeout))
 
     def leaves(self) -> None:
         """Note the effect that the request may have, once."""
@@ -121,18 +164,7 @@ _STEPS: dict[str, Callable[[Trace, Any], None]] = {
     "send_request_headers.failed": Trace._head_failed,
     "send_request_body.complete": Trace._body_sent,
     "receive_response_headers.complete": Trace._answered,
+    "response_closed.started": Trace._ends,
+    "response_closed.complete": Trace._ended,
+    "response_closed.failed": Trace._ended,
 }
-
-
-def _tell_of_close(stream: Any, connection: object, opening: Opening) -> None:
-    # The trace has no event for it, and every way of closing a connection ends in its network stream's close().
-    close, told = stream.close, False
-
-    def close_and_tell() -> None:
-        nonlocal told
-        close()
-        if not told:
-            told = True
-            opening.disconnected(connection)
-
-    stream.close = close_and_tell

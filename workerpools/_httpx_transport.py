@@ -18,6 +18,7 @@ from workerpools._core.failure import Failure, FailureKind, Noted, Phase, noted_
 from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._httpx_classify import RESOURCE, classify_transport, is_idempotent
+from workerpools._httpx_closing import closing_of
 from workerpools._httpx_trace import Trace
 from workerpools.errors import DeadlineExceeded
 
@@ -27,8 +28,10 @@ __all__ = ["Traffic", "WatchedTransport"]
 class Traffic:
     """What one client has in flight, and where its connections are reported."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, keepalive_expiry: float | None = None) -> None:
         self.opening = opening
+        #: How long httpx keeps an idle connection, in seconds; None for ever.
+        self.keepalive_expiry = keepalive_expiry
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -54,10 +57,11 @@ class _Generation:
     """A transport whose connections are of one age, and how many requests use it."""
 
     def __init__(self, transport: httpx.BaseTransport, lives: float | None) -> None:
+        #: Why it is used no more, by one of the reasons of :mod:`workerpools._core.counters`; empty while it is.
+        self.retired = ""
         self.transport = transport
         self.over = None if lives is None else time.monotonic() + lives
         self.users = 0
-        self.retired = False
 
 
 class WatchedTransport(httpx.BaseTransport):
@@ -121,16 +125,22 @@ class WatchedTransport(httpx.BaseTransport):
                 f"{request.method} by the resource {self._traffic.opening.resource!r} was not begun: the task's "
                 "deadline has come"
             )
-        trace = Trace(self._traffic.opening, request, watched=self._traced)
+        generation = self._acquire()
+        trace = Trace(
+            self._traffic.opening,
+            request,
+            watched=self._traced,
+            keepalive_expiry=self._traffic.keepalive_expiry,
+        )
         request.extensions = {**before, "trace": trace}
         if remaining is not None:
             request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
         if not self._traced:
             trace.leaves()
-        generation = self._acquire()
         try:
             response = generation.transport.handle_request(request)
         except BaseException as error:
+            trace.over(error)
             self._release(generation)
             if isinstance(error, httpx.TransportError):
                 self._failed(error, request, trace, generation)
@@ -139,9 +149,23 @@ class WatchedTransport(httpx.BaseTransport):
             # A redirect copies the extensions to the next request, which gets a trace of its own.
             request.extensions = before
         response.extensions[RESOURCE] = self._traffic.opening.resource
+        closing = closing_of(response)
+        if closing is not None:
+            closing.begin()
+
+        def release() -> None:
+            if closing is not None:
+                closing.end()
+            trace.over()
+            self._release(generation)
+
+        if response.is_closed:
+            # A transport of the user's gave it with its whole body: nobody will read that from a stream.
+            release()
+            return response
         response.stream = _WatchedStream(
             cast(httpx.SyncByteStream, response.stream),
-            release=lambda: self._release(generation),
+            release=release,
             failed=lambda error: self._failed(error, request, trace, generation),
             deadline=deadline,
         )
@@ -162,13 +186,13 @@ class WatchedTransport(httpx.BaseTransport):
         if trace.progress.head_failed:
             trace.never_left()
         if failure is not None and failure.kind is FailureKind.STALE:
-            self._retire(generation)
+            self._retire(generation, "stale")
 
     def _acquire(self) -> _Generation:
         self._traffic.begin()
         over = self._current.over
         if over is not None and time.monotonic() >= over:
-            self._retire(self._current)
+            self._retire(self._current, "lifetime")
         with self._lock:
             self._current.users += 1
             return self._current
@@ -176,23 +200,27 @@ class WatchedTransport(httpx.BaseTransport):
     def _release(self, generation: _Generation) -> None:
         with self._lock:
             generation.users -= 1
-            over = generation.retired and generation.users == 0
+            over = bool(generation.retired) and generation.users == 0
         if over:
-            generation.transport.close()
+            self._close(generation)
         self._traffic.end()
 
-    def _retire(self, generation: _Generation) -> None:
+    def _close(self, generation: _Generation) -> None:
+        with self._traffic.opening.meter.closing(generation.retired):
+            generation.transport.close()
+
+    def _retire(self, generation: _Generation, reason: str) -> None:
         """Give up the connections of a generation: where one was dead, its siblings are suspect."""
         if self._make is None:
             return
         with self._lock:
             if generation.retired:
                 return
-            generation.retired = True
+            generation.retired = reason
             self._current = self._generation(self._make())
             over = generation.users == 0
         if over:
-            generation.transport.close()
+            self._close(generation)
 
     def close(self) -> None:
         self._current.transport.close()

@@ -8,6 +8,7 @@ from typing import Any
 from workerpools._core.failure import Failure, FailureKind, Phase, Sent
 
 __all__ = [
+    "POOL_EXHAUSTED",
     "classify_connect",
     "classify_statement",
     "classify_unwatched",
@@ -16,6 +17,15 @@ __all__ = [
     "is_read_only",
     "is_timeout",
 ]
+
+#: SQLAlchemy's ``TimeoutError``.
+POOL_EXHAUSTED = Failure(
+    FailureKind.POOL_EXHAUSTED,
+    Sent.NOTHING,
+    phase=Phase.ACQUIRE,
+    timed_out=True,
+    known="no connection of the connection pool came free in time",
+)
 
 #: At connect the drivers carry no SQLSTATE, so the server's words are all there is. Only what will not mend itself is
 #: looked for; anything else is a server that cannot serve now.

@@ -140,7 +140,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             outcome = _resolve(engine, transaction, within) if transaction else ""
             if outcome == "committed":
                 opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=committed")
-                _throw_away(engine, proxied)
+                with opening.meter.closing("stale"):
+                    _throw_away(engine, proxied)
                 return
             if outcome == "aborted":
                 opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=aborted")

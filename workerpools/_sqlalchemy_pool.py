@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
+from sqlalchemy.pool import Pool
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.effects import Effect, note_effect, withdraw_effect
+from workerpools._core.failure import Noted
 from workerpools._core.lifetime import Due, Lifetime, due
+from workerpools._sqlalchemy_classify import POOL_EXHAUSTED
 from workerpools._sqlalchemy_commit import ASKING, introduce
 from workerpools._sqlalchemy_timeouts import Timeouts
+from workerpools.errors import DeadlineExceeded
 
-__all__ = ["watch_pool"]
+__all__ = ["timed", "watch_pool"]
 
 logger = logging.getLogger("workerpools")
 
@@ -27,6 +32,50 @@ _RAW = "workerpools raw connection"
 _BORN = "workerpools born"
 _LIVES = "workerpools lives"
 _USED = "workerpools used"
+_REASON = "workerpools reason"
+_COUNTED = "workerpools_counted"
+
+
+class _Retired(DisconnectionError):
+    """Has the pool replace a connection that is not dead."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("this connection has reached its age")
+        self.reason = reason
+
+
+def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
+    """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out."""
+    meter = opening.meter
+
+    def connect(pool: Pool) -> Any:
+        if ASKING.get():
+            connection = pool_class.connect(pool)
+            meter.took()
+            return connection
+        since = meter.waiting()
+        try:
+            connection = pool_class.connect(pool)
+        except BaseException as error:
+            meter.gave_up(since, timed_out=isinstance(error, (sqlalchemy.exc.TimeoutError, DeadlineExceeded)))
+            if isinstance(error, sqlalchemy.exc.TimeoutError):
+                failure = replace(POOL_EXHAUSTED, resource=opening.resource)
+                scope.note_failure(error, Noted(failure, failure.phase, opening))
+            raise
+        took = meter.took()
+        # Its record's dictionary, by which the events know it, too.
+        key = id(connection.info)
+        meter.acquired(since, key, scope.current(), creating=took or 0.0, reused=took is None)
+        return connection
+
+    # Under the name that SQLAlchemy's loggers and a repr show.
+    attributes = {
+        "__module__": pool_class.__module__,
+        "__qualname__": pool_class.__qualname__,
+        "connect": connect,
+        _COUNTED: True,
+    }
+    return type(pool_class.__name__, (pool_class,), attributes)
 
 
 def watch_pool(
@@ -41,6 +90,9 @@ def watch_pool(
         timeouts: The engine's.
         resolves: Whether lost COMMITs are resolved.
     """
+    meter = opening.meter
+    # A pool that the user has made is of a class that counts nothing.
+    counted = hasattr(engine.pool, _COUNTED)
     speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
     speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
 
@@ -48,6 +100,7 @@ def watch_pool(
     # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
     @event.listens_for(engine, "do_connect")
     def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+        opening.meter.creating()
         port = parameters.get("port") or (3306 if speaks_mysql and "unix_socket" not in parameters else None)
         opening.descriptors.connecting(int(port) if port else None)
         remaining = scope.deadline().remaining()
@@ -69,6 +122,7 @@ def watch_pool(
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
             opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
+            opening.meter.opened()
         if speaks_mysql:
             try:
                 timeouts.ask(connection, record.info)
@@ -76,6 +130,7 @@ def watch_pool(
                 if engine.dialect.is_disconnect(error, connection, None):
                     raise
                 logger.debug("the server does not say which timeout is in force: %s", type(error).__name__)
+        opening.meter.made()
 
     # Before whatever else looks at a checkout: it may get another connection.
     @event.listens_for(engine, "checkout")
@@ -86,26 +141,38 @@ def watch_pool(
         born = record.info.setdefault(_BORN, now)
         if _LIVES not in record.info:
             record.info[_LIVES] = lifetime.drawn(random.random())
-        needs = due(lifetime, age=now - born, idle=now - record.info.get(_USED, now), lives=record.info[_LIVES])
+        age, lives = now - born, record.info[_LIVES]
+        needs = due(lifetime, age=age, idle=now - record.info.get(_USED, now), lives=lives)
         if needs is Due.RETIREMENT:
-            raise DisconnectionError("this connection has reached its age")
+            raise _Retired("lifetime" if lives is not None and age >= lives else "idle")
         try:
-            if not timeouts.at_checkout(connection, record.info) and needs is Due.CHECK:
+            asked = timeouts.at_checkout(connection, record.info)
+            if not asked and needs is Due.CHECK:
+                asked = True
                 with timeouts.watched(connection):
                     engine.dialect.do_ping(connection)
+            if asked:
+                meter.checked(alive=True)
         except engine.dialect.loaded_dbapi.Error as error:
+            meter.checked(alive=False)
             # Its idle siblings are of the same age.
             raise InvalidatePoolError("this connection does not answer") from error
 
     @event.listens_for(engine, "checkin")
     def checked_in(connection: Any, record: Any) -> None:
+        meter.returned(id(record.info))
         if connection is not None:
             record.info[_USED] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
     def checked_out(connection: Any, record: Any, borrower: object) -> None:
         opening.descriptors.lend(record, borrower)
-        if scope.current() is not None and not ASKING.get():
+        if ASKING.get():
+            return
+        attempt = scope.current()
+        if not counted:
+            meter.taken(id(record.info), attempt)
+        if attempt is not None:
             # Whoever takes a connection past the engine may commit on it unseen.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
             note_effect(effect)
@@ -116,9 +183,29 @@ def watch_pool(
         if effect is not None:
             withdraw_effect(effect)
 
+    @event.listens_for(engine, "detach")
+    def detached(connection: Any, record: Any) -> None:
+        # Its pool opens another one in its place; nobody tells of its end but "close_detached".
+        meter.returned(id(record.info))
+
+    #: Connections that were opened before are suspect: since one of them was found to be dead.
+    suspect = 0.0
+
+    @event.listens_for(engine, "invalidate")
+    def invalidated(connection: Any, record: Any, error: BaseException | None) -> None:
+        nonlocal suspect
+        if isinstance(error, _Retired):
+            record.info[_REASON] = error.reason
+        elif error is not None:
+            record.info[_REASON] = "stale"
+            suspect = time.monotonic()
+
     @event.listens_for(engine, "close")
-    def closed(connection: Any, record: object) -> None:
-        opening.disconnected(connection, _purpose())
+    def closed(connection: Any, record: Any) -> None:
+        reason = record.info.pop(_REASON, "")
+        if not reason and record.info.get(_BORN, suspect) < suspect:
+            reason = "stale"
+        opening.disconnected(connection, _purpose(), reason)
 
     @event.listens_for(engine, "close_detached")
     def closed_detached(connection: Any) -> None:

@@ -84,6 +84,8 @@ class HttpxClient(Adapter[httpx.Client]):
         ConfigurationError: ``httpx.Client`` has no such option, or ``base_url`` is no URL of a server.
     """
 
+    kind = "http"
+
     def __init__(
         self,
         *,
@@ -136,14 +138,14 @@ class HttpxClient(Adapter[httpx.Client]):
 
     def open(self, opening: Opening) -> httpx.Client:
         self.prepare()
-        traffic = Traffic(opening)
+        limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
+        traffic = Traffic(opening, limits.keepalive_expiry)
 
         def watched(
             transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
         ) -> WatchedTransport:
             return WatchedTransport(transport, traffic, traced=traced, lifetime=self._lifetime)
 
-        limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         own = self._transport
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]
         if own is None:
@@ -162,6 +164,9 @@ class HttpxClient(Adapter[httpx.Client]):
                 for pattern, mount in self._mounts.items()
             }
         )
+        # Each of them has a connection pool of its own.
+        networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
+        opening.meter.limited(networks * (limits.max_connections or 0))
         client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
         self._traffic[id(client)] = traffic
         return client

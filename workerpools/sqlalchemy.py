@@ -21,11 +21,12 @@ from workerpools import _sqlalchemy_events
 from workerpools._core import scope
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
-from workerpools._core.failure import Failure, FailureKind, Phase, Sent
+from workerpools._core.failure import Failure
 from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
-from workerpools._sqlalchemy_classify import classify_unwatched, error_code
+from workerpools._sqlalchemy_classify import POOL_EXHAUSTED, classify_unwatched, error_code
+from workerpools._sqlalchemy_pool import timed
 from workerpools._sqlalchemy_queue import DeadlineQueuePool
 from workerpools._sqlalchemy_url import about_driver, check_options, parsed
 from workerpools.errors import ConfigurationError, NoAttemptError
@@ -126,6 +127,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         ConfigurationError: ``url`` is no URL, or an option is misspelt.
     """
 
+    kind = "database"
+
     def __init__(
         self,
         url: str | URL,
@@ -164,7 +167,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             raise
 
     def open(self, opening: Opening) -> sqlalchemy.Engine:
-        options = {**self._pool_options(opening.execution_pool), **self._options}
+        chosen = self._pool_options(opening.execution_pool)
+        options = {**chosen, **self._options}
+        if chosen:
+            options["poolclass"] = timed(chosen["poolclass"], opening)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
@@ -174,6 +180,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         except ImportError as error:
             add_note(error, about_driver(self._url))
             raise
+        opening.meter.limited(_limit(engine, options))
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")
@@ -194,13 +201,13 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
-        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
-        pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
-        if "pool" in self._options or not issubclass(pool_class, QueuePool):
+        if "pool" in self._options:
             return {}
-        defaults = pool_defaults(execution_pool, self._acquire_timeout)
+        pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
+        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
+        defaults = pool_defaults(execution_pool, self._acquire_timeout) if issubclass(pool_class, QueuePool) else {}
         # A class of the user's own stays.
-        return {**defaults, "poolclass": DeadlineQueuePool} if pool_class is QueuePool else defaults
+        return {**defaults, "poolclass": DeadlineQueuePool if pool_class is QueuePool else pool_class}
 
     def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
         """Close the idle connections; wait at most ``timeout`` seconds for those that are in use."""
@@ -212,11 +219,19 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # Only what no event of the engine tells of. The errors of another engine are not for this one to judge.
         if isinstance(error, sqlalchemy.exc.TimeoutError):
-            return _POOL_EXHAUSTED
+            return POOL_EXHAUSTED
         return earlier[0] if earlier and _follows(error) else None
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
+
+
+def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:
+    """Return how many connections the engine's pool opens at most; 0 where there is no limit, or it does not tell."""
+    size = engine.pool.size() if isinstance(engine.pool, QueuePool) and "pool" not in options else 0
+    # SQLAlchemy's own default; there is nothing public to ask.
+    overflow = int(options.get("max_overflow", 10))
+    return 0 if size == 0 or overflow < 0 else size + overflow
 
 
 def _dialect(url: URL) -> type[DefaultDialect]:
@@ -348,17 +363,8 @@ def classify(error: BaseException) -> Failure | None:
     :func:`workerpools.classify` tells that.
     """
     if isinstance(error, sqlalchemy.exc.TimeoutError):
-        return _POOL_EXHAUSTED
+        return POOL_EXHAUSTED
     return classify_unwatched(error) if isinstance(error, sqlalchemy.exc.DBAPIError) else None
-
-
-_POOL_EXHAUSTED = Failure(
-    FailureKind.POOL_EXHAUSTED,
-    Sent.NOTHING,
-    phase=Phase.ACQUIRE,
-    timed_out=True,
-    known="no connection of the connection pool came free in time",
-)
 
 
 def _follows(error: BaseException) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
-from workerpools._celery import lifecycle
+from workerpools._celery import lifecycle, sharing
 from workerpools._celery.settings import read_settings
 from workerpools._celery.terms import check_times
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
@@ -20,9 +21,13 @@ from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listener
 from workerpools._core.execution import UNKNOWN, ExecutionPool
+from workerpools._core.meter import Meter
 from workerpools._core.registry import CLOSE_TIMEOUT, Registry
 from workerpools._core.resource import Resource
 from workerpools.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from workerpools._core.stats import WorkerStats
 
 __all__ = ["WorkerPools", "is_adapter"]
 
@@ -47,6 +52,13 @@ def _adapts(cls: type) -> bool:
     return all(callable(getattr(cls, name, None)) for name in _ADAPTER)
 
 
+def _tell_worker(app: Celery) -> None:
+    from workerpools._celery import bootstep
+
+    app.steps["worker"].add(bootstep.PoolsStep)
+    bootstep.register_command()
+
+
 class WorkerPools(Registry):
     """The resources that an app's tasks share: declared once, opened once in each process, closed with it.
 
@@ -62,7 +74,7 @@ class WorkerPools(Registry):
         self._worker: Any = None
         self._execution_pool = UNKNOWN
         self._failure: Exception | None = None
-        lifecycle.connect(self)
+        self._number = lifecycle.connect(self)
         if app is not None:
             self.init_app(app)
 
@@ -70,6 +82,10 @@ class WorkerPools(Registry):
         """Serve ``app``: read its settings, follow its workers. May be called for several apps, and again."""
         if app not in self._apps:
             self._apps.add(app)
+            if "celery.worker.control" in sys.modules:
+                # The ``celery`` command, or a worker: what the command does not know of it refuses. Other programs are
+                # spared the import.
+                _tell_worker(app)
             _pools_by_app.setdefault(app, []).append(self)
 
     @property
@@ -82,6 +98,15 @@ class WorkerPools(Registry):
         """Return the first WorkerPools of ``app``; one is made if it has none."""
         pools = _pools_by_app.get(app)
         return pools[0] if pools else cls(app)
+
+    @staticmethod
+    def all_of(app: Celery) -> list[WorkerPools]:
+        """Return every WorkerPools of ``app``, the first one first."""
+        return list(_pools_by_app.get(app, ()))
+
+    def stats(self) -> WorkerStats:
+        """Return what the resources of this process are doing; in a worker's main process, those of its children."""
+        return self.collector.snapshot(None if self._worker is None else sharing.children(self._worker))
 
     @overload
     def add(self, adapter: Adapter[T], *, name: str | None = None) -> Resource[T]: ...
@@ -186,10 +211,10 @@ class WorkerPools(Registry):
         # Asked late: worker_init comes before the worker has resolved its execution pool and concurrency.
         return self._execution_pool if self._worker is None else lifecycle.execution_pool(self._worker)
 
-    def opening(self, name: str, descriptors: Descriptors) -> Opening:
+    def opening(self, name: str, descriptors: Descriptors, meter: Meter) -> Opening:
         if self._failure is not None:
             raise self._failure
-        return super().opening(name, descriptors)
+        return super().opening(name, descriptors, meter)
 
     def record_failure(self, error: Exception) -> None:
         """Raise ``error`` in every task that opens a resource from now on."""
@@ -203,6 +228,10 @@ class WorkerPools(Registry):
         self._worker = worker
         self._failure = None
         lifecycle.keep_limits(worker)
+        with sharing.unharmed():
+            for app in self._apps:
+                _tell_worker(app)
+            self.collector.share(sharing.new_board(worker, self._number))
         for app in self._apps:
             read_settings(app.conf)
             if WorkerPools.of(app) is self:
@@ -217,6 +246,8 @@ class WorkerPools(Registry):
                 return
             self._worker = None
         self.close()
+        sharing.withdraw(self._number)
+        self.collector.share(None)
 
     def _serves(self, worker: Any) -> bool:
         return getattr(worker, "app", None) in self._apps
@@ -226,6 +257,11 @@ class WorkerPools(Registry):
         if self._worker is None:
             # A spawned child never sees worker_init; only prefork spawns.
             self._execution_pool = ExecutionPool("prefork", 1)
+            self.collector.share(sharing.found_board(self._number))
+        with sharing.unharmed():
+            index = sharing.child_index()
+            if index is not None:
+                self.collector.join(index)
 
     def worker_stops(self) -> None:
         """Log what the shutdown will have to wait for, if anything is open here."""

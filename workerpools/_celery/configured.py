@@ -99,6 +99,11 @@ class _FromSettings(Adapter[T], Generic[T]):
             self._settings = settings
         return self._made
 
+    @property
+    def kind(self) -> str:
+        """The made adapter's, once there is one."""
+        return str(getattr(self._made, "kind", ""))
+
     def prepare(self) -> None:
         self._adapter().prepare()
 

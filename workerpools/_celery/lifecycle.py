@@ -28,8 +28,12 @@ logger = logging.getLogger("workerpools")
 _numbers = itertools.count(1)
 
 
-def connect(pools: WorkerPools) -> None:
-    """Have ``pools`` told what its process and its worker do, for as long as it lives."""
+def connect(pools: WorkerPools) -> int:
+    """Have ``pools`` told what its process and its worker do, for as long as it lives.
+
+    Returns:
+        Its number among those of the process.
+    """
     number = next(_numbers)
     ref = weakref.ref(pools)
     receivers: tuple[tuple[Any, Callable[[WorkerPools, Any], object]], ...] = (
@@ -53,6 +57,7 @@ def connect(pools: WorkerPools) -> None:
     atexit.register(at_exit)
     undo.append(lambda: atexit.unregister(at_exit))
     weakref.finalize(pools, _call_all, undo).atexit = False
+    return number
 
 
 def _receiver(ref: weakref.ref[WorkerPools], tell: Callable[[WorkerPools, Any], object]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind, Listeners
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure
+from workerpools._core.meter import Meter
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
@@ -29,6 +30,7 @@ class Opening:
             keeps it from crossing a fork.
         listeners: Where events go.
         budget: What pays for replays.
+        meter: What counts.
     """
 
     resource: str
@@ -36,22 +38,30 @@ class Opening:
     descriptors: Descriptors
     listeners: Listeners
     budget: Budget = field(default_factory=Budget)
+    meter: Meter = field(default_factory=Meter)
 
     def connected(self, connection: Any, detail: str = "") -> None:
         """Note that the value opened ``connection``, which has a ``fileno()``; ``detail`` goes with the event."""
         self.descriptors.add(connection)
+        self.meter.opened()
         self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
-    def disconnected(self, connection: object, detail: str = "") -> None:
-        """Note that the value closed ``connection``; ``detail`` goes with the event."""
+    def disconnected(self, connection: object, detail: str = "", reason: str = "") -> None:
+        """Note that the value closed ``connection``; ``detail`` goes with the event, ``reason`` into the statistics."""
         self.descriptors.drop(connection)
+        self.meter.closed(reason)
         self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail)
+
+    def failed(self, failure: Failure) -> None:
+        """Count a failure of one of the value's connections."""
+        self.meter.failed(failure.kind)
 
 
 class Adapter(Protocol[T]):
     """How the object of one library is prepared, opened and closed.
 
-    An adapter holds the declaration alone. Each process opens a value of its own through it.
+    An adapter holds the declaration alone. Each process opens a value of its own through it. It may have an attribute
+    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names.
     """
 
     def prepare(self) -> None:
@@ -111,6 +121,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         self._close = close
         self._connections = connections
         self._running: dict[int, Iterator[T]] = {}
+        self._meters: dict[int, Meter] = {}
 
     def open(self, opening: Opening) -> T:
         made = self._factory()
@@ -126,9 +137,15 @@ class FunctionAdapter(Adapter[T], Generic[T]):
             opening.descriptors.watch(lambda: connections(value))
         elif hasattr(value, "fileno"):
             opening.descriptors.add(cast(Any, value))
+        # One value, one connection: nothing tells of more.
+        opening.meter.opened()
+        self._meters[id(value)] = opening.meter
         return value
 
     def close(self, value: T, timeout: float) -> None:
+        meter = self._meters.pop(id(value), None)
+        if meter is not None:
+            meter.closed()
         running = self._running.pop(id(value), None)
         if running is not None:
             next(running, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 __all__ = ["Budget"]
 
@@ -25,6 +26,7 @@ class Budget:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
+        self._tell: Callable[[int, int], object] | None = None
         self._fill()
 
     def _fill(self) -> None:
@@ -32,6 +34,7 @@ class Budget:
         self._lock = threading.Lock()
         self._tokens = self.capacity
         self._full = True
+        self._tell = None
 
     @property
     def tokens(self) -> int:
@@ -53,6 +56,7 @@ class Budget:
             self._tokens -= cost
             self._full = False
             Budget.touched = True
+            self._told()
             return True
 
     def succeeded(self, replays: int) -> None:
@@ -63,6 +67,16 @@ class Budget:
         with self._lock:
             self._tokens = min(self.capacity, self._tokens + max(1, replays * REPLAY_COST))
             self._full = self._tokens == self.capacity
+            self._told()
+
+    def tell(self, tell: Callable[[int, int], object]) -> None:
+        """Call ``tell`` with the tokens and the capacity whenever they change in this process; it must not block."""
+        self._own()
+        self._tell = tell
+
+    def _told(self) -> None:
+        if self._tell is not None:
+            self._tell(self._tokens, self.capacity)
 
     def _own(self) -> None:
         # A forked child has a budget of its own, and must not wait for a lock that a thread of its parent held.

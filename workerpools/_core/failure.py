@@ -90,6 +90,9 @@ class Owner(Protocol):
         """What pays for replays."""
         ...
 
+    def failed(self, failure: Failure) -> None:
+        """Count ``failure``."""
+
 
 @dataclass(frozen=True)
 class Noted:

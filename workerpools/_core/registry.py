@@ -11,9 +11,12 @@ from typing import Any
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.budget import CAPACITY, Budget
+from workerpools._core.collector import Collector
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listeners
 from workerpools._core.execution import UNKNOWN, ExecutionPool
+from workerpools._core.failure import Failure
+from workerpools._core.meter import Meter
 from workerpools._core.resource import Resource, remaining
 from workerpools.errors import ConfigurationError
 
@@ -34,6 +37,7 @@ class Registry:
         self._budget: Budget | None = None
         self._resources: list[Resource[Any]] = []
         self._names: dict[str, Resource[Any]] = {}
+        self.collector = Collector(self)
 
     @property
     def close_timeout(self) -> float:
@@ -63,9 +67,9 @@ class Registry:
         """The declared resources, by name."""
         return sorted(self._resources, key=lambda resource: resource.name)
 
-    def opening(self, name: str, descriptors: Descriptors) -> Opening:
+    def opening(self, name: str, descriptors: Descriptors, meter: Meter) -> Opening:
         """Return what an adapter is told when it opens the resource ``name``."""
-        return Opening(name, self.execution_pool, descriptors, self.listeners, self.budget)
+        return Opening(name, self.execution_pool, descriptors, self.listeners, self.budget, meter)
 
     def enrol(self, resource: Resource[Any], name: str | None) -> None:
         """Take in a new resource.
@@ -81,6 +85,16 @@ class Registry:
                 )
             self._names[name] = resource
         self._resources.append(resource)
+
+    def find(self, name: str) -> Resource[Any] | None:
+        """Return the resource of that name, if there is one."""
+        return self._names.get(name)
+
+    def failed(self, failure: Failure) -> None:
+        """Count a failure of the resource that it names."""
+        resource = self.find(failure.resource)
+        if resource is not None:
+            resource.meter.failed(failure.kind)
 
     def has(self, name: str) -> bool:
         """Return whether a resource has this name."""

@@ -16,6 +16,7 @@ from workerpools._core.adapter import Adapter
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind
 from workerpools._core.failure import Failure, Noted
+from workerpools._core.meter import Meter
 from workerpools._core.notes import add_note
 from workerpools.errors import ConfigurationError, OpenTimeoutError
 
@@ -99,6 +100,7 @@ class Resource(Overridable[T]):
 
     def _forget(self) -> None:
         self._lock = threading.RLock()
+        self.meter = Meter()
         self._opening: Descriptors | None = None
         self._closing: list[_Live[T]] = []
 
@@ -155,7 +157,10 @@ class Resource(Overridable[T]):
             # From here on a fork knows of the value's connections, even while it is half open.
             self._opening = descriptors = Descriptors()
             try:
-                value = self.adapter.open(self.registry.opening(self.name, descriptors))
+                # Its name is final now: an attribute may have given it.
+                self.registry.collector.attach(self)
+                self.meter.closes("")
+                value = self.adapter.open(self.registry.opening(self.name, descriptors, self.meter))
                 self._live = _Live(value, descriptors)
             except Exception as error:
                 add_note(
@@ -186,6 +191,7 @@ class Resource(Overridable[T]):
                 return
             # Still ours until its last connection is closed: a fork meanwhile must discard it.
             self._closing.append(live)
+        self.meter.closes("shutdown")
         try:
             self.adapter.close(live.value, self.registry.close_timeout if timeout is None else timeout)
         finally:
@@ -217,10 +223,17 @@ class Resource(Overridable[T]):
         kept = (held, ledgers, [ledger.pin() for ledger in ledgers])
         self._live = None
         self._forget()
-        return kept, [number for ledger in ledgers for number in ledger.filenos()]
+        inherited = [number for ledger in ledgers for number in ledger.filenos()]
+        self.meter.discarded(len(inherited))
+        return kept, inherited
 
     def _held(self) -> list[_Live[T]]:
         return [*self._closing, *([self._live] if self._live is not None else [])]
+
+    @property
+    def kind(self) -> str:
+        """What its adapter connects to: ``http``, ``database``, or empty where that is not known."""
+        return str(getattr(self.adapter, "kind", ""))
 
     @property
     def is_open(self) -> bool:

@@ -285,3 +285,5 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         return result
     finally:
         attempt.leave()
+        for resource in attempt.used:
+            resource.meter.attempt_ended(attempt)

@@ -152,6 +152,8 @@ class Attempt:
         for resource in self.used:
             noted = resource.classify(error, earlier)
             if noted is not None:
+                if noted.owner is not None and noted.failure is not None:
+                    noted.owner.failed(noted.failure)
                 return noted
         return None
 
@@ -247,6 +249,8 @@ def _with_parents(attempt: Attempt | None) -> list[Attempt]:
 
 def note_failure(error: BaseException, noted: Noted) -> None:
     """Note what is known of ``error``, which is about to be raised: on it, and in the attempt."""
+    if noted.owner is not None and noted.failure is not None and failure.noted_of(error) is None:
+        noted.owner.failed(noted.failure)
     failure.attach(error, noted)
     attempt = _current.get()
     if attempt is not None:

@@ -1,0 +1,75 @@
+"""What counting costs, and publishing, and a snapshot of many children: processor time, in this process alone.
+
+Run: ``python -m benchmarks.counting``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import timeit
+from collections.abc import Callable
+
+from workerpools._core.board import Board
+from workerpools._core.meter import Meter
+from workerpools._core.snapshots import assemble
+from workerpools._core.stats import ProcessStats
+
+CHILDREN = 64
+RESOURCES = ("api", "db", "stock")
+
+
+def microseconds(function: Callable[[], object], number: int = 20_000) -> float:
+    """Return the least processor time of one call, in microseconds, over many rounds."""
+    # Of the thread, not of the wall: others use the machine, too.
+    return min(timeit.repeat(function, number=number, repeat=15, timer=time.thread_time)) / number * 1e6
+
+
+def main() -> None:
+    """Print one line for each."""
+    board = Board.anonymous()
+    slot = board.claim(0)
+    assert slot is not None
+    meters = [Meter() for _ in RESOURCES]
+    for meter, name in zip(meters, RESOURCES, strict=True):
+        meter.show(slot, slot.place(name, "") or 0)
+    meter, attempt = meters[0], object()
+
+    def use() -> None:
+        meter.acquired(meter.waiting(), 1, attempt)
+        meter.returned(1)
+
+    def two() -> None:
+        meters[0].attempt_ended(attempt)
+        meters[1].attempt_ended(attempt)
+
+    print(f"publish one resource:                      {microseconds(meter.publish):8.2f} µs")
+    print(f"end of an attempt with one resource:       {microseconds(lambda: meter.attempt_ended(attempt)):8.2f} µs")
+    print(f"end of an attempt with two:                {microseconds(two):8.2f} µs")
+    print(f"acquire, use and give back, counted:       {microseconds(use):8.2f} µs")
+
+    for index in range(CHILDREN):
+        taken = board.claim(index)
+        assert taken is not None
+        for each, name in zip(meters, RESOURCES, strict=True):
+            taken.publish(taken.row(taken.place(name, "") or 0), each.row)
+
+    def reply() -> str:
+        stats = assemble(
+            board.read(lambda pid: True),
+            ProcessStats(1),
+            execution_pool="prefork",
+            alive=lambda pid: True,
+            children=(),
+            now=time.time(),
+            monotonic=time.monotonic(),
+        )
+        return json.dumps(stats.to_dict())
+
+    print(f"take over a slot:                          {microseconds(lambda: board.claim(0), 50):8.2f} µs")
+    print(f"a reply for {CHILDREN} children and {len(RESOURCES)} resources:    {microseconds(reply, 5) / 1000:8.2f} ms")
+    print(f"its size:                                  {len(reply()) / 1000:8.1f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""One resource's numbers in one process."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from workerpools._core.board import Board
+from workerpools._core.counters import FIRST
+from workerpools._core.failure import FailureKind
+from workerpools._core.meter import Meter, finished
+from workerpools._core.stats import ResourceStats
+
+
+def stats(meter: Meter) -> ResourceStats:
+    return ResourceStats("db", "", meter.snapshot())
+
+
+def test_a_connection_that_is_opened_used_and_closed() -> None:
+    """Each number moves when it should, and idle follows from the others."""
+    meter = Meter()
+    meter.limited(2)
+    since = meter.waiting()
+    assert stats(meter).pending == 1
+    meter.creating()
+    meter.opened()
+    meter.made()
+    took = meter.took()
+    assert took is not None
+    meter.acquired(since, 1, creating=took, reused=False)
+    now = stats(meter)
+    assert (now.open, now.in_use, now.idle, now.pending, now.limit) == (1, 1, 0, 0, 2)
+    assert now.value("longest_use") > 0
+    assert meter.returned(1)
+    meter.closed("idle")
+    now = stats(meter)
+    assert (now.open, now.in_use, now.idle) == (0, 0, 0)
+    assert now.value("longest_use") == 0
+    assert now.labelled("closed")["idle"] == 1
+    assert [now.histogram(name).count for name in ("acquire_wait", "create_time", "use_time")] == [1, 1, 1]
+    assert now.value("reused") == 0
+
+
+def test_a_wait_does_not_contain_the_time_to_connect() -> None:
+    """What was spent on opening a connection is told apart."""
+    meter = Meter()
+    meter.acquired(time.monotonic() - 3.0, 1, creating=2.5, reused=False)
+    assert 0.5 <= stats(meter).histogram("acquire_wait").sum < 2.0
+
+
+def test_a_wait_that_ended_without_a_connection() -> None:
+    """A time-out counts as one and as a wait; an error is neither."""
+    meter = Meter()
+    meter.gave_up(meter.waiting(), timed_out=True)
+    meter.gave_up(meter.waiting(), timed_out=False)
+    now = stats(meter)
+    assert (now.pending, now.value("acquire_timeouts"), now.histogram("acquire_wait").count) == (0, 1, 1)
+
+
+def test_what_was_not_taken_cannot_be_given_back() -> None:
+    """A pool returns connections that no task ever got: those failed on the way."""
+    meter = Meter()
+    assert not meter.returned(1)
+    assert stats(meter).histogram("use_time").count == 0
+
+
+def test_longest_use_is_that_of_the_oldest_use() -> None:
+    """Whichever connection comes back."""
+    meter = Meter()
+
+    def age() -> float:
+        return finished(meter.row, now)[FIRST["longest_use"]]
+
+    for key in (1, 2, 3):
+        meter.taken(key)
+    now = time.monotonic() + 100
+    oldest = age()
+    meter.returned(2)
+    assert age() == oldest >= 100
+    meter.returned(1)
+    assert 100 <= age() < oldest
+    meter.returned(3)
+    assert age() == 0
+
+
+def test_leaks_are_what_the_ended_attempt_has_not_given_back() -> None:
+    """Counted once; what another attempt uses is not this one's."""
+    meter, attempt, other = Meter(), object(), object()
+    meter.taken(1, attempt)
+    meter.taken(2, other)
+    assert meter.attempt_ended(attempt) == 1
+    assert meter.attempt_ended(attempt) == 0
+    meter.returned(1)
+    meter.returned(2)
+    assert meter.attempt_ended(other) == 0
+    assert (stats(meter).value("leaks"), stats(meter).value("attempts")) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("closes", "closing", "given", "counted"),
+    [
+        ("", "", "", "other"),
+        ("", "", "stale", "stale"),
+        ("", "lifetime", "idle", "lifetime"),
+        ("shutdown", "", "idle", "shutdown"),
+        ("shutdown", "stale", "", "shutdown"),
+    ],
+)
+def test_why_a_connection_was_closed(closes: str, closing: str, given: str, counted: str) -> None:
+    """What happens to the whole resource explains more than the connection's own state."""
+    meter = Meter()
+    meter.closes(closes)
+    with meter.closing(closing):
+        meter.closed(given)
+    assert {reason: n for reason, n in stats(meter).labelled("closed").items() if n} == {counted: 1}
+
+
+def test_checks_failures_and_events() -> None:
+    """Each kind apart."""
+    meter = Meter()
+    meter.checked(alive=True)
+    meter.checked(alive=False)
+    for kind in FailureKind:
+        meter.failed(kind)
+    meter.failed(FailureKind.STALE)
+    meter.count("replays")
+    now = stats(meter)
+    assert (now.value("checks"), now.value("failed_checks"), now.value("replays")) == (2, 1, 1)
+    assert now.labelled("failures") == {kind.value: 2 if kind is FailureKind.STALE else 1 for kind in FailureKind}
+
+
+def test_threads_lose_no_count() -> None:
+    """Eight threads at once, none of them behind another's back."""
+    meter, rounds = Meter(), 2000
+
+    def work(key: int) -> None:
+        for _ in range(rounds):
+            meter.acquired(meter.waiting(), key)
+            meter.returned(key)
+
+    threads = [threading.Thread(target=work, args=(key,)) for key in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    now = stats(meter)
+    assert now.value("reused") == now.histogram("use_time").count == now.histogram("acquire_wait").count == 8 * rounds
+    assert (now.pending, now.in_use) == (0, 0)
+
+
+def test_what_is_waited_for_and_used_is_seen_before_anything_is_published() -> None:
+    """A task that waits or works for long is not told of only when it has ended."""
+    board = Board.anonymous()
+    slot, meter = board.claim(0), Meter()
+    assert slot is not None
+    meter.show(slot, slot.place("db", "") or 0)
+
+    def seen() -> ResourceStats:
+        (state,) = board.read(lambda pid: True)
+        return ResourceStats("db", "", tuple(state.rows[0]))
+
+    since = meter.waiting()
+    assert seen().pending == 1
+    meter.acquired(since, 1)
+    assert (seen().pending, seen().in_use, seen().value("reused")) == (0, 1, 0)
+    meter.returned(1)
+    assert seen().in_use == 0
+    meter.attempt_ended(object())
+    assert seen().value("reused") == 1

@@ -1,0 +1,120 @@
+"""Where the numbers of a registry's resources come together: in this process, and from its children."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workerpools._core import fork
+from workerpools._core.events import Event, EventKind
+
+if TYPE_CHECKING:
+    from workerpools._core.board import Board
+    from workerpools._core.registry import Registry
+    from workerpools._core.resource import Resource
+    from workerpools._core.slots import Slot
+    from workerpools._core.stats import WorkerStats
+
+__all__ = ["Collector"]
+
+#: Which events count, and as what.
+_COUNTED = {
+    EventKind.ATTEMPT_REPLAYED: "replays",
+    EventKind.REQUEST_REPLAYED: "replays",
+    EventKind.TASK_RETRIED: "retries",
+    EventKind.REPLAY_REFUSED: "refused_replays",
+    EventKind.COMMIT_RESOLVED: "resolved_commits",
+}
+
+
+class Collector:
+    """The statistics of one registry. Counting costs no set-up: without shared memory it is this process's alone.
+
+    Args:
+        registry: Whose resources are counted.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._started = time.time()
+        self._slot: Slot | None = None
+        self._board: Board | None = None
+        registry.listeners.add(self._count)
+        fork.guard(self)
+
+    def pin(self) -> object:
+        """Keep nothing more from a forked child's finalizers (see :mod:`workerpools._core.fork`)."""
+        return ()
+
+    def discard(self) -> tuple[object, Sequence[int]]:
+        """Forget the parent's slot: it has one writer."""
+        slot, self._slot = self._slot, None
+        self._started = time.time()
+        return slot, ()
+
+    def share(self, board: Board | None) -> None:
+        """Have children that are started from now on publish into ``board``; what was published is forgotten."""
+        before, self._board = self._board, board
+        if before is not None:
+            before.remove()
+
+    def join(self, index: int) -> bool:
+        """Publish what this process counts, as the parent's child ``index``; return whether there is a slot for it."""
+        slot = None if self._board is None else self._board.claim(index)
+        if slot is None:
+            return False
+        self._slot = slot
+        budget = self._registry.budget
+        slot.tell_tokens(budget.tokens, budget.capacity)
+        budget.tell(slot.tell_tokens)
+        for resource in self._registry.resources:
+            self.attach(resource)
+        return True
+
+    def attach(self, resource: Resource[Any]) -> None:
+        """Publish what ``resource`` counts from now on, where this process publishes at all."""
+        slot = self._slot
+        if slot is not None and not resource.meter.is_shown:
+            place = slot.place(resource.name, resource.kind)
+            if place is not None:
+                resource.meter.show(slot, place)
+
+    def _count(self, event: Event) -> None:
+        counter = _COUNTED.get(event.kind)
+        resource = None if counter is None else self._registry.find(event.resource)
+        if resource is not None and counter is not None:
+            resource.meter.count(counter)
+            # Most are told after the attempt has ended, and so was published.
+            resource.meter.publish()
+
+    def snapshot(self, children: Collection[int] | None = None) -> WorkerStats:
+        """Return what this process counts, and what its children publish.
+
+        Args:
+            children: The process ids of the worker's living children; whoever lives, where that is not known.
+        """
+        # Loaded by who looks: a child that only counts, or a web process, has no use for it.
+        from workerpools._core.snapshots import assemble, own
+
+        alive = _lives if children is None else children.__contains__
+        return assemble(
+            [] if self._board is None else self._board.read(alive),
+            own(self._registry, self._started),
+            execution_pool=self._registry.execution_pool.kind,
+            alive=alive,
+            children=children or (),
+            now=time.time(),
+            monotonic=time.monotonic(),
+        )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
