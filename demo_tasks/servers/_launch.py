@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 DENIED = 126
@@ -64,6 +65,10 @@ def _assume(identity: str) -> None:
 
 
 def _follow_parent(parent: int, signal_number: int) -> None:
+    # A shell without job control starts what it runs in the background with both ignored, and exec keeps that: a
+    # program that sets no handler of its own would outlive its parent.
+    for ignored in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(ignored, signal.SIG_DFL)
     if sys.platform == "linux":
         _libc_call("prctl", _PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
     # A parent that died before prctl sends no signal any more; this process has another parent by then.

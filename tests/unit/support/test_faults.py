@@ -233,8 +233,9 @@ def test_a_server_that_is_down_can_be_stopped(postgres_server: PostgresServer) -
 
 _DOWN = """
 import signal
-# A shell that runs the tests in the background has SIGINT ignored, which every child would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# As in a test run that a shell started in the background.
+for number in (signal.SIGINT, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_IGN)
 import sys, time, psutil
 from demo_tasks.servers import PostgresServer, Workspace
 from tests.support.faults import down_for
