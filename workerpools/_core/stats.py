@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from workerpools._core.alerts import Alert
 from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, Kind, definition, merge
 
 __all__ = ["Histogram", "ProcessStats", "ResourceStats", "WorkerStats", "merged"]
@@ -256,6 +257,7 @@ class WorkerStats:
         processes: The processes that live: the children, or the main process where tasks run there.
         past: The counters of the children that have ended, by resource; without gauges.
         unseen: How many living children publish nothing: they found no place in shared memory, or are just starting.
+        alerts: What wants attention now; raised and cleared by the worker's main process.
     """
 
     taken: float
@@ -264,6 +266,7 @@ class WorkerStats:
     processes: tuple[ProcessStats, ...] = ()
     past: tuple[ResourceStats, ...] = ()
     unseen: int = 0
+    alerts: tuple[Alert, ...] = ()
 
     def totals(self) -> tuple[ResourceStats, ...]:
         """Return each resource over all processes of the worker, those that have ended included."""
@@ -279,6 +282,7 @@ class WorkerStats:
             "unseen": self.unseen,
             "processes": [each.to_dict() for each in self.processes],
             "past": [each.to_dict() for each in self.past],
+            "alerts": [each.to_dict() for each in self.alerts],
         }
 
     @classmethod
@@ -291,4 +295,5 @@ class WorkerStats:
             processes=tuple(ProcessStats.from_dict(each) for each in data.get("processes", ())),
             past=tuple(ResourceStats.from_dict(each) for each in data.get("past", ())),
             unseen=int(data.get("unseen", 0)),
+            alerts=tuple(Alert.from_dict(each) for each in data.get("alerts", ())),
         )

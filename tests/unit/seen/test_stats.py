@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.unit.seen.test_counters import row
+from workerpools._core.alerts import Alert
 from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind
 from workerpools._core.stats import Histogram, ProcessStats, ResourceStats, WorkerStats, merged
 
@@ -91,6 +92,7 @@ def worker(processes: int = 2) -> WorkerStats:
         ),
         past=(stats("api", opened=5),),
         unseen=1,
+        alerts=(Alert("utilisation", "db", 11, 940.0, 1.0, 0.8, "in use"), Alert("publish_stopped")),
     )
 
 
