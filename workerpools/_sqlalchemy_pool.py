@@ -12,6 +12,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool
 
 from workerpools._core import scope
@@ -57,8 +58,8 @@ def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
         try:
             connection = pool_class.connect(pool)
         except BaseException as error:
-            meter.gave_up(since, timed_out=isinstance(error, (sqlalchemy.exc.TimeoutError, DeadlineExceeded)))
-            if isinstance(error, sqlalchemy.exc.TimeoutError):
+            meter.gave_up(since, timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
+            if isinstance(error, PoolTimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
                 scope.note_failure(error, Noted(failure, failure.phase, opening))
             raise

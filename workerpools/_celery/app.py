@@ -52,7 +52,7 @@ def _adapts(cls: type) -> bool:
     return all(callable(getattr(cls, name, None)) for name in _ADAPTER)
 
 
-def _tell_worker(app: Celery) -> None:
+def _tell_worker(app: Any) -> None:
     from workerpools._celery import bootstep
 
     app.steps["worker"].add(bootstep.PoolsStep)

@@ -19,6 +19,9 @@ __all__ = ["child_index", "children", "found_board", "new_board", "unharmed", "w
 
 logger = logging.getLogger("workerpools")
 
+# It fills its own namespace when it is imported, where no type checker looks.
+_billiard: Any = billiard
+
 # Not WORKERPOOLS_…: those are settings.
 _VARIABLE = "_WORKERPOOLS_BOARD_"
 
@@ -52,7 +55,7 @@ def new_board(worker: Any, number: int) -> Board | None:
 
 def _forks(worker: Any) -> bool:
     # An option of Celery 5.7; before, the platform's default was taken.
-    method = getattr(worker, "pool_start_method", None) or billiard.get_start_method()
+    method = getattr(worker, "pool_start_method", None) or _billiard.get_start_method()
     return bool(method == "fork")
 
 
@@ -77,7 +80,7 @@ def withdraw(number: int) -> None:
 
 def child_index() -> int | None:
     """Return this process's place among its parent's children; None if it is no child of an execution pool."""
-    index = getattr(billiard.current_process(), "index", None)
+    index = getattr(_billiard.current_process(), "index", None)
     return index if isinstance(index, int) else None
 
 

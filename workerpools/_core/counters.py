@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import accumulate
 from typing import NamedTuple
 
 from workerpools._core.failure import FailureKind
@@ -116,13 +117,17 @@ DEFINITIONS = (
     ),
 )
 
-#: Where each definition's numbers begin in a row.
-FIRST: dict[str, int] = {}
 #: The numbers of a row.
-WIDTH = 0
-for _definition in DEFINITIONS:
-    FIRST[_definition.name] = WIDTH
-    WIDTH += _definition.width
+WIDTH = sum(each.width for each in DEFINITIONS)
+
+#: Where each definition's numbers begin in a row.
+FIRST: dict[str, int] = dict(
+    zip(
+        (each.name for each in DEFINITIONS),
+        accumulate((each.width for each in DEFINITIONS), initial=0),
+        strict=False,  # the last sum is the width
+    )
+)
 
 _BY_NAME = {definition.name: definition for definition in DEFINITIONS}
 
