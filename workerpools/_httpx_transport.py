@@ -32,6 +32,8 @@ class Traffic:
         self.opening = opening
         #: How long httpx keeps an idle connection, in seconds; None for ever.
         self.keepalive_expiry = keepalive_expiry
+        #: What its requests may go over: each has connections of its own.
+        self.transports: list[WatchedTransport] = []
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -45,6 +47,11 @@ class Traffic:
         with self._changed:
             self._in_flight -= 1
             self._changed.notify_all()
+
+    def recycle(self) -> None:
+        """Have the next requests go over new connections."""
+        for transport in self.transports:
+            transport.recycle()
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in flight, at most ``timeout`` seconds; return whether that was reached."""
@@ -88,6 +95,7 @@ class WatchedTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._traffic = traffic
         self._traced = traced
+        traffic.transports.append(self)
 
     def _generation(self, transport: httpx.BaseTransport) -> _Generation:
         return _Generation(transport, self._lifetime.drawn(random.random()))
@@ -189,6 +197,7 @@ class WatchedTransport(httpx.BaseTransport):
             self._retire(generation, "stale")
 
     def _acquire(self) -> _Generation:
+        self._traffic.opening.notice()
         self._traffic.begin()
         over = self._current.over
         if over is not None and time.monotonic() >= over:
@@ -221,6 +230,10 @@ class WatchedTransport(httpx.BaseTransport):
             over = generation.users == 0
         if over:
             self._close(generation)
+
+    def recycle(self) -> None:
+        """Use the present connections for nothing new."""
+        self._retire(self._current, "recycled")
 
     def close(self) -> None:
         self._current.transport.close()
