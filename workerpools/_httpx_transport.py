@@ -48,10 +48,10 @@ class Traffic:
             self._in_flight -= 1
             self._changed.notify_all()
 
-    def recycle(self) -> None:
-        """Have the next requests go over new connections."""
+    def recycle(self, since: float) -> None:
+        """Have the next requests go over connections that were made later than ``since``."""
         for transport in self.transports:
-            transport.recycle()
+            transport.recycle(since)
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in flight, at most ``timeout`` seconds; return whether that was reached."""
@@ -67,7 +67,8 @@ class _Generation:
         #: Why it is used no more, by one of the reasons of :mod:`workerpools._core.counters`; empty while it is.
         self.retired = ""
         self.transport = transport
-        self.over = None if lives is None else time.monotonic() + lives
+        self.begun = time.monotonic()
+        self.over = None if lives is None else self.begun + lives
         self.users = 0
 
 
@@ -231,9 +232,11 @@ class WatchedTransport(httpx.BaseTransport):
         if over:
             self._close(generation)
 
-    def recycle(self) -> None:
-        """Use the present connections for nothing new."""
-        self._retire(self._current, "recycled")
+    def recycle(self, since: float) -> None:
+        """Use connections for nothing new that may have been made before ``since``."""
+        current = self._current
+        if current.begun < since:
+            self._retire(current, "recycled")
 
     def close(self) -> None:
         self._current.transport.close()

@@ -58,12 +58,25 @@ class Recycled:
     def __init__(self) -> None:
         self._since = 0.0
 
-    def recycle(self, pool: Pool) -> None:
-        """Replace every connection that there is now: the idle ones at once, the others when they are given back."""
+    def watch(self, engine: sqlalchemy.Engine) -> None:
+        """Note when each connection is begun: before anything else is done for it, such as asking for credentials."""
+
+        @event.listens_for(engine, "do_connect")
+        def begins(dialect: object, record: Any, *_: object) -> None:
+            if record is not None:
+                record.info[_BEGUN] = time.monotonic()
+
+    def recycle(self, pool: Pool, since: float) -> None:
+        """Replace every connection that was begun before: idle ones at once, the others when they are given back.
+
+        Args:
+            pool: The engine's.
+            since: On the clock of :func:`time.monotonic`.
+        """
         if isinstance(pool, (SingletonThreadPool, StaticPool)):
             # SQLite in memory: with its connection the database would go.
             return
-        self._since = time.monotonic()
+        self._since = since
         # There is nothing public that takes an idle connection and never waits or opens one. Without these two an old
         # connection is replaced all the same, when it is taken from the pool.
         take = getattr(getattr(pool, "_pool", None), "get", None)
@@ -167,9 +180,6 @@ def watch_pool(
     @event.listens_for(engine, "do_connect")
     def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
         opening.meter.creating()
-        info = getattr(record, "info", None)
-        if info is not None:
-            info[_BEGUN] = time.monotonic()
         port = parameters.get("port") or (3306 if speaks_mysql and "unix_socket" not in parameters else None)
         opening.descriptors.connecting(int(port) if port else None)
         remaining = scope.deadline().remaining()

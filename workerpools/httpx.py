@@ -194,14 +194,14 @@ class HttpxClient(Adapter[httpx.Client]):
             traffic.drain(timeout)
         value.close()
 
-    def recycle(self, value: httpx.Client) -> bool:
+    def recycle(self, value: httpx.Client, since: float) -> bool:
         """Have the next requests go over new connections; those on their way end on theirs.
 
         A transport of the user's own keeps its connections: nothing tells how to make another one.
         """
         traffic = self._traffic.get(id(value))
         if traffic is not None:
-            traffic.recycle()
+            traffic.recycle(since)
         return True
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:

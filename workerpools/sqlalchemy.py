@@ -184,6 +184,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             add_note(error, about_driver(self._url))
             raise
         opening.meter.limited(_limit(engine, options))
+        recycled.watch(engine)
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")
@@ -221,11 +222,11 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             time.sleep(0.01)
         value.dispose()
 
-    def recycle(self, value: sqlalchemy.Engine) -> bool:
+    def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
         """Close the idle connections, and each that is in use when it is given back."""
         recycled = self._recycled.get(value)
         if recycled is not None:
-            recycled.recycle(value.pool)
+            recycled.recycle(value.pool, since)
         return recycled is not None
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:

@@ -306,7 +306,8 @@ class Pool(Adapter[Client]):
     def close(self, value: Client, timeout: float) -> None:
         value.close()
 
-    def recycle(self, value: Client) -> bool:
+    def recycle(self, value: Client, since: float) -> bool:
+        assert since <= time.monotonic()
         self.recycled.append(value)
         if isinstance(self.answer, BaseException):
             raise self.answer

@@ -118,8 +118,8 @@ class _FromSettings(Adapter[T], Generic[T]):
         if self._made is not None:
             self._made.close(value, timeout)
 
-    def recycle(self, value: T) -> bool:
-        return self._made is not None and self._made.recycle(value)
+    def recycle(self, value: T, since: float) -> bool:
+        return self._made is not None and self._made.recycle(value, since)
 
     def describe(self) -> str:
         return "from settings" if self._made is None else self._made.describe()

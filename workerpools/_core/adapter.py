@@ -87,10 +87,14 @@ class Adapter(Protocol[T]):
         """Close ``value`` and its connections; wait at most ``timeout`` seconds for work in flight."""
         ...
 
-    def recycle(self, value: T) -> bool:
-        """Have the connections that ``value`` has now replaced, each once it is idle: what is in flight ends on it.
+    def recycle(self, value: T, since: float) -> bool:
+        """Have the connections of ``value`` replaced, each once it is idle: what is in flight ends on it.
 
         Called at the next use after :meth:`workerpools.WorkerPools.recycle`, in whichever thread that is.
+
+        Args:
+            value: The value.
+            since: When that was asked for, on the clock of :func:`time.monotonic`. What was opened later may stay.
 
         Returns:
             Whether that is seen to. If not, the value is closed, and another opened in its place: for the next attempt,

@@ -178,7 +178,7 @@ class Resource(Overridable[T]):
             version = self._recycles.cells[0]
             asked = max(self._asked, self._recycles.at(self.name))
             recycled = live is self._live and asked > live.born
-            if recycled and self._recycle(live.value):
+            if recycled and self._recycle(live.value, asked):
                 live.born = asked
             elif recycled:
                 running = [each for each in scope.running() if each is not attempt]
@@ -198,13 +198,13 @@ class Resource(Overridable[T]):
             self._end(live)
         return self._open(attempt)
 
-    def _recycle(self, value: T) -> bool:
+    def _recycle(self, value: T, since: float) -> bool:
         # Not every adapter derives from the protocol.
         recycle = getattr(self.adapter, "recycle", None)
         if recycle is None:
             return False
         try:
-            return bool(recycle(value))
+            return bool(recycle(value, since))
         except Exception as error:
             if is_interruption(error):
                 raise
