@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
+import sqlalchemy.exc
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
@@ -97,7 +98,8 @@ class Recycled:
 
     def concerns(self, info: Mapping[Any, Any]) -> bool:
         """Return whether the connection of this ``info`` is to be replaced."""
-        return info.get(_BEGUN, info.get(_BORN, self._since)) < self._since
+        begun: float = info.get(_BEGUN, info.get(_BORN, self._since))
+        return begun < self._since
 
     def retire(self, record: Any) -> None:
         """Close the connection of a pool's entry that nobody uses, if it is to be replaced."""

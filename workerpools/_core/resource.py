@@ -177,24 +177,24 @@ class Resource(Overridable[T]):
                 return bound
             version = self._recycles.cells[0]
             asked = max(self._asked, self._recycles.at(self.name))
-            recycled = live is self._live and asked > live.born
+            recycled, idle = live is self._live and asked > live.born, False
             if recycled and self._recycle(live.value, asked):
                 live.born = asked
             elif recycled:
-                running = [each for each in scope.running() if each is not attempt]
                 if not begins or any(self in each.used for each in scope.line(attempt)[1:]):
                     # Not in the middle of an attempt, nor in one that runs inside of it.
                     return live
                 # In this order: who does not find it any more is not given it.
                 self._live = None
-                idle = self.turnover.supersede(live, [each for each in running if self in each.used])
+                users = [each for each in scope.running() if each is not attempt and self in each.used]
+                idle = self.turnover.supersede(live, users)
             if live is self._live and not self.turnover.bound:
                 live.looked = version
         if recycled:
             self.registry.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
         if self._live is live:
             return live
-        if recycled and idle:
+        if idle:
             self._end(live)
         return self._open(attempt)
 
@@ -305,8 +305,11 @@ class Resource(Overridable[T]):
         with ExitStack() as closing:
             for live in values:
                 closing.callback(self._closing.remove, live)
-                closing.callback(lambda live=live: self.adapter.close(live.value, remaining(deadline)))
+                closing.callback(self._close, live, deadline)
         self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name)
+
+    def _close(self, live: Live[T], deadline: float) -> None:
+        self.adapter.close(live.value, remaining(deadline))
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Noted | None:
         """Return what an exception proves, if its adapter knows it for one of this resource."""
