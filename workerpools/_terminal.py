@@ -30,7 +30,7 @@ _WIDE = (
 )
 _NARROW = (
     *("in use/\nopen/limit", "pend-\ning", "longest\nwait", "timed\nout", "re-\nused"),
-    *("failures/\nreplays", "retry\nbudget"),
+    *("failures/\nreplays", "retry\ntokens"),
 )
 
 
@@ -106,17 +106,21 @@ def _worker(
         yield Text("  its app has no WorkerPools", style="dim")
         return
     everything = [each for snapshot in stats for each in snapshot.totals()]
-    if not everything:
-        yield Text("  no resource is declared", style="dim")
+    used = shown(everything)
+    unused = ", ".join(each.name for each in everything if each not in used)
+    if not used:
+        told = f"not used yet: {unused}" if unused else "no resource is declared"
+        yield Text(f"  {told}", style="dim")
         return
     wide = width >= WIDE
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), show_edge=False, header_style="dim")
     table.add_column("process", no_wrap=True)
-    table.add_column("resource", no_wrap=True, overflow="ellipsis", min_width=8)
+    # The only one that gives way, so that no number is cut.
+    table.add_column("resource", overflow="ellipsis", min_width=6)
     for heading in _WIDE if wide else _NARROW:
         table.add_column(heading, justify="right", no_wrap=True)
     concerned = {alert.resource for alert in alerts if alert.pid is None}
-    for number, each in enumerate(everything):
+    for number, each in enumerate(used):
         table.add_row(
             "total" if number == 0 else "",
             _resource(each, each.name in concerned),
@@ -127,6 +131,8 @@ def _worker(
         for process in processes:
             _add_process(table, process, alerts, wide=wide)
     yield table
+    if unused:
+        yield Text(f"not used yet: {unused}", style="dim")
     for alert in alerts:
         yield _alert(alert, now)
 
@@ -150,7 +156,7 @@ def _counted(count: int, one: str, many: str) -> str:
 def _add_process(table: Table, process: ProcessStats, alerts: Sequence[Alert], *, wide: bool) -> None:
     label = f"main {process.pid}" if process.index is None else f"{process.index:>2} {process.pid}"
     concerned = {alert.resource for alert in alerts if alert.pid == process.pid}
-    resources = shown(process)
+    resources = shown(process.resources)
     for number, each in enumerate(resources):
         first = number == 0
         table.add_row(
@@ -159,7 +165,7 @@ def _add_process(table: Table, process: ProcessStats, alerts: Sequence[Alert], *
             *_numbers(each, process if first else None, wide=wide),
         )
     if not resources:
-        table.add_row(label, Text("–", style="dim"))
+        table.add_row(label, Text("none yet", style="dim"))
 
 
 def _resource(stats: ResourceStats, concerned: bool) -> Text:
@@ -171,27 +177,31 @@ def _numbers(stats: ResourceStats, process: ProcessStats | None, *, wide: bool) 
     used = Text(str(stats.in_use), style="yellow" if busy else "")
     limit = str(stats.limit) if stats.limit else "–"
     wait = stats.histogram("acquire_wait").max
-    failures, replays = f"{stats.value('failures'):.0f}", f"{stats.value('replays'):.0f}"
     ratio = stats.reuse_ratio
     pool = [used, Text(str(stats.open)), Text(limit)]
-    troubles = [Text(failures), Text(replays)]
+    troubles = [_count(stats.value("failures")), _count(stats.value("replays"))]
     return [
         *(pool if wide else [Text("/").join(pool)]),
-        Text(str(stats.pending), style="yellow" if stats.pending else ""),
+        _count(stats.pending, "yellow"),
         Text(seconds(wait), style="yellow" if wait > LONG_WAIT else ""),
-        Text(f"{stats.value('acquire_timeouts'):.0f}"),
-        Text("–" if ratio is None else f"{int(ratio * 100)} %"),
+        _count(stats.value("acquire_timeouts")),
+        Text("–" if ratio is None else f"{int(ratio * 100)}%"),
         *(troubles if wide else [Text("/").join(troubles)]),
-        _budget(process),
+        _budget(process, wide=wide),
     ]
 
 
-def _budget(process: ProcessStats | None) -> Text:
+def _count(number: float, style: str = "") -> Text:
+    # What did not happen steps back, so that what did is seen.
+    return Text(f"{number:.0f}", style=style if number else "not bold dim")
+
+
+def _budget(process: ProcessStats | None, *, wide: bool) -> Text:
     if process is None or not process.capacity:
         return Text()
     left = process.tokens / process.capacity
     style = "red" if process.tokens == 0 else "yellow" if left < LOW_BUDGET else ""
-    return Text(f"{process.tokens}/{process.capacity}", style=style)
+    return Text(f"{process.tokens}/{process.capacity}" if wide else str(process.tokens), style=style)
 
 
 def _alert(alert: Alert, now: float) -> Text:
@@ -199,18 +209,18 @@ def _alert(alert: Alert, now: float) -> Text:
     where = " in ".join(part for part in about if part)
     text = Text("! ", style="bold red")
     text.append(f"{alert.rule} {where}".rstrip(), style="bold red")
-    text.append(f" for {seconds(max(0.0, now - alert.since))}" if alert.since else "", style="red")
+    text.append(f" for {seconds(float(int(max(0.0, now - alert.since))))}" if alert.since else "", style="red")
     text.append(f": {alert.message}" if alert.message else "", style="not bold default")
     return text
 
 
 def seconds(value: float) -> str:
-    """Return a time as a person reads it: ``0.4 ms``, ``12 ms``, ``3.1 s``, ``4 min``, ``2 h``."""
+    """Return a time as a person reads it: ``0.4 ms``, ``12 ms``, ``3.1 s``, ``40 s``, ``4 min``, ``2 h``."""
     if value < 0.00995:
         return f"{value * 1000:.1f} ms" if value >= 0.00005 else "0 ms"
     if value < 0.9995:
         return f"{value * 1000:.0f} ms"
-    if value < 99.95:
-        return f"{value:.1f} s"
+    if value < 99.5:
+        return f"{value:.0f} s" if value >= 9.95 or value == int(value) else f"{value:.1f} s"
     minutes = value / 60
     return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.0f} h"

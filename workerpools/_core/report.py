@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from workerpools._core.counters import DEFINITIONS, Kind
@@ -100,9 +100,9 @@ def combined(stats: Sequence[WorkerStats]) -> list[ProcessStats]:
     return sorted(found.values(), key=lambda each: (each.index is None, each.index, each.pid))
 
 
-def shown(process: ProcessStats) -> list[ResourceStats]:
-    """Return the resources that a process has done anything with: a worker may declare many that few tasks use."""
-    return [each for each in process.resources if any(each.value(name) for name in _DONE)]
+def shown(resources: Iterable[ResourceStats]) -> list[ResourceStats]:
+    """Return the resources that anything was done with: a worker may declare many that few tasks use."""
+    return [each for each in resources if any(each.value(name) for name in _DONE)]
 
 
 _DONE = ("open", "in_use", "pending", "opened", "attempts", "failures", "acquire_timeouts")
