@@ -18,7 +18,7 @@ from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
 __all__ = ["Screen", "seconds", "tables"]
 
 #: From this width on, in columns, each number has a column of its own.
-WIDE = 104
+WIDE = 120
 #: What is worth a look: which part of the connections is in use, how long somebody waited in seconds, which part of the
 #: retry budget is left.
 BUSY, LONG_WAIT, LOW_BUDGET = 0.8, 5.0, 0.5
