@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from tests.adapters.mariashop import MariaShop
 from tests.adapters.shop import NUMBERS, Shop, insert
-from tests.adapters.test_counted import closed, stats
+from tests.adapters.test_counted import closed, eventually, stats
 from tests.support.databases import Database
 from tests.support.faults import terminate_backends
 from tests.support.upstream import EchoUpstream
@@ -213,18 +213,21 @@ def test_pools_of_other_kinds(pools: WorkerPools, database: Database) -> None:
     """One that keeps nothing has nothing to replace; a pool object of the user's is recycled like any other; and a
     database that lives in its connection's memory is left alone."""
     none = pools.add(SQLAlchemyEngine(database.url(), poolclass=NullPool), name="none").get()
-    made = sqlalchemy.create_engine(database.url(), pool_size=1)
+    made = sqlalchemy.create_engine(database.url(), pool_size=2)
     own = pools.add(SQLAlchemyEngine(database.url(), pool=made.pool), name="own").get()
     memory = pools.add(SQLAlchemyEngine("sqlite://", poolclass=StaticPool), name="memory").get()
-    with none.connect() as connection, own.connect() as other:
+    with none.connect() as connection, own.connect() as one, own.connect() as other:
         connection.execute(text("select 1"))
-        before = backend_of(other)
+        before = {backend_of(one), backend_of(other)}
     with memory.begin() as connection:
         connection.execute(text("create table here (id int)"))
     pools.recycle()
     with none.connect() as connection, own.connect() as other:
         connection.execute(text("select 1"))
-        assert backend_of(other) != before
+        assert backend_of(other) not in before
+        # The idle sibling is gone as well.
+        gone = "select count(*) from pg_stat_activity where pid = any(%s)"
+        eventually(lambda: database.execute(gone, list(before)) == [(0,)])
     with memory.connect() as connection:
         assert connection.execute(text("select * from here")).all() == []
     assert closed(pools, "memory") == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,11 @@ from tests.support.forking import run_in_fork
 from tests.unit.test_resource import Client
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
 from workerpools._core.board import Board
+from workerpools._core.descriptors import Descriptors
 from workerpools._core.recycling import ENTRIES, SIZE, RecycleTable
 from workerpools._core.runner import run
+from workerpools._core.scope import Attempt
+from workerpools._core.turnover import Live, Turnover
 from workerpools.events import Event
 
 
@@ -265,28 +270,39 @@ def test_many_threads_lose_nothing(pools: WorkerPools) -> None:
     assert [client.closed for client in made if client is not resource.get()] == [1] * (len(made) - 1)
 
 
-def test_a_child_that_is_forked_meanwhile_closes_nothing_of_its_parent(
-    pools: WorkerPools, client: Resource[Client]
-) -> None:
+def test_a_child_that_is_forked_meanwhile_reaches_nothing_of_its_parent(pools: WorkerPools) -> None:
     """Neither the present value nor one that is used to its end."""
+    peers: list[socket.socket] = []
+
+    def make() -> socket.socket:
+        ours, theirs = socket.socketpair()
+        peers.append(theirs)
+        return ours
+
+    resource = pools.add(make, name="socket")
 
     def body() -> None:
-        first = client.get()
+        first = resource.get()
         pools.recycle()
-        other = threading.Thread(target=lambda: attempt(client.get))
-        other.start()
-        other.join(30)
-        assert client.get() is first
+        with ThreadPoolExecutor(1) as threads:
+            second = threads.submit(attempt, resource.get).result(30)
+        assert resource.get() is first
+        assert second is not first
 
-        def child() -> list[bool]:
-            own = client.get()
+        def child() -> list[object]:
+            inherited = [os.readlink(f"/proc/self/fd/{each.fileno()}") for each in (first, second)]
+            own = resource.get()
             pools.close()
-            return [own is not first, first.closed == 0, own.closed == 1, client.turnover.superseded == []]
+            return [*inherited, own in (first, second), own.fileno()]
 
-        assert run_in_fork(child) == [True] * 4
-        assert first.closed == 0
+        assert run_in_fork(child) == [os.devnull, os.devnull, False, -1]
+        for ours, theirs in zip((first, second), peers, strict=True):
+            ours.sendall(b"still here")
+            assert theirs.recv(10) == b"still here"
 
     attempt(body)
+    for each in peers:
+        each.close()
 
 
 # A value whose adapter sees to it.
@@ -392,3 +408,18 @@ def test_a_time_limit_during_recycling_is_not_swallowed(pools: WorkerPools) -> N
     adapter.answer = True
     assert attempt(resource.get) is first
     assert len(adapter.recycled) == 2
+
+
+def test_an_attempt_that_has_just_ended_holds_nothing_up() -> None:
+    """It looked for its value before that was among those that are used to their end: nobody else would close it."""
+    turnover: Turnover[Client] = Turnover()
+    live = Live(Client(), Descriptors(), 0.0)
+    assert turnover.supersede(live, [Attempt()])
+    assert turnover.bound == {}
+    running = Attempt()
+    running.enter()
+    try:
+        assert not turnover.supersede(live, [running])
+    finally:
+        running.leave()
+    assert turnover.release(running) is live

@@ -169,6 +169,16 @@ class Board:
         found = (self._read(index, alive) for index in range(SLOTS) if self._view[index * HEAD + CLAIMS])
         return [state for state in found if state is not None]
 
+    def names(self) -> set[str]:
+        """Return the names of all resources that any child has ever published."""
+        found: set[str] = set()
+        for index in range(SLOTS):
+            # A title is written before it is counted, and stays.
+            for place in range(min(int(self._view[index * HEAD + NAMES]), PLACES)):
+                start = (SLOTS * HEAD + index * BODY) * 8 + place * TITLE
+                found.add(text_of(bytes(self._bytes[start : start + NAME])))
+        return found
+
     def _read(self, index: int, alive: Callable[[int], bool]) -> SlotState | None:
         view, head = self._view, index * HEAD
         for _ in range(TRIES):

@@ -85,7 +85,7 @@ class Collector:
     def names(self) -> list[str]:
         """Return the names of the resources of this process, and of those that its children have made themselves."""
         own = {resource.name for resource in self._registry.resources}
-        return sorted(own | {each.name for each in self.snapshot().totals()})
+        return sorted(own if self._board is None else own | self._board.names())
 
     def recycle(self, names: Sequence[str]) -> None:
         """Have connections replaced, here and by the children of this process.

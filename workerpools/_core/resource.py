@@ -181,8 +181,8 @@ class Resource(Overridable[T]):
             if recycled and self._recycle(live.value, asked):
                 live.born = asked
             elif recycled:
-                if not begins or any(self in each.used for each in scope.line(attempt)[1:]):
-                    # Not in the middle of an attempt, nor in one that runs inside of it.
+                if not begins:
+                    # Not in the middle of an attempt.
                     return live
                 # In this order: who does not find it any more is not given it.
                 self._live = None
