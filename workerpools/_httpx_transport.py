@@ -32,6 +32,8 @@ class Traffic:
         self.opening = opening
         #: How long httpx keeps an idle connection, in seconds; None for ever.
         self.keepalive_expiry = keepalive_expiry
+        #: What its requests may go over: each has connections of its own.
+        self.transports: list[WatchedTransport] = []
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -45,6 +47,11 @@ class Traffic:
         with self._changed:
             self._in_flight -= 1
             self._changed.notify_all()
+
+    def recycle(self, since: float) -> None:
+        """Have the next requests go over connections that were made later than ``since``."""
+        for transport in self.transports:
+            transport.recycle(since)
 
     def drain(self, timeout: float) -> bool:
         """Wait until nothing is in flight, at most ``timeout`` seconds; return whether that was reached."""
@@ -60,7 +67,8 @@ class _Generation:
         #: Why it is used no more, by one of the reasons of :mod:`workerpools._core.counters`; empty while it is.
         self.retired = ""
         self.transport = transport
-        self.over = None if lives is None else time.monotonic() + lives
+        self.begun = time.monotonic()
+        self.over = None if lives is None else self.begun + lives
         self.users = 0
 
 
@@ -88,6 +96,7 @@ class WatchedTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._traffic = traffic
         self._traced = traced
+        traffic.transports.append(self)
 
     def _generation(self, transport: httpx.BaseTransport) -> _Generation:
         return _Generation(transport, self._lifetime.drawn(random.random()))
@@ -189,6 +198,7 @@ class WatchedTransport(httpx.BaseTransport):
             self._retire(generation, "stale")
 
     def _acquire(self) -> _Generation:
+        self._traffic.opening.notice()
         self._traffic.begin()
         over = self._current.over
         if over is not None and time.monotonic() >= over:
@@ -221,6 +231,12 @@ class WatchedTransport(httpx.BaseTransport):
             over = generation.users == 0
         if over:
             self._close(generation)
+
+    def recycle(self, since: float) -> None:
+        """Use connections for nothing new that may have been made before ``since``."""
+        current = self._current
+        if current.begun < since:
+            self._retire(current, "recycled")
 
     def close(self) -> None:
         self._current.transport.close()

@@ -32,7 +32,7 @@ from workerpools._sqlalchemy_commit import (
     commits_each_statement,
     watch_commits,
 )
-from workerpools._sqlalchemy_pool import watch_pool
+from workerpools._sqlalchemy_pool import Recycled, watch_pool
 from workerpools._sqlalchemy_timeouts import Timeouts, slack
 
 __all__ = ["watch"]
@@ -53,19 +53,26 @@ _READ_WRITE = re.compile(r"\bread\s+write\b|_read_only\b", re.IGNORECASE)
 
 
 def watch(
-    engine: sqlalchemy.Engine, opening: Opening, *, resolve_timeout: float, lifetime: Lifetime, session_settings: bool
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    recycled: Recycled,
+    *,
+    resolve_timeout: float,
+    lifetime: Lifetime,
+    session_settings: bool,
 ) -> None:
     """Report the connections of ``engine`` to ``opening``, and what it does to the attempt that it does it for.
 
     Args:
         engine: The engine, not yet used.
         opening: What the adapter was told.
+        recycled: Which connections are to be replaced.
         resolve_timeout: How long to ask for the outcome of a lost COMMIT, in seconds; 0 for not at all.
         lifetime: How long connections are kept and trusted.
         session_settings: Whether a session's settings stay with its connection.
     """
     timeouts = Timeouts(session=session_settings)
-    watch_pool(engine, opening, lifetime, timeouts, resolves=resolve_timeout > 0)
+    watch_pool(engine, opening, lifetime, timeouts, recycled, resolves=resolve_timeout > 0)
     watch_commits(engine, opening, resolve_timeout, timeouts)
     _watch_transactions(engine, opening, timeouts)
     _watch_errors(engine, opening, timeouts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.util import queue
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
@@ -25,11 +28,12 @@ from workerpools._sqlalchemy_commit import ASKING, introduce
 from workerpools._sqlalchemy_timeouts import Timeouts
 from workerpools.errors import DeadlineExceeded
 
-__all__ = ["timed", "watch_pool"]
+__all__ = ["Recycled", "timed", "watch_pool"]
 
 logger = logging.getLogger("workerpools")
 
 _RAW = "workerpools raw connection"
+_BEGUN = "workerpools begun"
 _BORN = "workerpools born"
 _LIVES = "workerpools lives"
 _USED = "workerpools used"
@@ -41,13 +45,80 @@ class _Retired(DisconnectionError):
     """Has the pool replace a connection that is not dead."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__("this connection has reached its age")
+        super().__init__("this connection is to be replaced")
         self.reason = reason
 
 
-def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
-    """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out."""
+class Recycled:
+    """Since when the connections of an engine are replaced that were begun before.
+
+    Not by the engine's ``dispose()``: that forgets the connections that are in use, which then close unseen, and opens
+    others beyond the pool's limit.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+
+    def watch(self, engine: sqlalchemy.Engine) -> None:
+        """Note when each connection is begun: before anything else is done for it, such as asking for credentials."""
+
+        @event.listens_for(engine, "do_connect")
+        def begins(dialect: object, record: Any, *_: object) -> None:
+            if record is not None:
+                record.info[_BEGUN] = time.monotonic()
+
+    def recycle(self, pool: Pool, since: float) -> None:
+        """Replace every connection that was begun before: idle ones at once, the others when they are given back.
+
+        Args:
+            pool: The engine's.
+            since: On the clock of :func:`time.monotonic`.
+        """
+        if isinstance(pool, (SingletonThreadPool, StaticPool)):
+            # SQLite in memory: with its connection the database would go.
+            return
+        self._since = since
+        # There is nothing public that takes an idle connection and never waits or opens one. Without these two an old
+        # connection is replaced all the same, when it is taken from the pool.
+        take = getattr(getattr(pool, "_pool", None), "get", None)
+        give_back = getattr(pool, "_do_return_conn", None)
+        if not isinstance(pool, QueuePool) or take is None or give_back is None:
+            return
+        taken: list[Any] = []
+        try:
+            # Others come and go meanwhile; what they give back is looked at then.
+            with suppress(queue.Empty):
+                for _ in range(pool.checkedin()):
+                    taken.append(take(False))
+            for record in taken:
+                self.retire(record)
+        finally:
+            for record in reversed(taken):
+                give_back(record)
+
+    def concerns(self, info: Mapping[Any, Any]) -> bool:
+        """Return whether the connection of this ``info`` is to be replaced."""
+        begun: float = info.get(_BEGUN, info.get(_BORN, self._since))
+        return begun < self._since
+
+    def retire(self, record: Any) -> None:
+        """Close the connection of a pool's entry that nobody uses, if it is to be replaced."""
+        if self._since and record.dbapi_connection is not None and self.concerns(record.info):
+            record.invalidate(_Retired("recycled"))
+
+
+def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled) -> type[Pool]:
+    """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out.
+
+    A connection that is to be recycled is closed as it comes back: after every listener has seen that.
+    """
     meter = opening.meter
+
+    def give_back(pool: Any, record: Any) -> None:
+        try:
+            recycled.retire(record)
+        finally:
+            pool_class._do_return_conn(pool, record)
 
     def connect(pool: Pool) -> Any:
         if ASKING.get():
@@ -74,13 +145,21 @@ def timed(pool_class: type[Pool], opening: Opening) -> type[Pool]:
         "__module__": pool_class.__module__,
         "__qualname__": pool_class.__qualname__,
         "connect": connect,
+        # What every pool class of SQLAlchemy's implements.
+        "_do_return_conn": give_back,
         _COUNTED: True,
     }
     return type(pool_class.__name__, (pool_class,), attributes)
 
 
 def watch_pool(
-    engine: sqlalchemy.Engine, opening: Opening, lifetime: Lifetime, timeouts: Timeouts, *, resolves: bool
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    lifetime: Lifetime,
+    timeouts: Timeouts,
+    recycled: Recycled,
+    *,
+    resolves: bool,
 ) -> None:
     """Report the connections of ``engine`` to ``opening``; check and replace them as ``lifetime`` says.
 
@@ -89,6 +168,7 @@ def watch_pool(
         opening: What the adapter was told.
         lifetime: How long connections are kept and trusted.
         timeouts: The engine's.
+        recycled: The engine's, too.
         resolves: Whether lost COMMITs are resolved.
     """
     meter = opening.meter
@@ -138,7 +218,12 @@ def watch_pool(
     def examined(connection: Any, record: Any, borrower: object) -> None:
         if ASKING.get():
             return
+        opening.notice()
         now = time.monotonic()
+        # One that was made for this very checkout is used, whatever came meanwhile: SQLAlchemy tries no more than
+        # twice. It is replaced when it comes back.
+        if _BORN in record.info and recycled.concerns(record.info):
+            raise _Retired("recycled")
         born = record.info.setdefault(_BORN, now)
         if _LIVES not in record.info:
             record.info[_LIVES] = lifetime.drawn(random.random())

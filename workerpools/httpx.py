@@ -194,6 +194,16 @@ class HttpxClient(Adapter[httpx.Client]):
             traffic.drain(timeout)
         value.close()
 
+    def recycle(self, value: httpx.Client, since: float) -> bool:
+        """Have the next requests go over new connections; those on their way end on theirs.
+
+        A transport of the user's own keeps its connections: nothing tells how to make another one.
+        """
+        traffic = self._traffic.get(id(value))
+        if traffic is not None:
+            traffic.recycle(since)
+        return True
+
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # The rest was noted when it was raised. A response that came through another client is not this one's.
         failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
@@ -26,7 +27,7 @@ from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import POOL_EXHAUSTED, classify_unwatched, error_code
-from workerpools._sqlalchemy_pool import timed
+from workerpools._sqlalchemy_pool import Recycled, timed
 from workerpools._sqlalchemy_queue import DeadlineQueuePool
 from workerpools._sqlalchemy_url import about_driver, check_options, parsed
 from workerpools.errors import ConfigurationError, NoAttemptError
@@ -156,6 +157,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self._pgbouncer = pgbouncer
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
+        self._recycled: weakref.WeakKeyDictionary[sqlalchemy.Engine, Recycled] = weakref.WeakKeyDictionary()
         self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
 
     def prepare(self) -> None:
@@ -169,8 +171,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     def open(self, opening: Opening) -> sqlalchemy.Engine:
         chosen = self._pool_options(opening.execution_pool)
         options = {**chosen, **self._options}
+        recycled = Recycled()
         if chosen:
-            options["poolclass"] = timed(chosen["poolclass"], opening)
+            options["poolclass"] = timed(chosen["poolclass"], opening, recycled)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
@@ -181,6 +184,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             add_note(error, about_driver(self._url))
             raise
         opening.meter.limited(_limit(engine, options))
+        recycled.watch(engine)
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")
@@ -194,10 +198,12 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         _sqlalchemy_events.watch(
             engine,
             opening,
+            recycled,
             resolve_timeout=self._resolve_timeout,
             lifetime=lifetime,
             session_settings=not self._pgbouncer,
         )
+        self._recycled[engine] = recycled
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
@@ -215,6 +221,13 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         value.dispose()
+
+    def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
+        """Close the idle connections, and each that is in use when it is given back."""
+        recycled = self._recycled.get(value)
+        if recycled is not None:
+            recycled.recycle(value.pool, since)
+        return recycled is not None
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # Only what no event of the engine tells of. The errors of another engine are not for this one to judge.

@@ -56,3 +56,18 @@ def test_works_without_any_client_library() -> None:
         "from workerpools import DatabaseTask, HTTPTask, PooledTask, WorkerPools"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_celery_command_stays_light() -> None:
+    """Every ``celery`` call loads what adds ``celery pools`` to it: no client library, and nothing that it alone
+    needs."""
+    # Celery itself looks for redis.
+    heavy = {*CLIENTS, "rich", "workerpools._terminal", "workerpools._core.report", "workerpools._core.stats"} - {
+        "redis"
+    }
+    code = (
+        "import celery.bin.celery, sys; assert 'pools' in celery.bin.celery.celery.commands; "
+        f"print(*sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

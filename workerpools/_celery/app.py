@@ -97,6 +97,11 @@ class WorkerPools(Registry):
     def of(cls, app: Celery) -> WorkerPools:
         """Return the first WorkerPools of ``app``; one is made if it has none."""
         pools = _pools_by_app.get(app)
+        if not pools and sharing.child_index() is not None and app.main is not None:
+            # Celery hands a spawned child a copy of the app that the child has imported, and what is declared there.
+            pools = next((known for other, known in list(_pools_by_app.items()) if other.main == app.main), None)
+            if pools:
+                pools[0].init_app(app)
         return pools[0] if pools else cls(app)
 
     @staticmethod

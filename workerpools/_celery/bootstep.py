@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from celery import bootsteps
-from celery.worker.control import Panel, inspect_command
+from celery.worker.control import Panel, control_command, inspect_command
 
 from workerpools._celery.app import WorkerPools
 from workerpools._celery.sharing import children
 from workerpools._core.counters import FIRST, definition
 from workerpools._core.stats import ResourceStats, WorkerStats
+from workerpools.errors import ConfigurationError
 
 __all__ = ["KEY", "PoolsStep", "readable", "register_command", "snapshots"]
 
@@ -69,11 +71,25 @@ def _line(stats: ResourceStats) -> str:
 
 
 def register_command() -> None:
-    """Have this process know ``celery inspect pools``."""
+    """Have this process know ``celery inspect pools`` and ``celery control pools_recycle``."""
     if "pools" not in Panel.data:
         inspect_command(name="pools")(_inspect_pools)
+        control_command(name="pools_recycle", args=[("name", str)], signature="[NAME]")(_recycle)
 
 
 def _inspect_pools(state: Any, **_: Any) -> list[dict[str, Any]]:
     """Show what the connection pools of each of the worker's processes are doing."""
     return [each.to_dict() for each in snapshots(state.app, state.consumer.controller)]
+
+
+def _recycle(state: Any, name: str | None = None, **_: Any) -> dict[str, Any]:
+    """Have each process replace its connections at its next use: of one resource, or of all."""
+    recycled: set[str] = set()
+    for pools in WorkerPools.all_of(state.app):
+        # Another WorkerPools of the app may have a resource of that name.
+        with contextlib.suppress(ConfigurationError):
+            recycled.update(pools.recycle(name))
+    if name is not None and not recycled:
+        known = {each for pools in WorkerPools.all_of(state.app) for each in pools.collector.names()}
+        return {"error": f"no resource is named {name!r}", "resources": sorted(known)}
+    return {"ok": "connections are replaced when they are used next", "resources": sorted(recycled)}

@@ -76,6 +76,10 @@ class ConfiguredResource(Overridable[T]):
         """Close the current app's value (see :meth:`workerpools.Resource.close`)."""
         self.resource_for(_app()).close(timeout)
 
+    def recycle(self) -> None:
+        """Have the current app's connections replaced (see :meth:`workerpools.Resource.recycle`)."""
+        self.resource_for(_app()).recycle()
+
 
 def _app() -> Celery:
     return current_app._get_current_object()
@@ -113,6 +117,9 @@ class _FromSettings(Adapter[T], Generic[T]):
     def close(self, value: T, timeout: float) -> None:
         if self._made is not None:
             self._made.close(value, timeout)
+
+    def recycle(self, value: T, since: float) -> bool:
+        return self._made is not None and self._made.recycle(value, since)
 
     def describe(self) -> str:
         return "from settings" if self._made is None else self._made.describe()

@@ -19,6 +19,10 @@ __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 T = TypeVar("T")
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True)
 class Opening:
     """What an adapter is told when it opens a value, and where it reports the value's connections.
@@ -31,6 +35,8 @@ class Opening:
         listeners: Where events go.
         budget: What pays for replays.
         meter: What counts.
+        notice: Has the adapter's :meth:`Adapter.recycle` called, if that was asked for: to be called when a connection
+            is about to be taken, by an adapter whose value is kept and used without asking the resource for it.
     """
 
     resource: str
@@ -39,6 +45,7 @@ class Opening:
     listeners: Listeners
     budget: Budget = field(default_factory=Budget)
     meter: Meter = field(default_factory=Meter)
+    notice: Callable[[], object] = _nothing
 
     def connected(self, connection: Any, detail: str = "") -> None:
         """Note that the value opened ``connection``, which has a ``fileno()``; ``detail`` goes with the event."""
@@ -79,6 +86,21 @@ class Adapter(Protocol[T]):
     def close(self, value: T, timeout: float) -> None:
         """Close ``value`` and its connections; wait at most ``timeout`` seconds for work in flight."""
         ...
+
+    def recycle(self, value: T, since: float) -> bool:
+        """Have the connections of ``value`` replaced, each once it is idle: what is in flight ends on it.
+
+        Called at the next use after :meth:`workerpools.WorkerPools.recycle`, in whichever thread that is.
+
+        Args:
+            value: The value.
+            since: When that was asked for, on the clock of :func:`time.monotonic`. What was opened later may stay.
+
+        Returns:
+            Whether that is seen to. If not, the value is closed, and another opened in its place: for the next attempt,
+            once those that have used it have ended.
+        """
+        return False
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         """Return what an exception of this library proves; None if it is no failure of a connection, or not known.

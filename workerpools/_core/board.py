@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workerpools._core.counters import WIDTH
+from workerpools._core.recycling import SIZE as RECYCLES
+from workerpools._core.recycling import RecycleTable
 from workerpools._core.slots import (
     BODY,
     CAPACITY,
@@ -44,6 +46,9 @@ from workerpools._core.slots import (
 )
 
 __all__ = ["Board", "SlotState"]
+
+#: The size of it all, in bytes.
+SIZE = (FLOATS + RECYCLES) * 8
 
 #: How often a reader tries again.
 TRIES = 50
@@ -90,12 +95,17 @@ class Board:
         memory: The mapping.
         path: Where other processes can open it; empty for an anonymous one, which is only inherited by a fork.
         keep: Whatever must stay open as long as the board is in use.
+        owner: The process that made it.
     """
 
-    def __init__(self, memory: mmap.mmap, path: str = "", keep: object = None) -> None:
+    def __init__(self, memory: mmap.mmap, path: str = "", keep: object = None, owner: int = 0) -> None:
         self._memory = memory
         self._bytes = memoryview(memory)
         self._view = self._bytes.cast("d")
+        #: The process that made it: it alone writes what is not in a slot.
+        self.owner = owner
+        #: Which connections the children are to replace.
+        self.recycles = RecycleTable(self._view[FLOATS:])
         self.path = path
         self._keep = keep
         self._seen: dict[int, SlotState] = {}
@@ -105,7 +115,7 @@ class Board:
     @classmethod
     def anonymous(cls) -> Board:
         """Return a new one that forked children inherit."""
-        return cls(mmap.mmap(-1, FLOATS * 8))
+        return cls(mmap.mmap(-1, SIZE), owner=os.getpid())
 
     @classmethod
     def in_file(cls) -> Board:
@@ -115,8 +125,8 @@ class Board:
         number, path = tempfile.mkstemp(prefix="workerpools-")
         # Open as long as the board is, and closed with it.
         file = os.fdopen(number, "r+b")
-        file.truncate(FLOATS * 8)
-        board = cls(mmap.mmap(number, FLOATS * 8), path, file)
+        file.truncate(SIZE)
+        board = cls(mmap.mmap(number, SIZE), path, file, os.getpid())
         through = f"/proc/{os.getpid()}/fd/{number}"
         if os.path.exists(through):
             # Then nothing is left behind, however this process ends.
@@ -139,9 +149,9 @@ class Board:
             ValueError: It is of another size, and so of another version.
         """
         with open(path, "r+b") as file:
-            if os.fstat(file.fileno()).st_size != FLOATS * 8:
+            if os.fstat(file.fileno()).st_size != SIZE:
                 raise ValueError(path)
-            return cls(mmap.mmap(file.fileno(), FLOATS * 8), path)
+            return cls(mmap.mmap(file.fileno(), SIZE), path)
 
     def claim(self, index: int) -> Slot | None:
         """Take over the slot of the child ``index``, for this process; None if there is none of that number.
@@ -158,6 +168,16 @@ class Board:
         """
         found = (self._read(index, alive) for index in range(SLOTS) if self._view[index * HEAD + CLAIMS])
         return [state for state in found if state is not None]
+
+    def names(self) -> set[str]:
+        """Return the names of all resources that any child has ever published."""
+        found: set[str] = set()
+        for index in range(SLOTS):
+            # A title is written before it is counted, and stays.
+            for place in range(min(int(self._view[index * HEAD + NAMES]), PLACES)):
+                start = (SLOTS * HEAD + index * BODY) * 8 + place * TITLE
+                found.add(text_of(bytes(self._bytes[start : start + NAME])))
+        return found
 
     def _read(self, index: int, alive: Callable[[int], bool]) -> SlotState | None:
         view, head = self._view, index * HEAD

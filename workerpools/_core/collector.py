@@ -57,6 +57,7 @@ class Collector:
     def share(self, board: Board | None) -> None:
         """Have children that are started from now on publish into ``board``; what was published is forgotten."""
         before, self._board = self._board, board
+        self._registry.recycles.follow(None if board is None else board.recycles)
         if before is not None:
             before.remove()
 
@@ -80,6 +81,24 @@ class Collector:
             place = slot.place(resource.name, resource.kind)
             if place is not None:
                 resource.meter.show(slot, place)
+
+    def names(self) -> list[str]:
+        """Return the names of the resources of this process, and of those that its children have made themselves."""
+        own = {resource.name for resource in self._registry.resources}
+        return sorted(own if self._board is None else own | self._board.names())
+
+    def recycle(self, names: Sequence[str]) -> None:
+        """Have connections replaced, here and by the children of this process.
+
+        Args:
+            names: The resources; none for every one.
+        """
+        board, now = self._board, time.monotonic()
+        if board is not None and board.owner == os.getpid():
+            board.recycles.tell(names, now)
+        for resource in self._registry.resources:
+            if not names or resource.name in names:
+                resource.ask(now)
 
     def _count(self, event: Event) -> None:
         counter = _COUNTED.get(event.kind)

@@ -44,7 +44,7 @@ class Kind(str, Enum):
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
 
 #: Why a connection was closed.
-CLOSE_REASONS = ("idle", "lifetime", "stale", "shutdown", "discarded", "other")
+CLOSE_REASONS = ("idle", "lifetime", "stale", "recycled", "shutdown", "discarded", "other")
 
 
 class Definition(NamedTuple):
@@ -87,8 +87,8 @@ DEFINITIONS = (
         "connections",
         Kind.COUNTER,
         "Connections that were closed: not used for max_idle, older than max_lifetime, found or suspected to be dead, "
-        "closed with the resource, inherited by a fork and dropped (not counted as opened there), or otherwise: in "
-        "use when it failed, or not to be kept.",
+        "recycled on demand, closed with the resource, inherited by a fork and dropped (not counted as opened there), "
+        "or otherwise: in use when it failed, or not to be kept.",
         "reason",
         CLOSE_REASONS,
     ),

@@ -19,6 +19,7 @@ class EventKind(str, Enum):
     VALUE_OPENED = "value_opened"
     VALUE_CLOSED = "value_closed"
     VALUE_DISCARDED = "value_discarded"
+    VALUE_RECYCLED = "value_recycled"
     CONNECTION_OPENED = "connection_opened"
     CONNECTION_CLOSED = "connection_closed"
     ATTEMPT_REPLAYED = "attempt_replayed"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
+from workerpools._core.bounded import run_bounded
 from workerpools._core.budget import CAPACITY, Budget
 from workerpools._core.collector import Collector
 from workerpools._core.descriptors import Descriptors
@@ -17,6 +16,7 @@ from workerpools._core.events import Listeners
 from workerpools._core.execution import UNKNOWN, ExecutionPool
 from workerpools._core.failure import Failure
 from workerpools._core.meter import Meter
+from workerpools._core.recycling import Recycles
 from workerpools._core.resource import Resource, remaining
 from workerpools.errors import ConfigurationError
 
@@ -37,6 +37,8 @@ class Registry:
         self._budget: Budget | None = None
         self._resources: list[Resource[Any]] = []
         self._names: dict[str, Resource[Any]] = {}
+        #: What this process is told of connections that are to be replaced.
+        self.recycles = Recycles()
         self.collector = Collector(self)
 
     @property
@@ -89,6 +91,28 @@ class Registry:
     def find(self, name: str) -> Resource[Any] | None:
         """Return the resource of that name, if there is one."""
         return self._names.get(name)
+
+    def recycle(self, name: str | None = None) -> list[str]:
+        """Have connections replaced that are open now: each process does it when it uses the resource next.
+
+        What is in flight ends undisturbed on the connection that it has. In the main process of a worker this reaches
+        its children, too; elsewhere it is about this process alone.
+
+        Args:
+            name: The resource; every one if None.
+
+        Returns:
+            The names of the resources that will do it.
+
+        Raises:
+            ConfigurationError: No resource has that name.
+        """
+        names = self.collector.names()
+        if name is not None and name not in names:
+            known = ", ".join(names) or "there are none"
+            raise ConfigurationError(f"no resource is named {name!r}; the resources: {known}")
+        self.collector.recycle([] if name is None else [name])
+        return names if name is None else [name]
 
     def failed(self, failure: Failure) -> None:
         """Count a failure of the resource that it names."""
@@ -154,21 +178,6 @@ def _bounded(resource: Resource[Any], deadline: float) -> None:
         except Exception:
             logger.exception("could not close %r", resource)
 
-    # A goodbye on a network that drops packets blocks inside a driver, where nothing can interrupt it.
-    thread = _start(close)
-    if thread is not None:
-        # Even without time left a healthy close gets the moment it needs.
-        thread.join(max(remaining(deadline), 0.25))
-        if thread.is_alive():
-            logger.warning("closing %r did not end in time; its connections end with the process", resource)
-
-
-def _start(close: Callable[[], None]) -> threading.Thread | None:
-    thread = threading.Thread(target=close, name="workerpools-close", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        # An interpreter on its way out starts no more threads.
-        close()
-        return None
-    return thread
+    # Even without time left a healthy close gets the moment it needs.
+    if not run_bounded(close, max(remaining(deadline), 0.25)):
+        logger.warning("closing %r did not end in time; its connections end with the process", resource)

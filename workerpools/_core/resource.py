@@ -7,17 +7,19 @@ import os
 import threading
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from workerpools._core import fork, scope
 from workerpools._core.adapter import Adapter
+from workerpools._core.bounded import run_bounded
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind
-from workerpools._core.failure import Failure, Noted
+from workerpools._core.failure import Failure, Noted, is_interruption
 from workerpools._core.meter import Meter
 from workerpools._core.notes import add_note
+from workerpools._core.turnover import Live, Turnover
 from workerpools.errors import ConfigurationError, OpenTimeoutError
 
 if TYPE_CHECKING:
@@ -33,13 +35,9 @@ logger = logging.getLogger("workerpools")
 # a connect timeout of a few seconds, so this is reached only when a factory of the user's hangs.
 OPEN_TIMEOUT = 60.0
 
-
-class _Live(Generic[T]):
-    __slots__ = ("descriptors", "value")
-
-    def __init__(self, value: T, descriptors: Descriptors) -> None:
-        self.value = value
-        self.descriptors = descriptors
+# How long a task waits for the end of a value whose place another one takes, in seconds: a good-bye over a network that
+# is gone must not use up its time.
+END_TIMEOUT = 1.0
 
 
 class Overridable(Generic[T]):
@@ -92,8 +90,9 @@ class Resource(Overridable[T]):
         super().__init__()
         self.registry = registry
         self.adapter = adapter
+        self._recycles = registry.recycles
         self._name = name
-        self._live: _Live[T] | None = None
+        self._live: Live[T] | None = None
         self._discarded = False
         self._forget()
         fork.guard(self)
@@ -102,7 +101,10 @@ class Resource(Overridable[T]):
         self._lock = threading.RLock()
         self.meter = Meter()
         self._opening: Descriptors | None = None
-        self._closing: list[_Live[T]] = []
+        self._closing: list[Live[T]] = []
+        #: Values that were replaced while they were in use.
+        self.turnover: Turnover[T] = Turnover()
+        self._asked = 0.0
 
     @property
     def name(self) -> str:
@@ -141,17 +143,119 @@ class Resource(Overridable[T]):
         if self._overrides:
             return self._overrides[-1]
         attempt = scope.current()
+        begins = attempt is None
         if attempt is not None and self not in attempt.used:
             attempt.used += (self,)
+            begins = True
         live = self._live
-        return self._open() if live is None else live.value
+        if live is None:
+            live = self._open(attempt)
+        # Most of the time this one look is all that recycling costs.
+        if live.looked != self._recycles.cells[0]:
+            live = self._look(live, attempt, begins=begins)
+        if attempt is None:
+            live.lent = True
+        return live.value
 
-    def _open(self) -> T:
+    def notice(self) -> None:
+        """Look whether connections are to be replaced, for an adapter whose value is used without :meth:`use`."""
+        live = self._live
+        if live is not None and live.looked != self._recycles.cells[0]:
+            self._look(live, scope.current(), begins=False)
+
+    def _look(self, live: Live[T], attempt: scope.Attempt | None, *, begins: bool) -> Live[T]:
+        """Return the value to use, after a look at whether it is to be recycled, or was.
+
+        Args:
+            live: The present one.
+            attempt: Who asks.
+            begins: Whether the attempt has not used the resource before, so that it may get another value.
+        """
+        with self._lock:
+            bound = self.turnover.of(attempt)
+            if bound is not None:
+                return bound
+            version = self._recycles.cells[0]
+            asked = max(self._asked, self._recycles.at(self.name))
+            recycled, idle = live is self._live and asked > live.born, False
+            if recycled and self._recycle(live.value, asked):
+                live.born = asked
+            elif recycled:
+                if not begins:
+                    # Not in the middle of an attempt.
+                    return live
+                # In this order: who does not find it any more is not given it.
+                self._live = None
+                users = [each for each in scope.running() if each is not attempt and self in each.used]
+                idle = self.turnover.supersede(live, users)
+            if live is self._live and not self.turnover.bound:
+                live.looked = version
+        if recycled:
+            self.registry.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
+        if self._live is live:
+            return live
+        if idle:
+            self._end(live)
+        return self._open(attempt)
+
+    def _recycle(self, value: T, since: float) -> bool:
+        # Not every adapter derives from the protocol.
+        recycle = getattr(self.adapter, "recycle", None)
+        if recycle is None:
+            return False
+        try:
+            return bool(recycle(value, since))
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            logger.exception("%r could not recycle its connections; its value is closed instead", self)
+            return False
+
+    def _end(self, live: Live[T]) -> None:
+        """Close a value whose place another one takes."""
+
+        def close() -> None:
+            try:
+                with self.meter.closing("recycled"):
+                    self.adapter.close(live.value, self.registry.close_timeout)
+            except Exception:
+                logger.exception("could not close a value of %r", self)
+            finally:
+                with self._lock:
+                    self.turnover.ended(live)
+
+        if not run_bounded(close, END_TIMEOUT):
+            logger.warning("closing a value of %r takes its time; its task does not wait for it", self)
+
+    def release(self, attempt: scope.Attempt) -> None:
+        """Note that an attempt has ended that may have begun with a value that was replaced since."""
+        with self._lock:
+            live = self.turnover.release(attempt)
+        if live is not None:
+            self._end(live)
+
+    def ask(self, now: float) -> None:
+        """Have this process replace what was opened before ``now``, when it uses the resource next.
+
+        Args:
+            now: On the clock of :func:`time.monotonic`.
+        """
+        with self._lock:
+            self._asked = now
+            if self._live is not None:
+                self._live.looked = -1.0
+
+    def recycle(self) -> None:
+        """Have its connections replaced (see :meth:`workerpools.WorkerPools.recycle`)."""
+        self.registry.collector.recycle([self.name])
+
+    def _open(self, attempt: scope.Attempt | None) -> Live[T]:
         if not self._lock.acquire(timeout=OPEN_TIMEOUT):
             raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
         try:
-            if self._live is not None:
-                return self._live.value
+            live = self.turnover.of(attempt) or self._live
+            if live is not None:
+                return live
             if self._opening is not None:
                 raise ConfigurationError(f"{self!r}: its factory uses the resource that it is to make")
             # From here on a fork knows of the value's connections, even while it is half open.
@@ -160,8 +264,9 @@ class Resource(Overridable[T]):
                 # Its name is final now: an attribute may have given it.
                 self.registry.collector.attach(self)
                 self.meter.closes("")
-                value = self.adapter.open(self.registry.opening(self.name, descriptors, self.meter))
-                self._live = _Live(value, descriptors)
+                born = time.monotonic()
+                opening = replace(self.registry.opening(self.name, descriptors, self.meter), notice=self.notice)
+                live = self._live = Live(self.adapter.open(opening), descriptors, born)
             except Exception as error:
                 add_note(
                     error,
@@ -177,7 +282,7 @@ class Resource(Overridable[T]):
             self._discarded = False
             self.registry.listeners.emit(EventKind.VALUE_DISCARDED, self.name, "inherited by a fork")
         self.registry.listeners.emit(EventKind.VALUE_OPENED, self.name)
-        return value
+        return live
 
     def close(self, timeout: float | None = None) -> None:
         """Close this process's value, if it has one; the next use opens another.
@@ -186,17 +291,25 @@ class Resource(Overridable[T]):
             timeout: How long to wait for work in flight, in seconds; the registry's ``close_timeout`` if None.
         """
         with self._lock:
-            live, self._live = self._live, None
-            if live is None:
+            values = self.turnover.superseded
+            self.turnover = Turnover()
+            if self._live is not None:
+                values.append(self._live)
+                self._live = None
+            if not values:
                 return
             # Still ours until its last connection is closed: a fork meanwhile must discard it.
-            self._closing.append(live)
+            self._closing += values
         self.meter.closes("shutdown")
-        try:
-            self.adapter.close(live.value, self.registry.close_timeout if timeout is None else timeout)
-        finally:
-            self._closing.remove(live)
+        deadline = time.monotonic() + (self.registry.close_timeout if timeout is None else timeout)
+        with ExitStack() as closing:
+            for live in values:
+                closing.callback(self._closing.remove, live)
+                closing.callback(self._close, live, deadline)
         self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name)
+
+    def _close(self, live: Live[T], deadline: float) -> None:
+        self.adapter.close(live.value, remaining(deadline))
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Noted | None:
         """Return what an exception proves, if its adapter knows it for one of this resource."""
@@ -227,8 +340,8 @@ class Resource(Overridable[T]):
         self.meter.discarded(len(inherited))
         return kept, inherited
 
-    def _held(self) -> list[_Live[T]]:
-        return [*self._closing, *([self._live] if self._live is not None else [])]
+    def _held(self) -> list[Live[T]]:
+        return [*self._closing, *self.turnover.superseded, *([self._live] if self._live is not None else [])]
 
     @property
     def kind(self) -> str:
@@ -238,12 +351,12 @@ class Resource(Overridable[T]):
     @property
     def is_open(self) -> bool:
         """Whether this process has opened a value of its own."""
-        return self._live is not None
+        return self._live is not None or bool(self.turnover.superseded)
 
     def __repr__(self) -> str:
         if self._overrides:
             state = "overridden"
-        elif self._live is not None:
+        elif self.is_open:
             state = "open"
         else:
             state = "closed"

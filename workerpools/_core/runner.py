@@ -287,3 +287,5 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         attempt.leave()
         for resource in attempt.used:
             resource.meter.attempt_ended(attempt)
+            if resource.turnover.bound:
+                resource.release(attempt)

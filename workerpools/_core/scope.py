@@ -29,6 +29,7 @@ __all__ = [
     "concerned",
     "current",
     "deadline",
+    "line",
     "note_failure",
     "protect",
     "require",
@@ -236,15 +237,16 @@ def concerned() -> list[Attempt]:
     belong to every attempt of the process.
     """
     attempt = _current.get()
-    return running() if attempt is None else _with_parents(attempt)
+    return running() if attempt is None else line(attempt)
 
 
-def _with_parents(attempt: Attempt | None) -> list[Attempt]:
-    line = []
+def line(attempt: Attempt | None) -> list[Attempt]:
+    """Return ``attempt`` and those it runs inside of, the innermost first."""
+    found = []
     while attempt is not None:
-        line.append(attempt)
+        found.append(attempt)
         attempt = attempt.parent
-    return line
+    return found
 
 
 def note_failure(error: BaseException, noted: Noted) -> None:
@@ -267,7 +269,7 @@ def wait_for_others(owner: object, timeout: float) -> bool:
     Returns:
         Whether they all ended.
     """
-    own = set(_with_parents(_current.get()))
+    own = set(line(_current.get()))
     deadline = time.monotonic() + timeout
     # Polled, so that an attempt's end costs no notification.
     while any(used.registry is owner for attempt in _active.attempts.copy() - own for used in attempt.used):
