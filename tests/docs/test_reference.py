@@ -15,7 +15,7 @@ from tests.docs import settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import SETTINGS, Setting
-from workerpools._core.counters import BOUNDS
+from workerpools._core.counters import AGES, BOUNDS
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
@@ -74,7 +74,8 @@ def test_statistics_page_is_up_to_date() -> None:
     """The table is what the code says; `python -m tests.docs.statistics_page` writes it."""
     text = statistics_page.PAGE.read_text(encoding="utf-8")
     assert text == statistics_page.written(text)
-    assert ", ".join(f"{bound:g}" for bound in BOUNDS[:-1]) + f" and {BOUNDS[-1]:g} s" in " ".join(text.split())
+    for bounds in (BOUNDS, AGES):
+        assert ", ".join(f"{bound:g}" for bound in bounds[:-1]) + f" and {bounds[-1]:g} s" in " ".join(text.split())
 
 
 def _anchors(page: Path) -> set[str]:
