@@ -121,7 +121,7 @@ def test_metadata(metadata: Message, project: dict[str, Any]) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
 
 
-@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "redis", "flower"])
+@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "redis", "flower", "prometheus", "opentelemetry"])
 def test_adapters_extras_are_in_all(extra: str, project: dict[str, Any]) -> None:
     """`workerpools[all]` is every adapter and integration."""
     (everything,) = project["optional-dependencies"]["all"]

@@ -53,9 +53,9 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Celery) -> None:
-    from workerpools._celery import bootstep
+    from workerpools._celery import bootstep, metrics
 
-    app.steps["worker"].add(bootstep.PoolsStep)
+    app.steps["worker"].update((bootstep.PoolsStep, metrics.MetricsStep))
     bootstep.register_command()
 
 

@@ -47,9 +47,7 @@ class Opening:
         self.meter.opened()
         self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
-    def disconnected(
-        self, connection: object, detail: str = "", reason: str = "", age: float | None = None
-    ) -> None:
+    def disconnected(self, connection: object, detail: str = "", reason: str = "", age: float | None = None) -> None:
         """Note that the value closed ``connection``.
 
         Args:
@@ -71,8 +69,8 @@ class Adapter(Protocol[T]):
     """How the object of one library is prepared, opened and closed.
 
     An adapter holds the declaration alone. Each process opens a value of its own through it. It may have an attribute
-    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names. And it may have an
-    attribute ``server``: the host and port that it always connects to, None if there is no such one.
+    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names. And it may have
+    an attribute ``server``: the host and port that it always connects to, None if there is no such one.
     """
 
     def prepare(self) -> None:

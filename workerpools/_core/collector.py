@@ -41,6 +41,7 @@ class Collector:
         self._started = time.time()
         self._slot: Slot | None = None
         self._board: Board | None = None
+        self._shared_by = 0
         registry.listeners.add(self._count)
         fork.guard(self)
 
@@ -57,6 +58,7 @@ class Collector:
     def share(self, board: Board | None) -> None:
         """Have children that are started from now on publish into ``board``; what was published is forgotten."""
         before, self._board = self._board, board
+        self._shared_by = os.getpid()
         if before is not None:
             before.remove()
 
@@ -72,6 +74,11 @@ class Collector:
         for resource in self._registry.resources:
             self.attach(resource)
         return True
+
+    @property
+    def answers(self) -> bool:
+        """Whether this process tells what it counts, and not a parent for it."""
+        return self._slot is None and (self._board is None or self._shared_by == os.getpid())
 
     def attach(self, resource: Resource[Any]) -> None:
         """Publish what ``resource`` counts from now on, where this process publishes at all."""
