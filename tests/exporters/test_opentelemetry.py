@@ -160,7 +160,9 @@ def test_what_a_script_shows(
         ): point.value
         for point in open_connections
     } == {("idle", host, int(port)): 1, ("active", host, int(port)): 0}
-    assert [each.value for each in points(data, "workerpools.acquisitions.reused", {"workerpools.resource": "api"})] == [2]
+    assert [
+        each.value for each in points(data, "workerpools.acquisitions.reused", {"workerpools.resource": "api"})
+    ] == [2]
     assert [each.value for each in points(data, "workerpools.processes.running")] == [1]
     assert points(data, http_metrics.HTTP_CLIENT_CONNECTION_DURATION) == []
     pools.close()
@@ -260,7 +262,8 @@ def test_several_pools_of_one_provider(
     instrument(other, provider)
     more.get().get("/echo/1")
     opened = {
-        point.attributes["workerpools.resource"]: point.value for point in read(reader, "workerpools.connections.opened")
+        point.attributes["workerpools.resource"]: point.value
+        for point in read(reader, "workerpools.connections.opened")
     }
     assert opened == {"api": 0, "db": 0, "more": 1}
     other.close()

@@ -44,12 +44,7 @@ def shown(kind: str, name: str, **numbers: float) -> list[tuple[dict[str, object
 def test_every_number_of_every_kind_is_shown_once() -> None:
     """Under a convention's name or under ours, and never under both; `open` is told by the states of a database."""
     for kind in ("http", "database", ""):
-        names = [
-            part.definition.name
-            for each in INSTRUMENTS
-            for part in each.parts
-            if applies(part, kind)
-        ]
+        names = [part.definition.name for each in INSTRUMENTS for part in each.parts if applies(part, kind)]
         assert len(set(names)) == len(names)
         missing = {each.name for each in DEFINITIONS} - set(names)
         assert missing == ({"open"} if kind == "database" else set())
