@@ -41,6 +41,9 @@ __all__ = ["instrument", "uninstrument"]
 
 logger = logging.getLogger("workerpools")
 
+#: How long the end of a worker waits for an export that is under way, in seconds.
+JOIN = 10.0
+
 
 class _Instruments:
     """The instruments of one meter provider; they cannot be taken back, and so outlive what they observe."""
@@ -190,8 +193,14 @@ class _Exporting:
         """Export once more, and end."""
         if self._pid == os.getpid() and not self._ended.is_set():
             self._ended.set()
-            self._thread.join()
+            # Whoever exports at this moment has the SDK's own time limit.
+            self._thread.join(JOIN)
             self._export()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it exports no more."""
+        return self._ended.is_set()
 
 
 _instruments: weakref.WeakKeyDictionary[MeterProvider, _Instruments] = weakref.WeakKeyDictionary()
@@ -214,7 +223,7 @@ def instrument(
             For a provider whose reader has no thread of its own
             (``PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)``): the SDK starts that of
             any other reader again in each child, on the connection that its exporter had before the fork. None for a
-            provider that exports by itself.
+            provider that exports by itself. A worker exports once more at its end, when its last task has ended.
 
     Raises:
         ValueError: ``export_interval`` is not above 0, or the provider has no ``force_flush()``.
@@ -233,8 +242,10 @@ def instrument(
         if found is None:
             found = _instruments[provider] = _Instruments(provider)
         found.pools.add(pools)
-        if export_interval is not None and pools not in _exporting:
-            _exporting[pools] = _Exporting(provider, export_interval)
+        running = _exporting.get(pools)
+        if export_interval is not None and (running is None or running.ended):
+            _exporting[pools] = exporting = _Exporting(provider, export_interval)
+            pools.collector.at_end(exporting.close)
 
 
 def uninstrument(pools: WorkerPools) -> None:

@@ -6,9 +6,6 @@ import gc
 import math
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -16,83 +13,22 @@ from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider, Observa
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     InMemoryMetricReader,
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-    PeriodicExportingMetricReader,
 )
 from opentelemetry.semconv._incubating.attributes import db_attributes, http_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics, http_metrics
 from opentelemetry.semconv.attributes import server_attributes
-from sqlalchemy import text
 
-from tests.support.databases import Database
-from tests.support.forking import run_in_fork
+from tests.exporters.conftest import points, read, use, value_of
 from tests.support.paths import environment
 from tests.support.upstream import EchoUpstream
 from workerpools import WorkerPools
 from workerpools._core.alerts import Alert
-from workerpools._core.board import Board
 from workerpools._core.conventions import INSTRUMENTS, Form
 from workerpools._core.stats import WorkerStats
 from workerpools.httpx import HttpxClient
 from workerpools.opentelemetry import instrument, uninstrument
-from workerpools.sqlalchemy import SQLAlchemyEngine
 
 POOL = {"db.client.connection.pool.name": "db"}
-ONE = text("select 1")
-
-
-@pytest.fixture
-def reader() -> InMemoryMetricReader:
-    return InMemoryMetricReader()
-
-
-@pytest.fixture
-def provider(reader: InMemoryMetricReader) -> Iterator[MeterProvider]:
-    made = MeterProvider([reader])
-    yield made
-    made.shutdown()
-
-
-@pytest.fixture
-def pools(echo: EchoUpstream, database: Database) -> Iterator[WorkerPools]:
-    with WorkerPools() as made:
-        made.add(HttpxClient(base_url=echo.url, trust_env=False), name="api")
-        made.add(SQLAlchemyEngine(database.url(), pool_size=2, max_overflow=1), name="db")
-        yield made
-        uninstrument(made)
-
-
-def value_of(pools: WorkerPools, name: str) -> Any:
-    found = pools.find(name)
-    assert found is not None
-    return found.get()
-
-
-def use(pools: WorkerPools, times: int = 1) -> None:
-    for number in range(times):
-        value_of(pools, "api").get(f"/echo/{number}").raise_for_status()
-        with value_of(pools, "db").connect() as connection:
-            connection.execute(ONE)
-
-
-def points(data: MetricsData | None, name: str, attributes: Mapping[str, object] | None = None) -> list[Any]:
-    """Return the data points of a metric that have these attributes."""
-    return [
-        point
-        for resource in (data.resource_metrics if data is not None else ())
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-        if metric.name == name
-        for point in metric.data.data_points
-        if (attributes or {}).items() <= dict(point.attributes or {}).items()
-    ]
-
-
-def read(reader: InMemoryMetricReader, name: str, **attributes: object) -> list[Any]:
-    dotted = {key.replace("__", "."): value for key, value in attributes.items()}
-    return points(reader.get_metrics_data(), name, dotted)
 
 
 class _Noting:
@@ -318,94 +254,3 @@ for resource in reader.get_metrics_data().resource_metrics:
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["db.client.connection.use_time 1", "workerpools.connections.opened 1"]
     assert "already" not in done.stderr
-
-
-def test_a_child_that_publishes_shows_nothing(
-    pools: WorkerPools, reader: InMemoryMetricReader, provider: MeterProvider
-) -> None:
-    """Its parent does, for it and after its end; a child of another server shows what is its own."""
-    instrument(pools, provider)
-    use(pools, 2)
-
-    def child(index: int | None) -> dict[str, int]:
-        if index is not None:
-            pools.collector.join(index)
-        use(pools)
-        opened = {
-            str(point.attributes["workerpools.resource"]): point.value
-            for point in read(reader, "workerpools.connections.opened")
-        }
-        pools.close()
-        return opened
-
-    assert run_in_fork(lambda: child(None)) == {"api": 1, "db": 1}
-    pools.collector.share(Board.anonymous())
-    assert run_in_fork(lambda: child(0)) == {}
-    # One that found no slot is not seen, and does not answer for its siblings.
-    assert run_in_fork(lambda: child(1000)) == {}
-    opened = read(reader, "workerpools.connections.opened", workerpools__resource="db")
-    assert [point.value for point in opened] == [2]
-    assert [point.count for point in read(reader, "db.client.connection.use_time")] == [3]
-
-
-class _Kept(MetricExporter):
-    def __init__(self) -> None:
-        super().__init__()
-        self.exported: list[MetricsData] = []
-
-    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
-        self.exported.append(metrics_data)
-        return MetricExportResult.SUCCESS
-
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        return True
-
-    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
-        """Nothing is held."""
-
-
-def exporting_threads() -> list[str]:
-    names = ("workerpools-opentelemetry", "OtelPeriodicExportingMetricReader")
-    return [each.name for each in threading.enumerate() if each.name in names]
-
-
-def test_exporting_by_a_thread_that_children_do_not_have(pools: WorkerPools) -> None:
-    """Every so often, once more at the end, and not in a child: its exporter's connection is the parent's."""
-    exporter = _Kept()
-    provider = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)])
-    instrument(pools, provider, export_interval=0.02)
-    instrument(pools, provider, export_interval=0.02)
-    assert exporting_threads() == ["workerpools-opentelemetry"]
-    use(pools)
-    deadline = time.monotonic() + 30
-    while not any(points(each, "db.client.connection.use_time") for each in exporter.exported):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    # Neither does a child export what is left when it ends as a worker's does.
-    assert run_in_fork(lambda: (exporting_threads(), len(exporter.exported), uninstrument(pools))[0]) == []
-    use(pools)
-    uninstrument(pools)
-    assert [point.count for point in points(exporter.exported[-1], "db.client.connection.use_time")] == [2]
-    assert exporting_threads() == []
-    provider.shutdown()
-
-
-def test_a_reader_with_a_thread_exports_in_children_too(pools: WorkerPools) -> None:
-    """What the documentation warns of is what the SDK does."""
-    exporter = _Kept()
-    provider = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=3_600_000)])
-    assert run_in_fork(exporting_threads) == ["OtelPeriodicExportingMetricReader"]
-    provider.shutdown()
-
-
-@pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
-def test_an_interval_that_cannot_be(interval: float, pools: WorkerPools, provider: MeterProvider) -> None:
-    """Refused with what is wanted, before anything is made."""
-    with pytest.raises(ValueError, match="export_interval"):
-        instrument(pools, provider, export_interval=interval)
-
-
-def test_a_provider_that_cannot_export(pools: WorkerPools) -> None:
-    """The one that is global until another is set."""
-    with pytest.raises(ValueError, match="meter provider of the SDK"):
-        instrument(pools, export_interval=1.0)

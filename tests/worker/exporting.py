@@ -11,27 +11,18 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
 
 from tests.worker.shop import app, pools
-from workerpools.opentelemetry import instrument, uninstrument
+from workerpools.opentelemetry import instrument
 
 __all__ = ["app"]
-
-_provider: MeterProvider
 
 
 @signals.worker_init.connect(weak=False)
 def worker_starts(sender: Any, **_: Any) -> None:
     """Before the fork: the children inherit all of it."""
-    global _provider
     # A file stands for the collector.
     exporter = ConsoleMetricExporter(
         out=open(os.environ["SHOP_METRICS"], "a"),  # noqa: SIM115 - as long as the process
         formatter=lambda data: data.to_json(indent=None).replace("\n", "") + "\n",
     )
-    _provider = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)])
-    instrument(pools, _provider, export_interval=0.2)
-
-
-@signals.worker_shutting_down.connect(weak=False)
-def worker_stops(**_: Any) -> None:
-    uninstrument(pools)
-    _provider.shutdown()
+    reader = PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)
+    instrument(pools, MeterProvider([reader]), export_interval=0.2)

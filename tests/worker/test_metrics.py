@@ -198,9 +198,18 @@ def test_both_exporters_agree_with_the_servers_while_children_are_killed_and_rec
         assert last[("workerpools_processes_running", (("worker", worker_name(worker)),))] == 8
         assert total(last, "workerpools_connections_opened_total", resource="db") > 8
         check_metrics(scrape(worker))
+        # Not looked at any more until it ends: what it says at last is complete.
+        rest = [stand.send("visit", f"rest-{number}") for number in range(8)]
         assert worker.stop() == 0
+    tasks += sum(result.state == "SUCCESS" for result in rest)
     final = exported(path)[-1]
-    assert summed(final, "workerpools.attempts", workerpools__resource="db") == tasks
+    for name in ("api", "db"):
+        assert summed(final, "workerpools.attempts", workerpools__resource=name) == tasks
+    assert summed(final, "db.client.connection.count") == summed(final, "http.client.open_connections") == 0
+    assert summed(final, "db.client.connection.use_time", db__client__connection__pool__name="db") == tasks
+    assert summed(final, "http.client.connection.duration") == summed(
+        final, "workerpools.connections.closed", workerpools__resource="api"
+    )
 
 
 def worker_name(worker: WorkerProcess) -> str:

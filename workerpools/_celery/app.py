@@ -247,7 +247,7 @@ class WorkerPools(Registry):
             self._worker = None
         self.close()
         sharing.withdraw(self._number)
-        self.collector.share(None)
+        self.collector.end()
 
     def _serves(self, worker: Any) -> bool:
         return getattr(worker, "app", None) in self._apps
