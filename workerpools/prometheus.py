@@ -21,7 +21,7 @@ from workerpools._core.endpoint import Endpoint
 from workerpools._core.exported import OF_WORKERS, Raised, raised, resources, words
 from workerpools._core.stats import ResourceStats, WorkerStats
 
-__all__ = ["Source", "WorkerPoolsCollector", "register", "series_name", "serve"]
+__all__ = ["Source", "WorkerPoolsCollector", "register", "serve"]
 
 #: Returns the snapshots of each worker, by its name.
 Source = Callable[[], Mapping[str, Sequence[WorkerStats]]]

@@ -88,6 +88,8 @@ def test_wheel_holds_every_module(names: list[PurePosixPath]) -> None:
     }
     assert modules <= set(names)
     assert PurePosixPath("workerpools/py.typed") in names
+    for name in ("alerts.yml", "dashboard.json"):
+        assert PurePosixPath("workerpools/monitoring", name) in names
 
 
 def test_wheel_holds_the_licence(names: list[PurePosixPath]) -> None:
