@@ -35,6 +35,7 @@ class Closing:
         self._keepalive_expiry = keepalive_expiry
         self._users = 0
         self._idle_since: float | None = None
+        self._made = time.monotonic()
         self._told = False
 
     def begin(self) -> None:
@@ -54,7 +55,7 @@ class Closing:
         self._close()
         if not self._told:
             self._told = True
-            self._opening.disconnected(self._connection, reason=reason)
+            self._opening.disconnected(self._connection, reason=reason, age=time.monotonic() - self._made)
 
     def _reason(self) -> str:
         if self._idle_since is None:

@@ -289,9 +289,11 @@ def watch_pool(
     @event.listens_for(engine, "close")
     def closed(connection: Any, record: Any) -> None:
         reason = record.info.pop(_REASON, "")
-        if not reason and record.info.get(_BORN, suspect) < suspect:
+        born = record.info.get(_BORN)
+        if not reason and born is not None and born < suspect:
             reason = "stale"
-        opening.disconnected(connection, _purpose(), reason)
+        age = None if born is None else time.monotonic() - born
+        opening.disconnected(connection, _purpose(), reason, age)
 
     @event.listens_for(engine, "close_detached")
     def closed_detached(connection: Any) -> None:

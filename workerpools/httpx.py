@@ -115,6 +115,7 @@ class HttpxClient(Adapter[httpx.Client]):
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
+        self.server = _server(options.get("base_url", ""))
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
         self._limits = limits
         self._max_connections = max_connections
@@ -241,6 +242,13 @@ _CLIENT_OPTIONS = frozenset(
         "params",
     )
 )
+
+
+def _server(base_url: Any) -> tuple[str, int] | None:
+    """Return the host and port of a base URL that was checked before; None for an empty one."""
+    url = httpx.URL(base_url)
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    return (url.host, port) if url.host and port else None
 
 
 def _shown_base_url(base_url: Any, *, any_scheme: bool) -> str:

@@ -282,6 +282,31 @@ def test_requests_reuse_one_connection(pools: WorkerPools, echo: EchoUpstream) -
     assert closed(pools, "api") == {"shutdown": 1}
 
 
+@pytest.mark.parametrize("what", ["http", "https", "database", "function"])
+def test_how_long_a_connection_was_open(
+    what: str, pools: WorkerPools, echo: EchoUpstream, tls_echo: TlsProxy, database: Database
+) -> None:
+    """Told once, when it is closed, and by the clock from when it was opened."""
+    begun = time.monotonic()
+    if what == "database":
+        with engine_of(pools, database).connect() as connection:
+            connection.execute(ONE)
+    elif what == "function":
+        pools.add(lambda: httpx.Client(), name="db").get()
+    else:
+        url = echo.url if what == "http" else f"https://{tls_echo.host}:{tls_echo.port}"
+        client = HttpxClient(base_url=url, trust_env=False, verify=tls_echo.client_context())
+        pools.add(client, name="db").get().get("/echo/1")
+    opened = time.monotonic()
+    time.sleep(0.05)
+    assert stats(pools, "db").histogram("open_time").count == 0
+    waited = time.monotonic() - opened
+    pools.close()
+    now = stats(pools, "db").histogram("open_time")
+    assert now.count == stats(pools, "db").value("closed") == 1
+    assert waited <= now.sum <= time.monotonic() - begun
+
+
 def test_tls_is_a_part_of_opening(pools: WorkerPools, tls_echo: TlsProxy) -> None:
     """One connection, one time; it is closed once."""
     api = client_of(pools, f"https://{tls_echo.host}:{tls_echo.port}", verify=tls_echo.client_context())

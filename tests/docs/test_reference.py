@@ -10,12 +10,14 @@ import pytest
 
 import workerpools
 import workerpools.httpx
+import workerpools.opentelemetry
+import workerpools.prometheus
 import workerpools.sqlalchemy
-from tests.docs import settings_page, statistics_page
+from tests.docs import exporter_pages, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import SETTINGS, Setting
-from workerpools._core.counters import BOUNDS
+from workerpools._core.counters import AGES, BOUNDS
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
@@ -34,6 +36,8 @@ def _api() -> str:
     [
         *workerpools.__all__,
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
+        *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),
+        *(f"prometheus.{name}" for name in workerpools.prometheus.__all__),
         *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
     ],
 )
@@ -74,7 +78,22 @@ def test_statistics_page_is_up_to_date() -> None:
     """The table is what the code says; `python -m tests.docs.statistics_page` writes it."""
     text = statistics_page.PAGE.read_text(encoding="utf-8")
     assert text == statistics_page.written(text)
-    assert ", ".join(f"{bound:g}" for bound in BOUNDS[:-1]) + f" and {BOUNDS[-1]:g} s" in " ".join(text.split())
+    for bounds in (BOUNDS, AGES):
+        assert ", ".join(f"{bound:g}" for bound in bounds[:-1]) + f" and {bounds[-1]:g} s" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("page", [exporter_pages.PROMETHEUS, exporter_pages.OPENTELEMETRY], ids=lambda page: page.stem)
+def test_exporter_pages_are_up_to_date(page: Path) -> None:
+    """The tables are what the code says; `python -m tests.docs.exporter_pages` writes them."""
+    assert page.read_text(encoding="utf-8") == exporter_pages.written(page)
+
+
+def test_every_alerting_rule_is_described() -> None:
+    """By its name, in the page's table."""
+    rules = re.findall(r"alert: (\w+)", (ROOT / "workerpools" / "monitoring" / "alerts.yml").read_text())
+    text = exporter_pages.PROMETHEUS.read_text(encoding="utf-8")
+    assert len(rules) > 5
+    assert [rule for rule in rules if f"| `{rule}` |" not in text] == []
 
 
 def _anchors(page: Path) -> set[str]:

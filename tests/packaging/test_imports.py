@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "workerpools"
 CORE = sorted([*(PACKAGE / "_core").rglob("*.py"), PACKAGE / "errors.py"])
-CLIENTS = ["httpx", "httpcore", "sqlalchemy", "psycopg", "psycopg2", "redis", "requests"]
+EXPORTERS = ["opentelemetry", "prometheus_client"]
+CLIENTS = ["httpx", "httpcore", "sqlalchemy", "psycopg", "psycopg2", "redis", "requests", *EXPORTERS]
 
 
 def imported(path: Path) -> set[str]:

@@ -88,6 +88,8 @@ def test_wheel_holds_every_module(names: list[PurePosixPath]) -> None:
     }
     assert modules <= set(names)
     assert PurePosixPath("workerpools/py.typed") in names
+    for name in ("alerts.yml", "dashboard.json"):
+        assert PurePosixPath("workerpools/monitoring", name) in names
 
 
 def test_wheel_holds_the_licence(names: list[PurePosixPath]) -> None:
@@ -121,7 +123,7 @@ def test_metadata(metadata: Message, project: dict[str, Any]) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
 
 
-@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "redis", "flower"])
+@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "redis", "flower", "prometheus", "opentelemetry"])
 def test_adapters_extras_are_in_all(extra: str, project: dict[str, Any]) -> None:
     """`workerpools[all]` is every adapter and integration."""
     (everything,) = project["optional-dependencies"]["all"]

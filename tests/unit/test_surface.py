@@ -10,6 +10,8 @@ import workerpools.adapter
 import workerpools.events
 import workerpools.failures
 import workerpools.httpx
+import workerpools.opentelemetry
+import workerpools.prometheus
 import workerpools.sqlalchemy
 from tests.support.paths import environment
 
@@ -38,6 +40,8 @@ def test_exported_members() -> None:
     assert workerpools.events.__all__ == ["Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent"]
+    assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
+    assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",
         "TaskSession",
@@ -51,6 +55,8 @@ def test_exported_members() -> None:
         workerpools.events,
         workerpools.failures,
         workerpools.httpx,
+        workerpools.opentelemetry,
+        workerpools.prometheus,
         workerpools.sqlalchemy,
     )
     for module in modules:

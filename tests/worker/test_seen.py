@@ -14,45 +14,11 @@ import pytest
 
 from tests.support.paths import environment
 from tests.support.worker import WorkerProcess
+from tests.worker.seeing import TASKS, ask, by_pid, grown, look, of, run, total
 from tests.worker.stand import PATIENCE, SHOP, Stand, wait_until
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
+from workerpools._core.stats import WorkerStats
 
 pytestmark = pytest.mark.worker
-
-TASKS = 40
-
-
-def ask(stand: Stand, command: str) -> Any:
-    """Return the answer of the one worker to an inspect command."""
-    (answer,) = wait_until(
-        lambda: stand.client.control.broadcast(command, reply=True, timeout=5.0, limit=1), f"an answer to {command}"
-    )
-    (found,) = answer.values()
-    return found
-
-
-def look(stand: Stand) -> WorkerStats:
-    """Return what ``celery inspect pools`` answers."""
-    (stats,) = ask(stand, "pools")
-    return WorkerStats.from_dict(stats)
-
-
-def of(resources: tuple[ResourceStats, ...], name: str) -> ResourceStats:
-    return next(each for each in resources if each.name == name)
-
-
-def total(stats: WorkerStats, name: str) -> ResourceStats:
-    return of(stats.totals(), name)
-
-
-def by_pid(stats: WorkerStats) -> dict[int, ProcessStats]:
-    return {process.pid: process for process in stats.processes}
-
-
-def run(stand: Stand, count: int = TASKS) -> list[dict[str, Any]]:
-    """Run tasks that each use the client and the session once."""
-    sent = [stand.send("visit", f"token-{number}") for number in range(count)]
-    return [result.get(timeout=PATIENCE) for result in sent]
 
 
 def agrees(stand: Stand, stats: WorkerStats, tasks: int) -> None:
@@ -138,18 +104,6 @@ def test_what_a_task_uses_is_seen_while_it_runs(shared: Stand) -> None:
         calm = look(shared)
         assert (total(calm, "api").in_use, total(calm, "db").in_use) == (0, 0)
         assert total(calm, "db").value("longest_use") == 0
-
-
-def grown(before: WorkerStats, after: WorkerStats) -> bool:
-    """Return whether no counter fell."""
-    for each in before.totals():
-        now = of(after.totals(), each.name)
-        for name in ("opened", "closed", "reused", "attempts", "failures", "replays"):
-            if now.value(name) < each.value(name):
-                return False
-        if any(a < b for a, b in zip(now.histogram("use_time").buckets, each.histogram("use_time").buckets)):  # noqa: B905
-            return False
-    return True
 
 
 def test_totals_survive_children_that_are_killed(stand: Stand) -> None:

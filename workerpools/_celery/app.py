@@ -53,9 +53,9 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Any) -> None:
-    from workerpools._celery import bootstep
+    from workerpools._celery import bootstep, metrics
 
-    app.steps["worker"].add(bootstep.PoolsStep)
+    app.steps["worker"].update((bootstep.PoolsStep, metrics.MetricsStep))
     bootstep.register_command()
 
 
@@ -252,7 +252,7 @@ class WorkerPools(Registry):
             self._worker = None
         self.close()
         sharing.withdraw(self._number)
-        self.collector.share(None)
+        self.collector.end()
 
     def _serves(self, worker: Any) -> bool:
         return getattr(worker, "app", None) in self._apps

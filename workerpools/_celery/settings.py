@@ -48,6 +48,11 @@ def _at_least(least: int) -> Callable[[object], int]:
     return parse
 
 
+def _port(value: object) -> int:
+    wanted = "a port from 0 to 65535"
+    return int(_number(value, wanted, lambda number: 0 <= number <= 65535 and number == int(number)))
+
+
 def _number(value: object, wanted: str, accept: Callable[[float], bool]) -> float:
     try:
         number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
@@ -86,6 +91,8 @@ SETTINGS = (
     Setting("close_timeout", _seconds, "How long closing at shutdown may take, in seconds (5)."),
     Setting("retry_budget", _at_least(0), "Tokens for replays in each process: 5 for one, 10 after a time-out (500)."),
     Setting("deadline_margin", _not_negative, "How long before a task's time limit its deadline is, in seconds (0.1)."),
+    Setting("metrics_port", _port, "Where a worker serves its statistics to Prometheus (none); 0: any free port."),
+    Setting("metrics_host", _text, "The address that it listens on for that (127.0.0.1)."),
     Setting("http_base_url", _url, "The base URL of ``HTTPTask.http`` (none: tasks give full URLs)."),
     Setting("http_timeout", _seconds, "Read and write timeout, in seconds (10)."),
     Setting("http_connect_timeout", _seconds, "Connect timeout, in seconds (3)."),

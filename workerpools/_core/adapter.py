@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -53,10 +54,17 @@ class Opening:
         self.meter.opened()
         self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
-    def disconnected(self, connection: object, detail: str = "", reason: str = "") -> None:
-        """Note that the value closed ``connection``; ``detail`` goes with the event, ``reason`` into the statistics."""
+    def disconnected(self, connection: object, detail: str = "", reason: str = "", age: float | None = None) -> None:
+        """Note that the value closed ``connection``.
+
+        Args:
+            connection: What :meth:`connected` was told.
+            detail: Goes with the event.
+            reason: Why, for the statistics: one of their reasons for closing.
+            age: For how long the connection was open, in seconds; None where that is not known.
+        """
         self.descriptors.drop(connection)
-        self.meter.closed(reason)
+        self.meter.closed(reason, age)
         self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail)
 
     def failed(self, failure: Failure) -> None:
@@ -68,7 +76,8 @@ class Adapter(Protocol[T]):
     """How the object of one library is prepared, opened and closed.
 
     An adapter holds the declaration alone. Each process opens a value of its own through it. It may have an attribute
-    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names.
+    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names. And it may have
+    an attribute ``server``: the host and port that it always connects to, None if there is no such one.
     """
 
     def prepare(self) -> None:
@@ -143,7 +152,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         self._close = close
         self._connections = connections
         self._running: dict[int, Iterator[T]] = {}
-        self._meters: dict[int, Meter] = {}
+        self._meters: dict[int, tuple[Meter, float]] = {}
 
     def open(self, opening: Opening) -> T:
         made = self._factory()
@@ -161,13 +170,13 @@ class FunctionAdapter(Adapter[T], Generic[T]):
             opening.descriptors.add(cast(Any, value))
         # One value, one connection: nothing tells of more.
         opening.meter.opened()
-        self._meters[id(value)] = opening.meter
+        self._meters[id(value)] = (opening.meter, time.monotonic())
         return value
 
     def close(self, value: T, timeout: float) -> None:
-        meter = self._meters.pop(id(value), None)
+        meter, since = self._meters.pop(id(value), (None, 0.0))
         if meter is not None:
-            meter.closed()
+            meter.closed(age=time.monotonic() - since)
         running = self._running.pop(id(value), None)
         if running is not None:
             next(running, None)

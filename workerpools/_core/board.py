@@ -1,6 +1,6 @@
 """Shared memory through which children tell their parent what they count: the parent's side.
 
-One mapping of a fixed size, made before the fork: :data:`SLOTS` slots of :data:`PLACES` resources, about 7 MB of
+One mapping of a fixed size, made before the fork: :data:`SLOTS` slots of :data:`PLACES` resources, about 8 MB of
 address space, of which only what is used takes memory. A child that finds no slot, or a resource that finds no place,
 is counted as such and works all the same.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workerpools._core import fork
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from workerpools._core.stats import WorkerStats
 
 __all__ = ["Collector"]
+
+logger = logging.getLogger("workerpools")
 
 #: Which events count, and as what.
 _COUNTED = {
@@ -41,6 +44,7 @@ class Collector:
         self._started = time.time()
         self._slot: Slot | None = None
         self._board: Board | None = None
+        self._at_end: list[Callable[[], object]] = []
         registry.listeners.add(self._count)
         fork.guard(self)
 
@@ -61,6 +65,20 @@ class Collector:
         if before is not None:
             before.remove()
 
+    def at_end(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called by :meth:`end`, while everything that was counted can still be seen."""
+        self._at_end.append(call)
+
+    def end(self) -> None:
+        """Note that the worker has ended: whoever exports does so for the last time; then it is forgotten."""
+        calls, self._at_end = self._at_end, []
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                logger.warning("the last statistics of this worker are lost", exc_info=True)
+        self.share(None)
+
     def join(self, index: int) -> bool:
         """Publish what this process counts, as the parent's child ``index``; return whether there is a slot for it."""
         slot = None if self._board is None else self._board.claim(index)
@@ -73,6 +91,11 @@ class Collector:
         for resource in self._registry.resources:
             self.attach(resource)
         return True
+
+    @property
+    def answers(self) -> bool:
+        """Whether this process tells what it counts, and not a parent for it."""
+        return self._slot is None and (self._board is None or self._board.owner == os.getpid())
 
     def attach(self, resource: Resource[Any]) -> None:
         """Publish what ``resource`` counts from now on, where this process publishes at all."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from workerpools._core.failure import FailureKind
 
 __all__ = [
+    "AGES",
     "BOUNDS",
     "CLOSE_REASONS",
     "DEFINITIONS",
@@ -40,8 +41,11 @@ class Kind(str, Enum):
     HISTOGRAM = "histogram"
 
 
-#: The upper bounds of every histogram, in seconds; a last bucket has none. With 5 s, above which a wait is an alert.
+#: The upper bounds of histograms, in seconds; a last bucket has none. With 5 s, above which a wait is an alert.
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
+
+#: Those of what takes longer; as many, so that all histograms are laid out alike.
+AGES = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 #: Why a connection was closed.
 CLOSE_REASONS = ("idle", "lifetime", "stale", "recycled", "shutdown", "discarded", "other")
@@ -57,6 +61,7 @@ class Definition(NamedTuple):
         meaning: One sentence for people.
         label: What tells its numbers apart; empty where there is one alone.
         values: The label's values.
+        bounds: The upper bounds of a histogram's buckets, in seconds.
     """
 
     name: str
@@ -65,12 +70,13 @@ class Definition(NamedTuple):
     meaning: str
     label: str = ""
     values: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = BOUNDS
 
     @property
     def width(self) -> int:
         """How many floats it takes in a row."""
         if self.kind is Kind.HISTOGRAM:
-            return len(BOUNDS) + 3
+            return len(self.bounds) + 3
         return len(self.values) or 1
 
 
@@ -97,6 +103,13 @@ DEFINITIONS = (
     Definition("acquire_timeouts", "acquisitions", Kind.COUNTER, "Waits for a connection that ended without one."),
     Definition("create_time", "s", Kind.HISTOGRAM, "How long opening a connection took, with TLS and log-in."),
     Definition("use_time", "s", Kind.HISTOGRAM, "For how long a connection was in use at a time."),
+    Definition(
+        "open_time",
+        "s",
+        Kind.HISTOGRAM,
+        "For how long a connection was open, told when it is closed; unknown where it was detached from its pool.",
+        bounds=AGES,
+    ),
     Definition("checks", "checks", Kind.COUNTER, "Idle connections that were checked before they were used."),
     Definition("failed_checks", "checks", Kind.COUNTER, "Checks that found a dead connection."),
     Definition(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from workerpools._core.counters import BOUNDS, CLOSE_REASONS, FIRST, WIDTH, definition
+from workerpools._core.counters import AGES, BOUNDS, CLOSE_REASONS, FIRST, WIDTH, definition
 from workerpools._core.failure import FailureKind
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _OPEN, _IN_USE, _IDLE = FIRST["open"], FIRST["in_use"], FIRST["idle"]
 _LIMIT, _PENDING, _LONGEST_USE = FIRST["limit"], FIRST["pending"], FIRST["longest_use"]
 _OPENED, _REUSED, _TIMEOUTS = FIRST["opened"], FIRST["reused"], FIRST["acquire_timeouts"]
 _WAIT, _CREATE, _USE = FIRST["acquire_wait"], FIRST["create_time"], FIRST["use_time"]
+_OPEN_TIME = FIRST["open_time"]
 _CHECKS, _FAILED_CHECKS = FIRST["checks"], FIRST["failed_checks"]
 _ATTEMPTS, _LEAKS = FIRST["attempts"], FIRST["leaks"]
 _CLOSED = {reason: FIRST["closed"] + n for n, reason in enumerate(CLOSE_REASONS)}
@@ -160,11 +161,18 @@ class Meter:
         """Return how long the calling thread has opened connections since it asked last, in seconds; None for none."""
         return self._made.pop(threading.get_ident(), None) if self._made else None
 
-    def closed(self, reason: str = "") -> None:
-        """Count a connection that was closed; a reason that :meth:`closing` or :meth:`closes` gives wins."""
+    def closed(self, reason: str = "", age: float | None = None) -> None:
+        """Count a connection that was closed.
+
+        Args:
+            reason: Why; one that :meth:`closing` or :meth:`closes` gives wins.
+            age: For how long it was open, in seconds; None where that is not known.
+        """
         with self._lock:
             self.row[_CLOSED[self._closing or reason or "other"]] += 1
             self.row[_OPEN] = max(0.0, self.row[_OPEN] - 1)
+            if age is not None:
+                self._add(_OPEN_TIME, age, AGES)
         self.publish()
 
     def discarded(self, count: int) -> None:
@@ -223,9 +231,9 @@ class Meter:
         self.publish()
         return left
 
-    def _add(self, first: int, seconds: float) -> None:
+    def _add(self, first: int, seconds: float, bounds: tuple[float, ...] = BOUNDS) -> None:
         row = self.row
-        row[first + bisect_left(BOUNDS, seconds)] += 1
+        row[first + bisect_left(bounds, seconds)] += 1
         row[first + _SUM] += seconds
         if seconds > row[first + _MAX]:
             row[first + _MAX] = seconds

@@ -21,14 +21,16 @@ class Histogram:
     """How a time was distributed, in seconds.
 
     Attributes:
-        buckets: How many were within each bound of :data:`BOUNDS` and above the one before; last, how many above all.
+        buckets: How many were within each of the bounds and above the one before; last, how many above all.
         sum: All of them together.
         max: The longest since the process began.
+        bounds: The buckets' upper bounds.
     """
 
     buckets: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
     sum: float = 0.0
     max: float = 0.0
+    bounds: tuple[float, ...] = BOUNDS
 
     @property
     def count(self) -> int:
@@ -42,11 +44,11 @@ class Histogram:
 
     def cumulative(self) -> list[tuple[float, int]]:
         """Return ``(upper bound, how many were within it)``, as Prometheus wants it; the last bound is infinite."""
-        return list(zip((*BOUNDS, float("inf")), accumulate(self.buckets), strict=True))
+        return list(zip((*self.bounds, float("inf")), accumulate(self.buckets), strict=True))
 
     def above(self, bound: float) -> int:
-        """Return how many were longer than ``bound``, which must be one of :data:`BOUNDS`."""
-        return sum(self.buckets[BOUNDS.index(bound) + 1 :])
+        """Return how many were longer than ``bound``, which must be one of the bounds."""
+        return sum(self.buckets[self.bounds.index(bound) + 1 :])
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class ResourceStats:
     def histogram(self, name: str) -> Histogram:
         """Return the histogram ``name``."""
         first, last = FIRST[name], FIRST[name] + len(BOUNDS) + 1
-        return Histogram(tuple(int(count) for count in self.row[first:last]), self.row[last], self.row[last + 1])
+        buckets = tuple(int(count) for count in self.row[first:last])
+        return Histogram(buckets, self.row[last], self.row[last + 1], definition(name).bounds)
 
     @property
     def open(self) -> int:
