@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import workerpools
+import workerpools.flower
 import workerpools.httpx
 import workerpools.sqlalchemy
 from tests.docs import settings_page, statistics_page
@@ -33,6 +34,7 @@ def _api() -> str:
     "name",
     [
         *workerpools.__all__,
+        *(f"flower.{name}" for name in workerpools.flower.__all__),
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
         *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
     ],

@@ -124,7 +124,7 @@ def test_normal(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         assert db[0] == "db database"
         assert db[2:] == ["3", db[3], "0", "310 ms", "99 %", "1 failure,1 replay,1 leak"]
         assert [row[0] for row in cells(page, "celery@shop-1", "Process 4001")] == ["api http", "db database"]
-        assert cells(page, "celery@shop-1", "Process 4002")[1][1] == "0 of 2 · 0 %, at most 0 while this page was open"
+        assert cells(page, "celery@shop-1", "Process 4002")[1][1] == "0 of 2 · 0 % , at most 0 while this page was open"
         # Without a limit there is no utilisation; a process without children has no rows of children.
         ((name, used, *_),) = cells(page, "celery@shop-2", "Process 5001")
         assert (name, used.partition(",")[0]) == ("cache", "2")
@@ -187,8 +187,10 @@ def test_narrow(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         page.screenshot(pictures / f"narrow-{width}.png")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         cut = page.evaluate(
-            """[...document.querySelectorAll("#workerpools *")].filter(
-            (each) => !each.closest(".wp-unseen, thead, svg")).filter((each) => each.getBoundingClientRect().right > innerWidth + 1).map((each) => each.outerHTML)"""
+            """[...document.querySelectorAll("#workerpools *")]
+            .filter((each) => !each.closest(".wp-unseen, thead, svg"))
+            .filter((each) => each.getBoundingClientRect().right > innerWidth + 1)
+            .map((each) => each.outerHTML)"""
         )
         assert cut == []
         named = page.evaluate("getComputedStyle(document.querySelector('[data-label=Waiting]'), '::before').content")

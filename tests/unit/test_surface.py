@@ -9,6 +9,7 @@ import workerpools
 import workerpools.adapter
 import workerpools.events
 import workerpools.failures
+import workerpools.flower
 import workerpools.httpx
 import workerpools.sqlalchemy
 from tests.support.paths import environment
@@ -38,6 +39,7 @@ def test_exported_members() -> None:
     assert workerpools.events.__all__ == ["Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent"]
+    assert workerpools.flower.__all__ == ["install"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",
         "TaskSession",
@@ -50,6 +52,7 @@ def test_exported_members() -> None:
         workerpools.adapter,
         workerpools.events,
         workerpools.failures,
+        workerpools.flower,
         workerpools.httpx,
         workerpools.sqlalchemy,
     )
