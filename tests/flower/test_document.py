@@ -34,6 +34,10 @@ def test_status(answered: bool, alive: bool | None, age: float | None, reachable
     assert status(answered=answered, alive=alive, age=age, reachable=reachable) is expected
 
 
+def replied(received: float, pools: Any) -> Reply:
+    return Reply.of(received, {"pid": 1, "workerpools": pools})
+
+
 def made(replies: dict[str, Reply], **given: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {"answered": set(replies), "alive": {}, "asked": 99.0, "now": 100.0}
     return document(replies, **{**defaults, **given})
@@ -46,7 +50,7 @@ def test_snapshots_come_whole_with_their_totals() -> None:
         process(2, 1, resource("db", open=1, opened=2), resource("api", "http", reused=7)),
         past=(resource("db", opened=5),),
     )
-    found = made({"celery@a": Reply(97.5, told(stats))})
+    found = made({"celery@a": replied(97.5, told(stats))})
     assert (found["version"], found["now"], found["asked"], found["problem"]) == (1, 100.0, 99.0, "")
     (worker,) = found["workers"]
     assert (worker["name"], worker["status"], worker["age"], worker["readable"]) == ("celery@a", "online", 2.5, True)
@@ -78,19 +82,19 @@ def test_snapshots_come_whole_with_their_totals() -> None:
 )
 def test_reply_that_cannot_be_read(pools: Any) -> None:
     """A worker of another version, or a broken one, is shown as such, and hides nobody else."""
-    found = made({"celery@a": Reply(99.0, pools), "celery@b": Reply(99.0, told(worker_stats()))})
+    found = made({"celery@a": replied(99.0, pools), "celery@b": replied(99.0, told(worker_stats()))})
     assert [(each["name"], each["readable"]) for each in found["workers"]] == [("celery@a", False), ("celery@b", True)]
-    assert found["workers"][0]["snapshots"] == []
+    assert list(found["workers"][0]["snapshots"]) == []
 
 
 def test_who_is_shown() -> None:
     """Workers in their names' order: those that answered, and those that live and did not; others by name alone."""
     found = made(
         {
-            "celery@c": Reply(99.0, told(worker_stats())),
-            "celery@gone": Reply(50.0, told(worker_stats())),
-            "celery@without": Reply(99.0),
-            "celery@without-gone": Reply(50.0),
+            "celery@c": replied(99.0, told(worker_stats())),
+            "celery@gone": replied(50.0, told(worker_stats())),
+            "celery@without": Reply.of(99.0, {"pid": 1}),
+            "celery@without-gone": Reply.of(50.0, "strange"),
         },
         answered={"celery@c", "celery@without"},
         alive={"celery@b": True, "celery@never": False, "celery@gone": False, "celery@without-gone": False},
@@ -105,5 +109,5 @@ def test_who_is_shown() -> None:
 
 def test_clock_that_runs_ahead() -> None:
     """An age is never negative."""
-    (worker,) = made({"celery@a": Reply(101.0, told(worker_stats()))})["workers"]
+    (worker,) = made({"celery@a": replied(101.0, told(worker_stats()))})["workers"]
     assert worker["age"] == 0.0

@@ -79,7 +79,7 @@ def test_pages(stand: Stand, flower: NewFlower, page: Browser, pictures: Path) -
         page.until("document.querySelectorAll('.wp-row').length > 4")
         page.until("[...document.querySelectorAll('.wp-use-text')].some((each) => each.textContent.startsWith('1 of'))")
         slow.get(timeout=60)
-        text = page.text("main")
+        text = page.text("#workerpools")
         for pid in worker.children():
             assert f"Process {pid}" in text
         page.screenshot(pictures / "real.png")
@@ -88,15 +88,16 @@ def test_pages(stand: Stand, flower: NewFlower, page: Browser, pictures: Path) -
         page.evaluate("document.querySelector('.wp-worker-name a').click()")
         page.until("document.getElementById('workername')?.textContent")
         assert page.evaluate("document.getElementById('workername').textContent") == name
-        page.evaluate("document.getElementById('worker-tab-workerpools').click()")
+        page.evaluate("document.querySelector('[data-bs-target=\"#tab-workerpools\"]').click()")
         page.until("getComputedStyle(document.getElementById('tab-workerpools')).opacity === '1'")
         page.screenshot(pictures / "worker.png")
         pane = page.text("#tab-workerpools")
+        assert re.search(r"The numbers here are those of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", pane)
         assert re.search(r"db\s+open 2/4, in use 0, pending 0; opened 2, reused", pane)
         for pid in worker.children():
             assert re.search(rf"{pid}\s+api\s+open 1", pane)
         # The raw snapshots, with their buckets, are nowhere on the page.
-        whole = page.evaluate("document.getElementById('main-content').textContent")
+        whole = page.evaluate("document.body.textContent")
         assert "buckets" not in whole
         assert "snapshots" not in whole
         page.evaluate("document.querySelector('#tab-workerpools a').click()")

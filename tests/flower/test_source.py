@@ -13,7 +13,9 @@ import pytest
 from tests.flower.fake import FakeWorkers, process, resource, told, worker_stats
 from tests.flower.stand import FlowerProcess
 from tests.worker.stand import wait_until
-from workerpools.flower._source import LEAST_INTERVAL
+
+#: As documented.
+LEAST_INTERVAL = 2.0
 
 pytestmark = pytest.mark.worker
 

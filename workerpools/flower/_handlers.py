@@ -50,6 +50,8 @@ class PoolsView(BaseHandler):
         }
         try:
             self.render(_PAGE, **values)
+        except web.HTTPError:
+            raise
         except Exception as error:
             _tell_once(error)
             namespace = {**self.get_template_namespace(), **values}

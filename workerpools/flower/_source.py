@@ -26,9 +26,6 @@ _SLACK = 1.0
 #: ... and what else must have passed until the page says that something is wrong: Flower's threads may be busy.
 _PATIENCE = 5.0
 
-#: The key in the reply of ``celery inspect stats``; see :mod:`workerpools._celery.bootstep`.
-_KEY = "workerpools"
-
 _UNREACHABLE = "Flower cannot reach the broker, so the workers cannot be asked."
 _STUCK = "The broker does not answer Flower, so the workers cannot be asked."
 
@@ -78,7 +75,7 @@ class Source:
 
     async def _ask(self, flower: Any, timeout: float) -> None:
         alive = [name for name, worker in flower.events.state.workers.items() if worker.alive]
-        ask = partial(_stats, flower.capp, timeout, expected=len({*alive, *self._answered}))
+        ask = partial(_replies, flower.capp, timeout, expected=len({*alive, *self._answered}))
         try:
             told = await asyncio.get_running_loop().run_in_executor(None, ask)
         except Exception as error:
@@ -91,7 +88,7 @@ class Source:
         if self._problem:
             logger.info("the workers can be asked about their connection pools again")
         self._problem, self._asked = "", time.time()
-        self._replies.update({name: Reply(self._asked, _pools(stats)) for name, stats in told.items()})
+        self._replies.update(told)
         self._answered = frozenset(told)
 
     def _ended(self, _: asyncio.Task[None]) -> None:
@@ -101,7 +98,7 @@ class Source:
         # What Flower learned by itself of workers that have not answered us yet: a busy one may not for a while.
         for name, known in list(workers.items()):
             if name not in self._replies and known.get("stats") is not None:
-                self._replies[name] = Reply(known.get("timestamp", 0.0), _pools(known["stats"]))
+                self._replies[name] = Reply.of(known.get("timestamp", 0.0), known["stats"])
 
     def _forget(self, alive: dict[str, bool], now: float, threshold: float | None) -> None:
         threshold = FORGOTTEN_AFTER if threshold is None else threshold
@@ -113,12 +110,15 @@ def _overdue(replies: Iterable[tuple[str, Reply]], alive: dict[str, bool], since
     return [name for name, reply in replies if reply.received < since and not alive.get(name)]
 
 
-def _pools(stats: Any) -> Any:
-    return stats.get(_KEY) if isinstance(stats, dict) else None
+def _replies(app: Any, timeout: float, *, expected: int) -> dict[str, Reply]:
+    """Ask every worker, and read what it answers; runs in a thread, since both take their time."""
+    told = _stats(app, timeout, expected=expected)
+    now = time.time()
+    return {name: Reply.of(now, stats) for name, stats in told.items()}
 
 
 def _stats(app: Any, timeout: float, *, expected: int) -> dict[str, Any]:
-    """Ask every worker; runs in a thread.
+    """Return what every worker answers.
 
     It is ``stats`` and not ``pools`` that is asked: a worker without a WorkerPools does not know the latter, and would
     log an error each time.
