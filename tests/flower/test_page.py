@@ -137,7 +137,7 @@ def test_normal(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         points = page.evaluate("document.querySelector('.wp-spark-line').getAttribute('d').split('L').length")
         assert points >= 6
         # Everything is Flower's own, or ours: nothing is loaded from anywhere else.
-        assert all(url.startswith((address, "about:")) for url in page.requested()), page.requested()
+        assert all(url.startswith((address, "about:", "data:")) for url in page.requested()), page.requested()
         assert page.problems() == []
 
 

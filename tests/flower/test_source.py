@@ -58,7 +58,7 @@ def test_nobody_looks(flower: NewFlower, broker_url: str) -> None:
 def test_flower_goes_on_meanwhile(flower: NewFlower, broker_url: str) -> None:
     """While a worker that does not answer is waited for, Flower serves others."""
     with FakeWorkers(broker_url, {"celery@busy": POOLS}) as workers:
-        running = flower(arguments=["--inspect_timeout=8000"])
+        running = flower(arguments=["--inspect_timeout=4000"])
         wait_until(lambda: statuses(running) == {"celery@busy": "online"}, "the worker")
         workers.busy.add("celery@busy")
         time.sleep(LEAST_INTERVAL)
