@@ -14,6 +14,8 @@ FROM python:3.13-slim
 RUN groupadd --gid 10001 app \
     && useradd --uid 10001 --gid app --create-home --home-dir /app --shell /usr/sbin/nologin app
 COPY --from=build /venv /venv
+# The directory of the installed package has the version of Python in its path.
+COPY --from=build /src/demo_tasks/flowerconfig.py /app/flowerconfig.py
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1

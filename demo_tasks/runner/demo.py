@@ -114,6 +114,7 @@ class Demo:
     def _show(self, summary: Summary) -> None:
         self._screen.summary(summary)
         self._screen.say(f"Flower shows the worker and every task: {self._stage.flower.url()}")
+        self._screen.say(f"Its page about every process's connections: {self._stage.flower.pools_url()}")
         self._report(summary)
 
     def _report(self, summary: Summary) -> None:

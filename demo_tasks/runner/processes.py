@@ -120,8 +120,15 @@ class Flower(_CeleryProcess):
         """Return the address to open in a browser."""
         return f"http://{self.host}:{self.port}"
 
+    def pools_url(self) -> str:
+        """Return the address of the page about the worker's connections."""
+        return f"{self.url()}/pools"
+
     def _command(self, port: int) -> Command:
-        return self._celery("flower", f"--address={self.host}", f"--port={port}", "--persistent=False")
+        config = Path(demo_tasks.__file__).with_name("flowerconfig.py")
+        return self._celery(
+            *("flower", f"--conf={config}", f"--address={self.host}", f"--port={port}", "--persistent=False")
+        )
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=2.0)

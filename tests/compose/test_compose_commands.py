@@ -145,6 +145,8 @@ def stack(tmp_path: Path, broker_url: str, database: Database) -> Iterator[Stack
         "--address=0.0.0.0": "--address=127.0.0.1",
         "--port=5555": f"--port={flower}",
         "127.0.0.1:5555": f"127.0.0.1:{flower}",
+        # What the Dockerfile copies.
+        "/app/flowerconfig.py": str(ROOT / "demo_tasks" / "flowerconfig.py"),
         # The container's name is this machine's.
         "celery@worker": f"celery@{socket.gethostname()}",
     }
@@ -154,9 +156,9 @@ def stack(tmp_path: Path, broker_url: str, database: Database) -> Iterator[Stack
         yield made
 
 
-def flower_status(stack: Stack, credentials: str | None) -> int:
+def flower_status(stack: Stack, credentials: str | None, path: str = "/workers") -> int:
     port = next(argument for argument in stack.command("flower") if argument.startswith("--port=")).partition("=")[2]
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/workers")
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
     if credentials is not None:
         request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
     try:
@@ -179,9 +181,10 @@ def test_the_services_work_together(stack: Stack, database: Database) -> None:
     stack.start("submit")
     stack.wait_healthy("flower")
 
-    assert flower_status(stack, None) == 401
-    assert flower_status(stack, "someone:another-password") == 401
-    assert flower_status(stack, CREDENTIALS) == 200
+    for path in ("/workers", "/pools", "/api/pools"):
+        assert flower_status(stack, None, path) == 401
+        assert flower_status(stack, "someone:another-password", path) == 401
+        assert flower_status(stack, CREDENTIALS, path) == 200
 
     status = stack.wait("submit", 200)
     output = stack.log("submit").read_text()

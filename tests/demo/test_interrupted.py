@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -33,6 +34,15 @@ def test_ctrl_c_while_it_stays_up(place: Path, tmp_path: Path) -> None:
         assert flower is not None
         with urllib.request.urlopen(f"{flower[0]}/workers", timeout=10) as answer:
             assert answer.status == 200
+        # The summary names the page about the connections, where the worker is online.
+        pools = re.search(r"connections: (http://127\.0\.0\.1:\d+)(/pools)$", run.text, re.MULTILINE)
+        assert pools is not None
+        with urllib.request.urlopen(pools[1] + pools[2], timeout=10) as answer:
+            assert 'aria-current="page">Pools</a>' in answer.read().decode()
+        with urllib.request.urlopen(f"{pools[1]}/api/pools", timeout=10) as answer:
+            (worker,) = json.load(answer)["workers"]
+        assert worker["status"] == "online"
+        assert {each["name"] for each in worker["snapshots"][0]["totals"]} >= {"api", "db"}
         run.signal(signal.SIGINT)
         assert run.wait() == 0
     assert re.findall(r"^(.+) stopped$", run.text, re.MULTILINE) == [

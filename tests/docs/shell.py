@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from demo_tasks.servers.ports import free_port
 from tests.support.paths import ROOT
 
 _ASSIGNMENT = re.compile(r"(?P<name>[A-Z_]+)=(?P<value>.*)", re.DOTALL)
@@ -17,7 +18,7 @@ _REQUIREMENT = re.compile(r"(?P<what>[^\[\]]+)(\[(?P<extras>[\w,\-]+)\])?")
 
 
 class Shell:
-    """Runs commands in a directory; a worker that is started runs until the page's end.
+    """Runs commands in a directory; a worker or a Flower that is started runs until the page's end.
 
     Args:
         directory: Where the page's files are.
@@ -75,10 +76,17 @@ class Shell:
 
     def _celery(self, arguments: list[str], environment: dict[str, str]) -> None:
         program = str(Path(sys.executable).with_name("celery"))
-        if "worker" not in arguments:
+        ready = " ready."
+        if "flower" in arguments:
+            # On a port that is free: Flower takes its options from the environment, too.
+            port = free_port()
+            os.environ["FLOWER_URL"] = f"http://127.0.0.1:{port}"
+            environment |= {"FLOWER_ADDRESS": "127.0.0.1", "FLOWER_PORT": str(port)}
+            ready = "Visit me at "
+        elif "worker" not in arguments:
             subprocess.run([program, *arguments], env=environment, cwd=self._directory, check=True, timeout=60)
             return
-        log = self._directory / f"worker-{len(self._workers)}.log"
+        log = self._directory / f"program-{len(self._workers)}.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(
                 [program, *arguments],
@@ -89,9 +97,9 @@ class Shell:
             )
         self._workers.append((shlex.join(arguments), worker, log))
         deadline = time.monotonic() + 40
-        while " ready." not in log.read_text(errors="replace"):
+        while ready not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the worker is not ready:\n{log.read_text(errors='replace')}")
+                raise AssertionError(f"{arguments} is not ready:\n{log.read_text(errors='replace')}")
             time.sleep(0.05)
 
 

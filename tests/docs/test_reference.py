@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import workerpools
+import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
@@ -35,6 +36,7 @@ def _api() -> str:
     "name",
     [
         *workerpools.__all__,
+        *(f"flower.{name}" for name in workerpools.flower.__all__),
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
         *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),
         *(f"prometheus.{name}" for name in workerpools.prometheus.__all__),

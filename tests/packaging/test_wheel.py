@@ -80,12 +80,15 @@ def test_wheel_holds_both_packages_and_nothing_else(names: list[PurePosixPath], 
 
 
 def test_wheel_holds_every_module(names: list[PurePosixPath]) -> None:
-    """No module of the checkout is left out, `py.typed` is there, and it says nothing of being partial."""
+    """No module of the checkout is left out, nor a file of the Pools page; `py.typed` is there, and it says nothing of
+    being partial."""
     modules = {
         PurePosixPath(path.relative_to(ROOT))
         for package in ("workerpools", "demo_tasks")
-        for path in (ROOT / package).rglob("*.py")
+        for pattern in ("*.py", "*.html", "*.js", "*.css")
+        for path in (ROOT / package).rglob(pattern)
     }
+    assert PurePosixPath("workerpools/flower/static/pools.js") in modules
     assert modules <= set(names)
     assert PurePosixPath("workerpools/py.typed") in names
     for name in ("alerts.yml", "dashboard.json"):

@@ -9,6 +9,7 @@ import workerpools
 import workerpools.adapter
 import workerpools.events
 import workerpools.failures
+import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
@@ -42,6 +43,7 @@ def test_exported_members() -> None:
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
+    assert workerpools.flower.__all__ == ["install"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",
         "TaskSession",
@@ -54,6 +56,7 @@ def test_exported_members() -> None:
         workerpools.adapter,
         workerpools.events,
         workerpools.failures,
+        workerpools.flower,
         workerpools.httpx,
         workerpools.opentelemetry,
         workerpools.prometheus,

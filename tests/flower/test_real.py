@@ -1,0 +1,120 @@
+"""A real prefork worker with tasks, a real Flower, and what its pages say of the two."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flower.stand import FlowerProcess
+from tests.support.browser import Browser
+from tests.worker.stand import Stand, wait_until
+from workerpools._core.stats import ResourceStats, WorkerStats
+
+pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]
+
+NewFlower = Callable[..., FlowerProcess]
+
+
+def snapshot(flower: FlowerProcess) -> WorkerStats | None:
+    """Return what the document says of the one worker, once that is known."""
+    for worker in flower.document()["workers"]:
+        if worker["status"] == "online":
+            (found,) = worker["snapshots"]
+            return WorkerStats.from_dict(found)
+    return None
+
+
+def of(resources: tuple[ResourceStats, ...], name: str) -> ResourceStats:
+    return next(each for each in resources if each.name == name)
+
+
+def test_numbers_agree(stand: Stand, flower: NewFlower) -> None:
+    """The document's totals are what the servers saw, also after a child was killed, and never fall."""
+    with stand.worker(concurrency=2) as worker:
+        running = flower(broker_url=stand.broker_url)
+        tasks = len(stand.reach_all(worker.children()))
+        killed = worker.children()[0]
+
+        def seen(name: str, number: str, value: float) -> WorkerStats | None:
+            found = snapshot(running)
+            return found if found is not None and of(found.totals(), name).value(number) == value else None
+
+        before = wait_until(lambda: seen("db", "attempts", tasks), "every task in the document")
+        assert {process.pid for process in before.processes} == set(worker.children())
+        assert of(before.totals(), "api").value("opened") == stand.echo.accepted
+        assert of(before.totals(), "db").open == len(stand.backends("workerpools db pid=%"))
+
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: killed not in worker.children() and len(worker.children()) == 2, "a successor")
+        tasks += len(stand.reach_all(worker.children()))
+        after = wait_until(lambda: seen("db", "attempts", tasks), "every task in the document")
+        assert {process.pid for process in after.processes} == set(worker.children())
+        assert of(after.totals(), "api").value("opened") == stand.echo.accepted
+        assert of(after.totals(), "db").value("opened") == 3
+        # The same as the command line is told.
+        (answer,) = stand.client.control.broadcast("pools", reply=True, timeout=5.0, limit=1)
+        ((told,),) = answer.values()
+        for one, other in zip(WorkerStats.from_dict(told).totals(), after.totals(), strict=True):
+            assert (one.name, one.value("opened"), one.value("reused")) == (
+                *(other.name, other.value("opened")),
+                other.value("reused"),
+            )
+
+
+def test_pages(stand: Stand, flower: NewFlower, page: Browser, pictures: Path) -> None:
+    """Both pages show the children and what they use; that of the worker is readable, and leads to the other."""
+    page.size(1440, 900)
+    with stand.worker(concurrency=2) as worker:
+        running = flower(broker_url=stand.broker_url)
+        stand.reach_all(worker.children())
+        name = worker.name.replace("%h", os.uname().nodename)
+        slow = stand.send("slow_request", 9.0)
+        page.open(running.url("/pools"))
+        page.until("document.querySelectorAll('.wp-row').length > 4")
+        page.until("[...document.querySelectorAll('.wp-use-text')].some((each) => each.textContent.startsWith('1 of'))")
+        slow.get(timeout=60)
+        text = page.text("#workerpools")
+        for pid in worker.children():
+            assert f"Process {pid}" in text
+        page.screenshot(pictures / "real.png")
+        assert page.problems() == []
+
+        page.evaluate("document.querySelector('.wp-worker-name a').click()")
+        page.until("document.getElementById('workername')?.textContent")
+        assert page.evaluate("document.getElementById('workername').textContent") == name
+        page.evaluate("document.querySelector('[data-bs-target=\"#tab-workerpools\"]').click()")
+        page.until("getComputedStyle(document.getElementById('tab-workerpools')).opacity === '1'")
+        page.screenshot(pictures / "worker.png")
+        pane = page.text("#tab-workerpools")
+        assert re.search(r"The numbers here are those of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", pane)
+        assert re.search(r"db\s+open 2/4, in use 0, pending 0; opened 2, reused", pane)
+        for pid in worker.children():
+            assert re.search(rf"{pid}\s+api\s+open 1", pane)
+        # The raw snapshots, with their buckets, are nowhere on the page.
+        whole = page.evaluate("document.body.textContent")
+        assert "buckets" not in whole
+        assert "snapshots" not in whole
+        page.evaluate("document.querySelector('#tab-workerpools a').click()")
+        page.until("location.pathname === '/pools' && document.querySelector(':target, .wp-worker')")
+        page.until(f"document.body.innerText.includes({name!r})")
+
+
+def test_raw_reply_is_still_there(stand: Stand, flower: NewFlower) -> None:
+    """What the page of a worker leaves out, Flower's own API still has."""
+    import json
+
+    with stand.worker(concurrency=1):
+        running = flower(broker_url=stand.broker_url, env={"FLOWER_UNAUTHENTICATED_API": "true"})
+
+        def asked() -> Any:
+            answer = running.get("/api/workers?refresh=1")
+            return next(iter(json.loads(answer.body).values()), None) if answer.status == 200 else None
+
+        found = wait_until(asked, "the worker")
+        assert WorkerStats.from_dict(found["stats"]["workerpools"]["snapshots"][0]).execution_pool == "prefork"

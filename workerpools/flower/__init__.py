@@ -1,0 +1,41 @@
+"""A Pools page in Flower: what every connection pool of every worker process is doing.
+
+In ``flowerconfig.py``::
+
+    import workerpools.flower
+
+    workerpools.flower.install()
+
+Importing this module does nothing, and does not import Flower.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from workerpools.errors import ConfigurationError
+
+__all__ = ["install"]
+
+
+def install() -> None:
+    """Add the Pools page, its link in the navigation bar, and readable numbers on the page of a worker.
+
+    To be called in ``flowerconfig.py``, before Flower builds its application. May be called again. Where this version
+    of Flower is not built as expected, the page is a plain one, and the log says so; it is never open to who may not
+    open Flower's own pages.
+
+    Raises:
+        ConfigurationError: Flower is not installed.
+    """
+    try:
+        importlib.import_module("flower")
+    except ModuleNotFoundError as error:
+        if error.name != "flower":
+            raise
+        raise ConfigurationError(
+            "workerpools.flower.install() needs Flower, which is not installed: pip install 'workerpools[flower]'"
+        ) from None
+    from workerpools.flower._setup import set_up
+
+    set_up()

@@ -1,0 +1,108 @@
+"""Flower's templates with ours beside them: a link in the navigation bar, a tab on the page of a worker."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tornado import template
+
+__all__ = ["OURS", "PREFIX", "PoolsLoader", "with_link", "with_tab"]
+
+logger = logging.getLogger("workerpools.flower")
+
+#: Where our templates are.
+OURS = Path(__file__).parent / "templates"
+
+#: What the names of our templates begin with: they are no files of Flower's.
+PREFIX = "workerpools/"
+
+_ITEM = re.compile(r"[ \t]*<li\b(?:(?!<li\b).)*?</li>\s*?\n", re.DOTALL)
+
+
+class Unknown(Exception):
+    """A template of Flower's is not built as expected; the message says what is missing."""
+
+
+def with_link(source: str) -> str:
+    """Return Flower's ``navbar.html`` with a link to the Pools page after the one to the broker's.
+
+    Raises:
+        Unknown: It has no such link.
+    """
+    item = _item(source, "reverse_url('broker')")
+    link = item.replace("reverse_url('broker')", "reverse_url('workerpools')")
+    link = link.replace("active_tab == 'broker'", "active_tab == 'workerpools'").replace(">Broker<", ">Pools<")
+    return source.replace(item, item + link)
+
+
+def with_tab(source: str) -> str:
+    """Return Flower's ``worker.html`` with a tab for the connection pools, which are not among the others any more.
+
+    Raises:
+        Unknown: It has no tab or no list like those that are looked for.
+    """
+    item = _item(source, 'data-bs-target="#tab-system"')
+    tab = item.replace("tab-system", "tab-workerpools").replace(">System<", ">Connections<")
+    pane = _once(source, r'[ \t]*<div class="tab-pane[^>]*id="tab-system"')
+    known = _once(source, r"not in\s+'pool pid [a-z_ ]*rusage(?='\.split\(\))")
+    only_some = "{%% if 'workerpools' in worker['stats'] %%}\n%s{%% end %%}\n"
+    source = source.replace(known, f"{known} workerpools")
+    source = source.replace(pane, only_some % f'{{% include "{PREFIX}worker.html" %}}\n' + pane)
+    return source.replace(item, item + only_some % tab)
+
+
+def _item(source: str, mark: str) -> str:
+    found: list[str] = [item for item in _ITEM.findall(source) if mark in item]
+    if len(found) != 1:
+        raise Unknown(f"{len(found)} list items with {mark}")
+    return found[0]
+
+
+def _once(source: str, pattern: str) -> str:
+    found = re.findall(pattern, source)
+    if len(found) != 1 or source.count(found[0]) != 1:
+        raise Unknown(f"{len(found)} places like {pattern}")
+    return str(found[0])
+
+
+_CHANGED: dict[str, tuple[Callable[[str], str], str]] = {
+    "navbar.html": (with_link, "the navigation bar has no link to the Pools page"),
+    "worker.html": (with_tab, "the page of a worker shows its connection pools in their raw form"),
+}
+
+
+class PoolsLoader(template.Loader):
+    """Loads Flower's templates, some of them with an addition, and ours.
+
+    Args:
+        directory: Where Flower's templates are.
+    """
+
+    def resolve_path(self, name: str, parent_path: str | None = None) -> str:
+        # What ours extend or include is named in full, and may be Flower's.
+        if parent_path is not None and parent_path.startswith(PREFIX):
+            return name
+        return super().resolve_path(name, parent_path)
+
+    def load(self, name: str, parent_path: str | None = None) -> template.Template:
+        name = self.resolve_path(name, parent_path)
+        with self.lock:
+            if name not in self.templates and (name.startswith(PREFIX) or name in _CHANGED):
+                self.templates[name] = self._ours(name) if name.startswith(PREFIX) else self._changed(name)
+        return super().load(name)
+
+    def _ours(self, name: str) -> template.Template:
+        text = (OURS / name.removeprefix(PREFIX)).read_text(encoding="utf-8")
+        return template.Template(text, name=name, loader=self)
+
+    def _changed(self, name: str) -> template.Template:
+        text = (Path(self.root) / name).read_text(encoding="utf-8")
+        change, otherwise = _CHANGED[name]
+        try:
+            return template.Template(change(text), name=name, loader=self)
+        except (Unknown, template.ParseError, SyntaxError) as error:
+            logger.warning("Flower's %s is not as expected (%s): %s", name, error, otherwise)
+            return template.Template(text, name=name, loader=self)

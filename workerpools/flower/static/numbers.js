@@ -1,0 +1,80 @@
+// Reads the numbers of a snapshot's resource, and writes them for people. Numbers that are 0 are left out of snapshots.
+
+/** Returns a number; all of a label's values together. */
+export function value(resource, name) {
+    const found = resource[name];
+    if (found && typeof found === "object") {
+        return Object.values(found).reduce((sum, each) => sum + each, 0);
+    }
+    return found || 0;
+}
+
+/** Returns the longest of a histogram's times, in seconds. */
+export function longest(resource, name) {
+    return resource[name] ? resource[name].max : 0;
+}
+
+/** Returns which part of the acquisitions got an open connection, from 0 to 1; null before the first. */
+export function reuseRatio(reused, opened) {
+    return reused + opened ? reused / (reused + opened) : null;
+}
+
+export function count(number) {
+    return number.toLocaleString("en");
+}
+
+export function plural(number, one, many) {
+    return `${count(number)} ${number === 1 ? one : many || `${one}s`}`;
+}
+
+/** Returns a part as a percentage; only the whole is 100 %, and only nothing is 0 %. */
+export function percent(part) {
+    if (part === null) {
+        return "—";
+    }
+    const rounded = Math.round(part * 100);
+    return `${part < 1 ? Math.min(rounded, 99) : rounded} %`;
+}
+
+/** Returns a time that something took. */
+export function seconds(time) {
+    if (!time) {
+        return "0 s";
+    }
+    if (time < 0.001) {
+        return "< 1 ms";
+    }
+    return time < 1 ? `${Math.round(time * 1000)} ms` : age(time, time < 10 ? 1 : 0);
+}
+
+/** Returns how long ago something was, or how long it has been so. */
+export function age(time, digits = 0) {
+    if (time < 60) {
+        return `${time.toFixed(digits)} s`;
+    }
+    if (time < 3600) {
+        return `${Math.floor(time / 60)} min`;
+    }
+    const hours = Math.floor(time / 3600);
+    return hours < 48 ? `${hours} h ${Math.floor((time % 3600) / 60)} min` : `${Math.floor(hours / 24)} days`;
+}
+
+const TROUBLES = [
+    ["acquire_timeouts", "time-out"],
+    ["failures", "failure"],
+    ["failed_checks", "failed check"],
+    ["replays", "replay"],
+    ["retries", "retry", "retries"],
+    ["refused_replays", "refused replay"],
+    ["resolved_commits", "resolved commit"],
+    ["leaks", "leak"],
+];
+
+/** Returns what has gone wrong, as [name, text, details] for each number that is not 0. */
+export function troubles(resource) {
+    return TROUBLES.filter(([name]) => value(resource, name)).map(([name, one, many]) => {
+        const found = resource[name];
+        const details = typeof found === "object" ? Object.entries(found).map(([kind, n]) => `${kind} ${n}`) : [];
+        return [name, plural(value(resource, name), one, many), details.join(", ")];
+    });
+}

@@ -1,0 +1,137 @@
+// The Pools page: asks Flower for the numbers of all workers, again and again, and shows them.
+
+import { age, plural } from "./numbers.js";
+import { alertsOf, View } from "./view.js";
+
+const VERSION = 1;
+const INTERVAL = 5000;
+// A Flower that is down is asked less often.
+const LONGEST_INTERVAL = 30000;
+const TIMEOUT = 15000;
+
+const byId = (id) => document.getElementById(id);
+const root = byId("workerpools");
+const view = new View(root);
+
+let paused = root.dataset.refreshes !== "1";
+let failure = "";
+let failures = 0;
+let fetched = null;
+let timer = null;
+let running = false;
+
+/** Asks once; throws an Error whose message is for people. */
+async function ask() {
+    let response;
+    try {
+        response = await fetch(root.dataset.url, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
+    } catch {
+        throw new Error("Flower does not answer.");
+    }
+    if (response.status === 401 || response.status === 403) {
+        throw new Error("Flower wants a log-in: reload this page.");
+    }
+    if (!response.ok) {
+        throw new Error(`Flower answers with an error (status ${response.status}).`);
+    }
+    let found;
+    try {
+        found = await response.json();
+    } catch {
+        throw new Error("What Flower answers cannot be read: reload this page.");
+    }
+    if (found.version !== VERSION) {
+        throw new Error("Flower has another version of this page: reload it.");
+    }
+    return found;
+}
+
+async function refresh() {
+    if (running) {
+        return;
+    }
+    running = true;
+    clearTimeout(timer);
+    try {
+        const found = await ask();
+        [failure, failures, fetched] = ["", 0, performance.now()];
+        view.update(found);
+    } catch (error) {
+        failure = error.message;
+        failures += 1;
+    } finally {
+        running = false;
+    }
+    drawState();
+    schedule();
+}
+
+function schedule() {
+    clearTimeout(timer);
+    // Nobody looks at a page in the background; it is brought up to date when somebody does.
+    if (!paused && !document.hidden) {
+        timer = setTimeout(refresh, Math.min(LONGEST_INTERVAL, INTERVAL * 2 ** Math.max(0, failures - 1)));
+    }
+}
+
+function drawState() {
+    const found = view.document;
+    const problem = failure || (found && found.problem) || "";
+    const old = dataAge();
+    const since = old === null ? "" : ` What is shown is ${age(old)} old.`;
+    setText("wp-problem", problem && problem + since);
+    byId("wp-problem").hidden = !problem;
+    setText("wp-refreshed", stateText(problem, old));
+    byId("wp-dot").classList.toggle("status-dot-live", !problem && !paused && found !== null);
+    byId("wp-dot").classList.toggle("status-dot-error", Boolean(problem));
+    setText("wp-pause", paused ? "Resume" : "Pause");
+    byId("wp-pause").title = paused ? "Refresh this page automatically" : "Stop refreshing this page automatically";
+    // Said aloud only when it changes; the numbers are not, they always do.
+    const alerts = found ? alertsOf(found.workers).length : 0;
+    setText("wp-said", [problem, alerts && plural(alerts, "alert")].filter(Boolean).join(" "));
+}
+
+function stateText(problem, old) {
+    if (old === null) {
+        return problem ? "No numbers" : "Asking the workers…";
+    }
+    if (problem) {
+        return `Not refreshed, ${age(old)} old`;
+    }
+    return paused ? `Paused, ${age(old)} old` : `Updated ${age(old)} ago`;
+}
+
+/** Returns how old what is shown is, in seconds; null as long as nothing is. */
+function dataAge() {
+    const found = view.document;
+    if (found === null || found.asked === null) {
+        return null;
+    }
+    return Math.max(0, found.now - found.asked) + (performance.now() - fetched) / 1000;
+}
+
+function setText(id, content) {
+    if (byId(id).textContent !== content) {
+        byId(id).textContent = content;
+    }
+}
+
+byId("wp-pause").addEventListener("click", () => {
+    paused = !paused;
+    if (paused) {
+        clearTimeout(timer);
+    } else {
+        refresh();
+    }
+    drawState();
+});
+document.addEventListener("visibilitychange", () => {
+    if (document.hidden || paused) {
+        clearTimeout(timer);
+    } else {
+        refresh();
+    }
+});
+setInterval(drawState, 1000);
+drawState();
+refresh();
