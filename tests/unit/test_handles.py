@@ -64,7 +64,8 @@ def test_a_hint_breaks_no_protocol(handle: Any) -> None:
     assert not hasattr(empty, "connect")
     assert not hasattr(empty, "_overrides")
     assert type(copy.copy(handle)) is type(handle)
-    with pytest.raises(TypeError, match="pickle"):
+    # Which one depends on the first of its attributes that cannot be.
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError), match="pickle"):
         pickle.dumps(Handles.api)
 
 

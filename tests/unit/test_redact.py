@@ -60,7 +60,7 @@ PASSWORDS = st.one_of(
 @functools.cache
 def usual(shown: Callable[[str], str]) -> str:
     """Return what is shown with passwords that nothing is a piece of."""
-    return "".join(map(shown, ("x", "x@x", "x@0:x", "x@0/x", "/x", "0/x")))
+    return "".join(map(shown, ("x", "x@x", "x@0:x", "x@0/x", "/x", "0/x", ":?x")))
 
 
 def leaked(password: str, shown: Callable[[str], str]) -> set[str]:
@@ -124,6 +124,7 @@ def shown_of_http(password: str) -> str:
 @example("p@host?word")
 @example("p@host#word")
 @example("/word")
+@example(":?xam")
 def test_no_piece_of_an_http_password_is_shown(password: str) -> None:
     """As text, and as a URL that httpx has parsed."""
     assert leaked(password, shown_of_http) == set()
