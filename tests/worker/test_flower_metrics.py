@@ -4,82 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.support.paths import environment
+from demo_tasks.servers import Workspace
+from tests.flower.stand import FlowerProcess
 from tests.support.promtool import check_metrics
 from tests.worker.scraping import fallen, fetch, series, total
 from tests.worker.seeing import run
-from tests.worker.stand import SHOP, Stand, wait_until
+from tests.worker.stand import Stand, wait_until
 
 pytestmark = pytest.mark.worker
 
-# Flower looks at its workers when it starts, and when somebody opens a page: here a timer does it.
-CONFIGURATION = """
-import flower.app
-from tornado.ioloop import PeriodicCallback
 
-from workerpools._core.stats import WorkerStats
-from workerpools.prometheus import register
-
-start = flower.app.Flower.start
-
-
-def started(self):
-    def source():
-        told = {name: info.get("stats", {}).get("workerpools") for name, info in list(self.workers.items())}
-        return {
-            name: [WorkerStats.from_dict(each) for each in found["snapshots"]] for name, found in told.items() if found
-        }
-
-    register(source)
-    PeriodicCallback(self.update_workers, 200).start()
-    start(self)
-
-
-flower.app.Flower.start = started
-"""
-
-
-@contextmanager
-def flower(stand: Stand, folder: Path) -> Iterator[str]:
-    """Run Flower with that configuration; gives the address of its `/metrics`."""
-    configuration = folder / "flowerconfig.py"
-    configuration.write_text(CONFIGURATION)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "celery", "-A", SHOP, "flower", "--address=127.0.0.1", f"--port={port}"]
-    command += [f"--conf={configuration}", "--inspect-timeout=1000"]
-    with (folder / "flower.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment(stand.environment()), cwd=folder
-        )
-        try:
-            yield f"http://127.0.0.1:{port}/metrics"
-        finally:
-            process.kill()
-            process.wait()
-
-
-def test_flowers_metrics_have_our_series(stand: Stand, tmp_path: Path) -> None:
-    """Of each worker, beside Flower's own, accepted by promtool, and in agreement with what the servers saw."""
+def test_flowers_metrics_have_our_series(stand: Stand) -> None:
+    """Of each worker, beside Flower's own, accepted by promtool, and in agreement with what the servers saw. Nobody
+    else looks: being scraped is what makes Flower ask."""
     with (
         stand.worker(concurrency=2, args=["--max-tasks-per-child", "5"]) as first,
         stand.worker(concurrency=2) as second,
-        flower(stand, tmp_path) as url,
+        Workspace() as workspace,
+        FlowerProcess(workspace, stand.broker_url) as flower,
     ):
         names = {worker.name.replace("%h", socket.gethostname()) for worker in (first, second)}
 
         def page() -> str:
             with contextlib.suppress(OSError):
-                return fetch(url)
+                return fetch(flower.url("/metrics"))
             return ""
 
         wait_until(
@@ -95,13 +46,18 @@ def test_flowers_metrics_have_our_series(stand: Stand, tmp_path: Path) -> None:
         wait_until(
             lambda: total(series(page()), "workerpools_attempts_total", resource="db") == 60, "what all tasks have done"
         )
+        wait_until(lambda: total(series(page()), "workerpools_processes_running") == 4, "four children")
         text = page()
-        found = series(text)
-        assert total(found, "workerpools_connections_opened_total", resource="api") == stand.echo.accepted
-        assert total(found, "workerpools_processes_running") == 4
+        assert total(series(text), "workerpools_connections_opened_total", resource="api") == stand.echo.accepted
         check_metrics(ours(text))
         # Flower's own are still there.
-        assert any(name.startswith("flower_") for name, _ in found)
+        assert any(name.startswith("flower_") for name, _ in series(text))
+        assert second.stop() == 0
+        (gone,) = names - {first.name.replace("%h", socket.gethostname())}
+        wait_until(
+            lambda: gone not in {dict(labels).get("worker") for name, labels in series(page()) if "_attempts" in name},
+            "no series of a worker that has ended",
+        )
 
 
 def ours(text: str) -> str:

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from demo_tasks.servers import Workspace
+from tests.flower.stand import FlowerProcess
 from tests.support.inspect import socket_inodes
 from tests.support.promtool import check_metrics
 from tests.support.worker import WorkerProcess
-from tests.worker.scraping import Series, address, exported, fallen, scrape, series, summed, total
-from tests.worker.seeing import run
+from tests.worker.scraping import Series, address, exported, fallen, fetch, scrape, series, summed, total
+from tests.worker.seeing import look, run
 from tests.worker.stand import PATIENCE, Stand, wait_until
+from workerpools._core.stats import ResourceStats, WorkerStats, merged
 
 pytestmark = pytest.mark.worker
 
@@ -159,12 +162,42 @@ def agree(stand: Stand, found: Series, points: dict[str, Any], tasks: int) -> No
     assert total(found, "workerpools_processes_running") == summed(points, "workerpools.processes.running")
 
 
+def same(stand: Stand, flower: FlowerProcess, scraped: Series) -> None:
+    """Check what `inspect pools`, Flower's document and Flower's `/metrics` say against what the worker's own port
+    says."""
+    told = {each.name: each for each in look(stand).totals()}
+    for name in ("api", "db"):
+        for number, of_series in (
+            ("opened", "workerpools_connections_opened_total"),
+            ("closed", "workerpools_connections_closed_total"),
+            ("reused", "workerpools_acquisitions_reused_total"),
+            ("attempts", "workerpools_attempts_total"),
+        ):
+            expected = total(scraped, of_series, resource=name)
+            assert told[name].value(number) == expected, (name, number)
+
+            def agrees(name: str = name, number: str = number, expected: float = expected) -> bool:
+                return in_flower(flower)[name].value(number) == expected
+
+            wait_until(agrees, f"{number} of {name} in Flower")
+            assert total(series(fetch(flower.url("/metrics"))), of_series, resource=name) == expected
+
+
+def in_flower(flower: FlowerProcess) -> dict[str, ResourceStats]:
+    """Return the totals of all workers in the document of Flower's page."""
+    snapshots = [each for worker in flower.document()["workers"] for each in worker["snapshots"]]
+    totals = merged(each for snapshot in snapshots for each in WorkerStats.from_dict(snapshot).totals())
+    return {each.name: each for each in totals}
+
+
 @pytest.mark.slow
-def test_both_exporters_agree_with_the_servers_while_children_are_killed_and_recycled(
+@pytest.mark.timeout(300)
+def test_everything_that_shows_them_agrees_with_the_servers_while_children_are_killed_and_recycled(
     stand: Stand, tmp_path: Path
 ) -> None:
     """Eight children of a few tasks each, one killed now and then, and scraped all the while: no counter falls, and in
-    the end everything is accounted for. Of the children nobody exports but their parent."""
+    the end everything is accounted for: by the worker's port, OpenTelemetry, `inspect pools`, Flower's page and its
+    `/metrics`. Of the children nobody exports but their parent."""
     path = tmp_path / "exported.jsonl"
     worker = stand.worker(
         app="tests.worker.exporting:app",
@@ -173,7 +206,7 @@ def test_both_exporters_agree_with_the_servers_while_children_are_killed_and_rec
         conf=ANY_PORT,
         env={"SHOP_METRICS": str(path)},
     )
-    with worker:
+    with worker, Workspace() as workspace, FlowerProcess(workspace, stand.broker_url) as flower:
         before, tasks = series(scrape(worker)), 0
         for _ in range(6):
             answers = [result.get(timeout=PATIENCE) for result in [stand.send("visit", str(n)) for n in range(24)]]
@@ -190,6 +223,7 @@ def test_both_exporters_agree_with_the_servers_while_children_are_killed_and_rec
         wait_until(lambda: len(exported(path)) > seen + 1, "an export after that")
         points = exported(path)
         agree(stand, last, points[-1], tasks)
+        same(stand, flower, last)
         opened = [summed(each, "workerpools.connections.opened") for each in points]
         assert opened == sorted(opened)
         uses = [summed(each, "db.client.connection.use_time") for each in points]

@@ -1,4 +1,4 @@
-"""A Pools page in Flower: what every connection pool of every worker process is doing.
+"""Flower's Pools page and our series on its ``/metrics``: what every connection pool of every worker process is doing.
 
 In ``flowerconfig.py``::
 
@@ -19,7 +19,9 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Add the Pools page, its link in the navigation bar, and readable numbers on the page of a worker.
+    """Add the Pools page, its link in the navigation bar, readable numbers on the page of a worker, and our series.
+
+    The series are those of :mod:`workerpools.prometheus`, at Flower's ``/metrics``.
 
     To be called in ``flowerconfig.py``, before Flower builds its application. May be called again. Where this version
     of Flower is not built as expected, the page is a plain one, and the log says so; it is never open to who may not

@@ -39,18 +39,23 @@ class Reply:
     Attributes:
         received: When, in seconds since the epoch.
         has_pools: Whether it said anything of connection pools.
-        snapshots: What it said, each snapshot with its totals; None if that cannot be read.
+        snapshots: What it said; None if that cannot be read.
+        shown: The same for the page, each snapshot with its totals.
     """
 
     received: float
     has_pools: bool = False
-    snapshots: tuple[dict[str, Any], ...] | None = ()
+    snapshots: tuple[WorkerStats, ...] | None = ()
+    shown: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, received: float, stats: Any) -> Reply:
         """Return the reply that ``stats`` is; takes about 20 µs for each resource of each process."""
         pools = stats.get(_KEY) if isinstance(stats, dict) else None
-        return cls(received) if pools is None else cls(received, True, _snapshots(pools))
+        if pools is None:
+            return cls(received)
+        snapshots = _snapshots(pools)
+        return cls(received, True, snapshots, tuple(map(_with_totals, snapshots or ())))
 
 
 def status(*, answered: bool, alive: bool | None, age: float | None, reachable: bool) -> Status:
@@ -100,14 +105,13 @@ def document(
             if state is not Status.OFFLINE:
                 without.append(name)
             continue
-        found = () if reply is None else reply.snapshots
         workers.append(
             {
                 "name": name,
                 "status": state.value,
                 "age": None if age is None else round(age, 3),
-                "readable": found is not None,
-                "snapshots": found or (),
+                "readable": reply is None or reply.snapshots is not None,
+                "snapshots": () if reply is None else reply.shown,
             }
         )
     return {
@@ -120,13 +124,13 @@ def document(
     }
 
 
-def _snapshots(pools: Any) -> tuple[dict[str, Any], ...] | None:
+def _snapshots(pools: Any) -> tuple[WorkerStats, ...] | None:
     # It came over the network, from a worker of whatever version.
     try:
         told = pools["snapshots"]
         if not isinstance(told, Sequence) or isinstance(told, str):
             return None
-        return tuple(_with_totals(WorkerStats.from_dict(each)) for each in told)
+        return tuple(WorkerStats.from_dict(each) for each in told)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from flower.views import BaseHandler
+from flower.views.monitor import Metrics
 from tornado import template, web
 
 from workerpools._core.counters import DEFINITIONS
 from workerpools.flower._source import Source
 from workerpools.flower._templates import PREFIX
 
-__all__ = ["STATIC", "Assets", "PoolsData", "PoolsView"]
+__all__ = ["STATIC", "Assets", "PoolsData", "PoolsMetrics", "PoolsView"]
 
 logger = logging.getLogger("workerpools.flower")
 
@@ -100,6 +101,17 @@ class PoolsData(BaseHandler):
         if status_code == 401 and flower.options.basic_auth:
             self.set_header("WWW-Authenticate", 'Basic realm="flower"')
         self.finish({"error": responses.get(status_code, "Unknown")})
+
+
+class PoolsMetrics(Metrics):
+    """Flower's own series and ours, once the workers were asked. Open to everyone, as Flower's are."""
+
+    def initialize(self, source: Source) -> None:
+        self._source = source
+
+    async def get(self) -> None:
+        await self._source.refresh(self.application)
+        await super().get()
 
 
 class Assets(web.StaticFileHandler):

@@ -1,4 +1,4 @@
-"""Puts the Pools page into Flower, before Flower builds its application."""
+"""Puts the Pools page and our series into Flower, before Flower builds its application."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tornado.web import RequestHandler, url
 
 from workerpools.flower._source import Source
 from workerpools.flower._templates import PoolsLoader
+from workerpools.prometheus import register
 
 __all__ = ["set_up"]
 
@@ -23,7 +24,7 @@ def set_up() -> None:
     try:
         from flower import urls
 
-        from workerpools.flower._handlers import STATIC, Assets, PoolsData, PoolsView
+        from workerpools.flower._handlers import STATIC, Assets, PoolsData, PoolsMetrics, PoolsView
 
         handlers: list[Any] = urls.handlers
         settings: dict[str, Any] = urls.settings
@@ -37,13 +38,16 @@ def set_up() -> None:
         return
     if any(getattr(handler, "name", None) == _NAME for handler in handlers):
         return
-    loader = PoolsLoader(str(directory))
+    loader, source = PoolsLoader(str(directory)), Source()
+    register(source.snapshots)
     # Before the last one, which is for everything. Objects: of tuples Flower loses the name under --url_prefix.
     handlers[-1:-1] = [
         url(r"/pools", PoolsView, {"loader": loader}, name=_NAME),
-        url(r"/api/pools", PoolsData, {"source": Source()}, name=f"{_NAME}_data"),
+        url(r"/api/pools", PoolsData, {"source": source}, name=f"{_NAME}_data"),
         url(r"/pools/static/(.*)", Assets, {"path": str(STATIC)}, name=f"{_NAME}_static"),
     ]
+    # Flower's own comes before the others, and asks nobody.
+    handlers.insert(0, url(r"/metrics", PoolsMetrics, {"source": source}, name=f"{_NAME}_metrics"))
     if settings.setdefault("template_loader", loader) is not loader:
         logger.warning("Flower's templates are loaded by something else: its pages have no link to the Pools page")
         return

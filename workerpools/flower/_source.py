@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from workerpools.flower._document import Reply, document
+from workerpools._core.stats import WorkerStats
+from workerpools.flower._document import Reply, Status, document, status
 
 __all__ = ["FORGOTTEN_AFTER", "LEAST_INTERVAL", "Source"]
 
@@ -40,13 +41,14 @@ class Source:
     def __init__(self) -> None:
         self._replies: dict[str, Reply] = {}
         self._answered: frozenset[str] = frozenset()
+        self._alive: dict[str, bool] = {}
         self._asked: float | None = None
         self._problem = ""
         self._running: asyncio.Task[None] | None = None
         self._started = float("-inf")
 
-    async def document(self, flower: Any) -> dict[str, Any]:
-        """Return what the page shows, as fresh as the bound on questions and the workers' answers allow.
+    async def refresh(self, flower: Any) -> str:
+        """Ask the workers, unless that was done a moment ago; return why they cannot be asked, if so.
 
         Args:
             flower: Flower's application.
@@ -60,18 +62,36 @@ class Source:
             # One that is given up goes on: the next request finds what it brought.
             await asyncio.wait({self._running}, timeout=timeout + _SLACK)
         stuck = self._running is not None and time.monotonic() - self._started > timeout + _PATIENCE
-        alive = {name: bool(worker.alive) for name, worker in flower.events.state.workers.items()}
-        now = time.time()
+        self._alive = {name: bool(worker.alive) for name, worker in flower.events.state.workers.items()}
         self._adopt(flower.workers)
-        self._forget(alive, now, flower.options.purge_offline_workers)
+        self._forget(self._alive, time.time(), flower.options.purge_offline_workers)
+        return _STUCK if stuck else self._problem
+
+    async def document(self, flower: Any) -> dict[str, Any]:
+        """Return what the page shows, as fresh as the bound on questions and the workers' answers allow."""
+        problem = await self.refresh(flower)
         return document(
             self._replies,
             answered=self._answered,
-            alive=alive,
+            alive=self._alive,
             asked=self._asked,
-            now=now,
-            problem=_STUCK if stuck else self._problem,
+            now=time.time(),
+            problem=problem,
         )
+
+    def snapshots(self) -> Mapping[str, Sequence[WorkerStats]]:
+        """Return what each worker that is not offline said last, by its name."""
+        now, found = time.time(), {}
+        for name, reply in self._replies.items():
+            state = status(
+                answered=name in self._answered,
+                alive=self._alive.get(name),
+                age=now - reply.received,
+                reachable=not self._problem,
+            )
+            if reply.has_pools and reply.snapshots is not None and state is not Status.OFFLINE:
+                found[name] = reply.snapshots
+        return found
 
     async def _ask(self, flower: Any, timeout: float) -> None:
         alive = [name for name, worker in flower.events.state.workers.items() if worker.alive]
