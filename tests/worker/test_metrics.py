@@ -232,22 +232,26 @@ def test_everything_that_shows_them_agrees_with_the_servers_while_children_are_k
         assert last[("workerpools_processes_running", (("worker", worker_name(worker)),))] == 8
         assert total(last, "workerpools_connections_opened_total", resource="db") > 8
         check_metrics(scrape(worker))
-        # Not looked at any more until it ends: what it says at last is complete.
-        rest = [stand.send("visit", f"rest-{number}") for number in range(8)]
         assert worker.stop() == 0
-    # Those that it had not begun went back to the broker.
-    done = [result for result in rest if result.state == "SUCCESS"]
-    tasks += len(done)
-    for result in rest:
-        result.forget()
-    final = exported(path)[-1]
+
+
+def test_the_last_export_is_complete(stand: Stand, tmp_path: Path) -> None:
+    """It comes when the children have ended: with the tasks that a warm stop waited for, and everything closed."""
+    path = tmp_path / "exported.jsonl"
+    with stand.worker(app="tests.worker.exporting:app", env={"SHOP_METRICS": str(path)}) as worker:
+        tasks = len(stand.reach_all(worker.children()))
+        last = [stand.send("slow_request", 2.0) for _ in range(2)]
+        stand.wait_for_entry("slow_request", count=2)
+        assert worker.stop() == 0
+        assert [result.get(timeout=PATIENCE) for result in last]
+    points = exported(path)[-1]
     for name in ("api", "db"):
-        assert summed(final, "workerpools.attempts", workerpools__resource=name) == tasks
-    assert summed(final, "db.client.connection.count") == summed(final, "http.client.open_connections") == 0
-    assert summed(final, "db.client.connection.use_time", db__client__connection__pool__name="db") == tasks
-    assert summed(final, "http.client.connection.duration") == summed(
-        final, "workerpools.connections.closed", workerpools__resource="api"
-    )
+        assert summed(points, "workerpools.attempts", workerpools__resource=name) == tasks + 2
+        opened = summed(points, "workerpools.connections.opened", workerpools__resource=name)
+        closed = {"workerpools__resource": name, "workerpools__reason": "shutdown"}
+        assert summed(points, "workerpools.connections.closed", **closed) == opened == 2
+    assert summed(points, "db.client.connection.count") == summed(points, "http.client.open_connections") == 0
+    assert summed(points, "http.client.connection.duration") == stand.echo.accepted == 2
 
 
 def worker_name(worker: WorkerProcess) -> str:
@@ -257,7 +261,7 @@ def worker_name(worker: WorkerProcess) -> str:
 def watched(worker: WorkerProcess, before: Series) -> Series:
     """Scrape once more; no counter may have fallen."""
     after = series(scrape(worker))
-    assert fallen(before, after) == []
+    assert fallen(before, after) == [], worker.log()
     return after
 
 

@@ -90,4 +90,5 @@ def children(worker: Any) -> list[int] | None:
         found = worker.pool.info.get("processes")
     except Exception:  # the execution pool has not started yet, or is one of somebody else's
         return None
-    return [int(pid) for pid in found] if isinstance(found, (list, tuple)) else None
+    # One that is just being started has no id yet, for who asks from another thread.
+    return [int(pid) for pid in found if pid is not None] if isinstance(found, (list, tuple)) else None
