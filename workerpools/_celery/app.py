@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from celery import Celery
 
 from workerpools._celery import lifecycle, sharing
-from workerpools._celery.settings import read_settings
+from workerpools._celery.settings import read_setting, read_settings
 from workerpools._celery.terms import check_times
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
+from workerpools._core.alerts import AlertListener
 from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listener
@@ -53,9 +54,9 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Celery) -> None:
-    from workerpools._celery import bootstep
+    from workerpools._celery import alerting, bootstep
 
-    app.steps["worker"].add(bootstep.PoolsStep)
+    app.steps["worker"].update((bootstep.PoolsStep, alerting.AlertsStep))
     bootstep.register_command()
 
 
@@ -184,6 +185,10 @@ class WorkerPools(Registry):
         """Call ``listener`` with every event of these resources in this process and its later children."""
         self.listeners.add(listener)
 
+    def on_alert(self, listener: AlertListener) -> None:
+        """Call ``listener(alert, raised)`` in a worker's main process whenever an alert is raised or cleared."""
+        self.alert_listeners = (*self.alert_listeners, listener)
+
     @property
     def close_timeout(self) -> float:
         """How long closing may take, in seconds: the setting ``workerpools_close_timeout``, or 5."""
@@ -204,6 +209,15 @@ class WorkerPools(Registry):
         for app in self._apps:
             return int(read_settings(app.conf).get("retry_budget", CAPACITY))
         return CAPACITY
+
+    @property
+    def leak_after(self) -> float | None:
+        """For how long a connection may be in use, in seconds, before that is logged with where it was acquired:
+        the setting ``workerpools_leak_after``, or None for any time.
+        """
+        for app in self._apps:
+            return cast("float | None", read_setting(app.conf, "leak_after", None))
+        return None
 
     @property
     def execution_pool(self) -> ExecutionPool:

@@ -49,8 +49,12 @@ class Opening:
     def disconnected(self, connection: object, detail: str = "", reason: str = "") -> None:
         """Note that the value closed ``connection``; ``detail`` goes with the event, ``reason`` into the statistics."""
         self.descriptors.drop(connection)
-        self.meter.closed(reason)
-        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail)
+        why = self.meter.closed(reason)
+        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
+
+    def replaced(self, reason: str) -> None:
+        """Note that an idle connection is replaced by another one as it is wanted; it is ``stale``, for one."""
+        self.listeners.emit(EventKind.CONNECTION_REPLACED, self.resource, reason=reason)
 
     def failed(self, failure: Failure) -> None:
         """Count a failure of one of the value's connections."""

@@ -10,12 +10,14 @@ from typing import Any
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
+from workerpools._core.alerts import AlertListener
 from workerpools._core.budget import CAPACITY, Budget
 from workerpools._core.collector import Collector
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listeners
 from workerpools._core.execution import UNKNOWN, ExecutionPool
 from workerpools._core.failure import Failure
+from workerpools._core.held import HeldTooLong
 from workerpools._core.meter import Meter
 from workerpools._core.resource import Resource, remaining
 from workerpools.errors import ConfigurationError
@@ -38,6 +40,14 @@ class Registry:
         self._resources: list[Resource[Any]] = []
         self._names: dict[str, Resource[Any]] = {}
         self.collector = Collector(self)
+        self.held = HeldTooLong()
+        #: Who is called when an alert is raised or cleared.
+        self.alert_listeners: tuple[AlertListener, ...] = ()
+
+    @property
+    def leak_after(self) -> float | None:
+        """For how long a connection may be in use, in seconds, before that is logged; None for any time."""
+        return None
 
     @property
     def close_timeout(self) -> float:

@@ -106,6 +106,10 @@ class _Run:
         self.started = time.monotonic()
 
     @property
+    def task(self) -> str:
+        return self.terms.name
+
+    @property
     def request(self) -> Any:
         if self._request is _OUTERMOST:
             # Asked for late, because asking takes longer than all the rest, and few runs need it.
@@ -230,10 +234,10 @@ def _replay_retry_or_raise(delivery: _Run, attempt: Attempt, verdict: Verdict, n
     """Return when the body is to run again at once; raise otherwise."""
     error, terms = verdict.error, delivery.terms
     decision = delivery.decide(failure, noted, attempt, error)
-    detail = f"task={terms.name} error={type(error).__name__} kind={failure.kind.value}"
+    told: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count()
-        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, detail)
+        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, told)
         time.sleep(decision.delay)
         return
     reason = decision.reason
@@ -243,10 +247,10 @@ def _replay_retry_or_raise(delivery: _Run, attempt: Attempt, verdict: Verdict, n
         except Exception as refused:
             reason = f"the broker did not take it back ({type(refused).__name__})"
         else:
-            _emit(noted, EventKind.TASK_RETRIED, failure, f"{detail} delay={decision.delay:.1f}")
+            _emit(noted, EventKind.TASK_RETRIED, failure, {**told, "delay": round(decision.delay, 1)})
             raise retry
     add_note(error, sentence(failure, reason))
-    _emit(noted, EventKind.REPLAY_REFUSED, failure, f"{detail} reason={reason}")
+    _emit(noted, EventKind.REPLAY_REFUSED, failure, {**told, "reason": reason})
     raise error
 
 
@@ -257,9 +261,9 @@ def sentence(failure: Failure, reason: str) -> str:
     return f"workerpools: {failure.phase.value}{whose} failed: {known}. Not run again: {reason}."
 
 
-def _emit(noted: Noted, kind: EventKind, failure: Failure, detail: str) -> None:
+def _emit(noted: Noted, kind: EventKind, failure: Failure, told: Mapping[str, object]) -> None:
     if noted.owner is not None:
-        noted.owner.listeners.emit(kind, failure.resource, detail)
+        noted.owner.listeners.emit(kind, failure.resource, **told)
 
 
 def _runs_for(outer: Attempt, request: object) -> bool:
@@ -285,5 +289,10 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         return result
     finally:
         attempt.leave()
+        interruption: BaseException | None = None
         for resource in attempt.used:
-            resource.meter.attempt_ended(attempt)
+            left = resource.meter.attempt_ended(attempt)
+            if left:
+                interruption = resource.give_back(left, attempt) or interruption
+        if interruption is not None:
+            raise interruption
