@@ -59,6 +59,8 @@ class AlertsStep(bootsteps.StartStopStep):
                 if f"alert_{name}" in settings
             }
         )
+        # Before the first task: what is counted from here on is news.
+        self.look(worker)
         if execution_pool(worker).kind == "solo":
             self._cancel = _in_a_thread(interval, lambda: self.look(worker))
         else:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerPools", "is_adapter"]
 
 T = TypeVar("T")
+L = TypeVar("L", bound=AlertListener)
 
 logger = logging.getLogger("workerpools")
 
@@ -185,9 +186,16 @@ class WorkerPools(Registry):
         """Call ``listener`` with every event of these resources in this process and its later children."""
         self.listeners.add(listener)
 
-    def on_alert(self, listener: AlertListener) -> None:
-        """Call ``listener(alert, raised)`` in a worker's main process whenever an alert is raised or cleared."""
+    def on_alert(self, listener: L) -> L:
+        """Call ``listener(alert, raised)`` in a worker's main process whenever an alert is raised or cleared.
+
+        Nothing else goes on there meanwhile: keep it short. One that raises is logged.
+
+        Returns:
+            The listener, so that this serves as a decorator.
+        """
         self.alert_listeners = (*self.alert_listeners, listener)
+        return listener
 
     @property
     def close_timeout(self) -> float:
