@@ -70,7 +70,11 @@ class AlertsStep(bootsteps.StartStopStep):
         self._cancel()
         self._cancel = _nothing
 
-    close = terminate = stop
+    def close(self, worker: Any) -> None:
+        self.stop(worker)
+
+    def terminate(self, worker: Any) -> None:
+        self.stop(worker)
 
     def look(self, worker: Any) -> None:
         """Look once. Never raises; a failure is logged when it is another one than before."""
