@@ -11,11 +11,12 @@ import pytest
 import workerpools
 import workerpools.httpx
 import workerpools.sqlalchemy
-from tests.docs import settings_page, statistics_page
+from tests.docs import alerts_page, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import SETTINGS, Setting
 from workerpools._core.counters import BOUNDS
+from workerpools._core.rules import RULES, Thresholds
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
@@ -75,6 +76,19 @@ def test_statistics_page_is_up_to_date() -> None:
     text = statistics_page.PAGE.read_text(encoding="utf-8")
     assert text == statistics_page.written(text)
     assert ", ".join(f"{bound:g}" for bound in BOUNDS[:-1]) + f" and {BOUNDS[-1]:g} s" in " ".join(text.split())
+
+
+def test_alerts_page_is_up_to_date() -> None:
+    """The table is what the code says; `python -m tests.docs.alerts_page` writes it."""
+    text = alerts_page.PAGE.read_text(encoding="utf-8")
+    assert text == alerts_page.written(text)
+
+
+def test_rules_name_settings_that_exist() -> None:
+    """Each setting of a rule, and every threshold has its setting."""
+    names = {setting.name for setting in SETTINGS}
+    assert {name for rule in RULES for name in rule.settings} <= names
+    assert {f"alert_{name}" for name in Thresholds.__dataclass_fields__} - {"alert_leak_after"} <= names
 
 
 def _anchors(page: Path) -> set[str]:

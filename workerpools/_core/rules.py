@@ -213,8 +213,8 @@ def examine(
                 spike.good,
                 spike.recent,
                 spike.threshold,
-                message=f"{spike.recent:.0f} connections of {name!r} were opened within {thresholds.window:g} s; "
-                f"{spike.usual:.1f} is usual",
+                message=f"connections of {name!r} opened within {thresholds.window:g} s: {spike.recent:.0f}; "
+                f"usual are {spike.usual:.1f}",
             )
         )
     return Seen(counted, creation, True), findings
@@ -262,7 +262,7 @@ def _acquire_wait(name: str, before: Counted, now: Counted, pending: float, thre
     if more:
         # The longest ever tells how long, if it is one of these; else no more is known than that it was longer.
         value = now.longest if now.longest > before.longest else max(pending, bound)
-        message = f"{more:.0f} callers waited longer than {bound:g} s for a connection of {name!r}"
+        message = f"callers that have waited longer than {bound:g} s for a connection of {name!r}: {more:.0f}"
     else:
         value, message = pending, f"a caller is waiting for a connection of {name!r} for {pending:.1f} s"
     bad = bool(more) or pending > bound
@@ -274,7 +274,7 @@ def _leak_suspected(name: str, before: Counted, now: Counted, use: float, thresh
     after = thresholds.leak_after.get(name)
     held = after is not None and use > after
     message = (
-        f"{more:.0f} connections of {name!r} were still in use when their attempts had ended"
+        f"connections of {name!r} still in use at the end of their attempt: {more:.0f}"
         if more
         else f"a connection of {name!r} is in use for {use:.1f} s"
     )
@@ -313,5 +313,5 @@ def _publish_stopped(stats: WorkerStats, thresholds: Thresholds, stopped: Collec
         unseen,
         0.0,
         hold,
-        f"{unseen} living children publish nothing",
+        f"living children that publish nothing: {unseen}",
     )

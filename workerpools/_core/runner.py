@@ -17,6 +17,7 @@ from workerpools._core.notes import add_note
 from workerpools._core.policy import RetryPolicy
 from workerpools._core.retry import Action, Decision, Situation, decide
 from workerpools._core.scope import Attempt
+from workerpools._core.stacks import BASE
 
 __all__ = ["Terms", "run"]
 
@@ -296,3 +297,6 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
                 interruption = resource.give_back(left, attempt) or interruption
         if interruption is not None:
             raise interruption
+
+
+BASE.code = _once.__code__

@@ -7,13 +7,21 @@ import sysconfig
 from pathlib import PurePath
 from types import CodeType
 
-__all__ = ["Stack", "collect"]
+__all__ = ["BASE", "Stack", "collect"]
 
 #: How many calls are kept, from the innermost.
 DEPTH = 40
 
 #: Packages between a task's own code and a connection.
 _BETWEEN = frozenset(("celery", "httpcore", "httpx", "sqlalchemy", "workerpools"))
+
+
+class _Base:
+    #: Where a task's body is called: what is further out is the same for every task. Set by who calls it.
+    code: CodeType | None = None
+
+
+BASE = _Base()
 
 
 class Stack:
@@ -43,8 +51,9 @@ def collect() -> Stack:
     calls: list[tuple[CodeType, int]] = []
     # Frames are documented as CPython's own; elsewhere there is nothing to tell.
     frame = sys._getframe(1) if hasattr(sys, "_getframe") else None
-    while frame is not None and len(calls) < DEPTH:
-        calls.append((frame.f_code, frame.f_lineno))
+    base = BASE.code
+    while frame is not None and len(calls) < DEPTH and (code := frame.f_code) is not base:
+        calls.append((code, frame.f_lineno))
         frame = frame.f_back
     return Stack(calls)
 
