@@ -31,6 +31,7 @@ class HeldTooLong:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
+        self._lock = threading.Lock()
         # Made anew by each addition: the thread may be going through the one before.
         self._resources: tuple[weakref.ref[Resource[Any]], ...] = ()
         self._told: dict[tuple[str, int, float], None] = {}
@@ -39,14 +40,15 @@ class HeldTooLong:
     def watch(self, resource: Resource[Any]) -> None:
         """Look at ``resource``, whose meter knows its ``leak_after``, from now on. Called under the resource's lock."""
         if self._pid != os.getpid():
-            # The thread did not come along in the fork.
+            # The thread did not come along in the fork, and the lock may have been held.
             self._reset()
-        if not any(ref() is resource for ref in self._resources):
-            self._resources = (*self._resources, weakref.ref(resource))
-        if self._thread is None:
-            self._thread = threading.Thread(target=_run, args=(weakref.ref(self),), name="workerpools-leaks")
-            self._thread.daemon = True
-            self._thread.start()
+        with self._lock:
+            if not any(ref() is resource for ref in self._resources):
+                self._resources = (*self._resources, weakref.ref(resource))
+            if self._thread is None:
+                self._thread = threading.Thread(target=_run, args=(weakref.ref(self),), name="workerpools-leaks")
+                self._thread.daemon = True
+                self._thread.start()
 
     def look(self, now: float) -> float:
         """Tell of what is held too long; return when to look again, in seconds.
