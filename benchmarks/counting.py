@@ -10,10 +10,13 @@ import time
 import timeit
 from collections.abc import Callable
 
+from workerpools._core.alarm import State, evaluate
 from workerpools._core.board import Board
 from workerpools._core.meter import Meter
+from workerpools._core.monitor import stopped_among
+from workerpools._core.rules import Thresholds
 from workerpools._core.snapshots import assemble
-from workerpools._core.stats import ProcessStats
+from workerpools._core.stats import ProcessStats, WorkerStats
 
 CHILDREN = 64
 RESOURCES = ("api", "db", "stock")
@@ -48,14 +51,27 @@ def main() -> None:
     print(f"end of an attempt with two:                {microseconds(two):8.2f} µs")
     print(f"acquire, use and give back, counted:       {microseconds(use):8.2f} µs")
 
+    def deep(function: Callable[[], object], calls: int) -> Callable[[], object]:
+        # As deep as httpx's calls are below a task in a worker.
+        return function if calls == 0 else lambda: deep_one(deep(function, calls - 1))
+
+    def deep_one(function: Callable[[], object]) -> object:
+        return function()
+
+    meter.leak_after = None
+    without = microseconds(deep(use, 15))
+    meter.leak_after = 60.0
+    print(f"... and with its stack kept (leak_after):  {microseconds(deep(use, 15)) - without:8.2f} µs more")
+    meter.leak_after = None
+
     for index in range(CHILDREN):
         taken = board.claim(index)
         assert taken is not None
         for each, name in zip(meters, RESOURCES, strict=True):
             taken.publish(taken.row(taken.place(name, "") or 0), each.row)
 
-    def reply() -> str:
-        stats = assemble(
+    def snapshot() -> WorkerStats:
+        return assemble(
             board.read(lambda pid: True),
             ProcessStats(1),
             execution_pool="prefork",
@@ -64,11 +80,20 @@ def main() -> None:
             now=time.time(),
             monotonic=time.monotonic(),
         )
-        return json.dumps(stats.to_dict())
+
+    def reply() -> str:
+        return json.dumps(snapshot().to_dict())
+
+    state = State()
+
+    def look() -> None:
+        nonlocal state
+        state = evaluate(state, snapshot(), time.monotonic(), Thresholds(), stopped_among(range(1, CHILDREN + 1))).state
 
     print(f"take over a slot:                          {microseconds(lambda: board.claim(0), 50):8.2f} µs")
     print(f"a reply for {CHILDREN} children and {len(RESOURCES)} resources:    {microseconds(reply, 5) / 1000:8.2f} ms")
     print(f"its size:                                  {len(reply()) / 1000:8.1f} kB")
+    print(f"a look for alerts among all of these:      {microseconds(look, 5) / 1000:8.2f} ms")
 
 
 if __name__ == "__main__":

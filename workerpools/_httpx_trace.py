@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from workerpools._core.effects import Effect, note_effect, withdraw_effect
 from workerpools._httpx_classify import Progress, is_idempotent
 from workerpools._httpx_closing import FAILING, Closing
 
-__all__ = ["Trace"]
+__all__ = ["Trace", "reclaim"]
 
 
 class _Handshake:
@@ -51,9 +52,13 @@ class Trace:
         self._handshake = _Handshake(-1)
         self._wanted: float | None = opening.meter.waiting() if watched else None
         self._connecting = 0.0
+        self._response: weakref.ref[httpx.Response] | None = None
+        self._stream: httpx.SyncByteStream | None = None
+        #: The thread that reads the response; 0 before it does.
+        self.reader = 0
         if not watched:
             # It does not tell when it has got a connection.
-            opening.meter.taken(id(self), scope.current())
+            opening.meter.taken(id(self), scope.current(), self)
 
     def __call__(self, name: str, info: Any) -> Any:
         # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
@@ -127,11 +132,29 @@ class Trace:
         creating = time.monotonic() - self._connecting if self.progress.fresh else 0.0
         if creating:
             meter.created(creating)
-        meter.acquired(wanted, id(self), scope.current(), creating=creating, reused=not creating)
+        meter.acquired(wanted, id(self), scope.current(), creating=creating, reused=not creating, holder=self)
+
+    def answers(self, response: httpx.Response, stream: httpx.SyncByteStream) -> None:
+        """Note the response, whose connection is in use until ``stream`` is closed."""
+        # Weakly the response and not the stream: httpcore keeps a connection in use though nobody reads it any more.
+        self._response, self._stream = weakref.ref(response), stream
+
+    def give_back(self) -> bool:
+        """Close the response if it is not, unless another thread has read of it last; return whether it was closed."""
+        if self._stream is None or self.reader not in (0, threading.get_ident()):
+            return False
+        response = None if self._response is None else self._response()
+        if response is not None and not response.is_closed:
+            # The outer one: whoever reads of it later is told that it is closed.
+            response.close()
+        else:
+            self._stream.close()
+        return True
 
     def over(self, error: BaseException | None = None) -> None:
         """Note that the request needs no connection any more, because of ``error`` or as it is answered."""
         wanted, self._wanted = self._wanted, None
+        self._stream = None
         if wanted is None:
             self._opening.meter.returned(id(self))
         else:
@@ -148,6 +171,11 @@ class Trace:
         if self._effect is not None:
             withdraw_effect(self._effect)
             self._effect = None
+
+
+def reclaim(trace: Any) -> bool:
+    """Close the response of ``trace``; return whether it was open, and the calling thread's."""
+    return isinstance(trace, Trace) and trace.give_back()
 
 
 _STEPS: dict[str, Callable[[Trace, Any], None]] = {

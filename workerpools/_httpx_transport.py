@@ -111,7 +111,7 @@ class WatchedTransport(httpx.BaseTransport):
             failed = noted.failure
         opening = self._traffic.opening
         opening.listeners.emit(
-            EventKind.REQUEST_REPLAYED, opening.resource, f"method={request.method} kind={failed.kind.value}"
+            EventKind.REQUEST_REPLAYED, opening.resource, method=request.method, kind=failed.kind.value
         )
         return self._send(request)
 
@@ -172,12 +172,15 @@ class WatchedTransport(httpx.BaseTransport):
             # A transport of the user's gave it with its whole body: nobody will read that from a stream.
             release()
             return response
-        response.stream = _WatchedStream(
+        stream = _WatchedStream(
             cast(httpx.SyncByteStream, response.stream),
+            trace,
             release=release,
             failed=lambda error: self._failed(error, request, trace, generation),
             deadline=deadline,
         )
+        trace.answers(response, stream)
+        response.stream = stream
         return response
 
     def _failed(
@@ -263,6 +266,7 @@ class _WatchedStream(httpx.SyncByteStream):
     def __init__(
         self,
         stream: httpx.SyncByteStream,
+        trace: Trace,
         *,
         release: Callable[[], object],
         failed: Callable[[httpx.TransportError], object],
@@ -270,13 +274,18 @@ class _WatchedStream(httpx.SyncByteStream):
     ) -> None:
         self._deadline = deadline
         self._stream = stream
+        self._trace = trace
         self._release: Callable[[], object] | None = release
         self._failed = failed
 
     def __iter__(self) -> Iterator[bytes]:
+        self._trace.reader = threading.get_ident()
         try:
             for chunk in self._stream:
                 yield chunk
+                if self._release is None:
+                    # Given back at the end of its attempt, in the middle of being read.
+                    raise httpx.StreamClosed()
                 # A response that trickles in is within each read's time-out for ever.
                 if self._deadline.remaining() == 0.0:
                     raise DeadlineExceeded("a response was not read to its end: the task's deadline has come")

@@ -139,12 +139,12 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             within = scope.deadline().clamp(resolve_timeout) or 0.0
             outcome = _resolve(engine, transaction, within) if transaction else ""
             if outcome == "committed":
-                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=committed")
+                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, outcome="committed")
                 with opening.meter.closing("stale"):
                     _throw_away(engine, proxied)
                 return
             if outcome == "aborted":
-                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, "outcome=aborted")
+                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, outcome="aborted")
                 withdraw_effect(effect)
             xid = transaction.xid if transaction is not None else ""
             setattr(error, COMMIT_STATE, CommitState(True, outcome, xid))

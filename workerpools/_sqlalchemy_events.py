@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import weakref
 from typing import Any
 
@@ -32,6 +33,7 @@ from workerpools._sqlalchemy_commit import (
     commits_each_statement,
     watch_commits,
 )
+from workerpools._sqlalchemy_lent import LENT
 from workerpools._sqlalchemy_pool import Recycled, watch_pool
 from workerpools._sqlalchemy_timeouts import Timeouts, slack
 
@@ -130,10 +132,13 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
             note_effect(committed)
         elif commits_each_statement(connection.connection.dbapi_connection):
             note_effect(executed)
+        info = connection.info
+        if (lent := info.get(LENT)) is not None:
+            lent.thread = threading.get_ident()
         if _READ_WRITE.search(statement):
-            connection.info[READ_WRITE] = True
+            info[READ_WRITE] = True
         if not is_aborted(connection.connection.dbapi_connection):
-            timeouts.before_statement(connection.connection.dbapi_connection, connection.info, statement)
+            timeouts.before_statement(connection.connection.dbapi_connection, info, statement)
 
     @event.listens_for(engine, "after_cursor_execute")
     def executed_it(connection: Connection, *_: object) -> None:
@@ -150,6 +155,8 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
         error, original = context.sqlalchemy_exception, context.original_exception
+        if error is not None and context.is_pre_ping:
+            opening.replaced("stale")
         if error is None or context.is_pre_ping:
             return
         connection = context.connection

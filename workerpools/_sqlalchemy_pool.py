@@ -25,6 +25,7 @@ from workerpools._core.failure import Noted
 from workerpools._core.lifetime import Due, Lifetime, due
 from workerpools._sqlalchemy_classify import POOL_EXHAUSTED
 from workerpools._sqlalchemy_commit import ASKING, introduce
+from workerpools._sqlalchemy_lent import LENT, Lent, reclaim
 from workerpools._sqlalchemy_timeouts import Timeouts
 from workerpools.errors import DeadlineExceeded
 
@@ -136,8 +137,8 @@ def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled) -> type[
             raise
         took = meter.took()
         # Its record's dictionary, by which the events know it, too.
-        key = id(connection.info)
-        meter.acquired(since, key, scope.current(), creating=took or 0.0, reused=took is None)
+        info = connection.info
+        meter.acquired(since, id(info), scope.current(), creating=took or 0.0, reused=took is None, holder=info)
         return connection
 
     # Under the name that SQLAlchemy's loggers and a repr show.
@@ -172,6 +173,7 @@ def watch_pool(
         resolves: Whether lost COMMITs are resolved.
     """
     meter = opening.meter
+    meter.reclaim = reclaim
     # A pool that the user has made is of a class that counts nothing.
     counted = hasattr(engine.pool, _COUNTED)
     speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
@@ -230,7 +232,9 @@ def watch_pool(
         age, lives = now - born, record.info[_LIVES]
         needs = due(lifetime, age=age, idle=now - record.info.get(_USED, now), lives=lives)
         if needs is Due.RETIREMENT:
-            raise _Retired("lifetime" if lives is not None and age >= lives else "idle")
+            retired = _Retired("lifetime" if lives is not None and age >= lives else "idle")
+            opening.replaced(retired.reason)
+            raise retired
         try:
             asked = timeouts.at_checkout(connection, record.info)
             if not asked and needs is Due.CHECK:
@@ -241,6 +245,7 @@ def watch_pool(
                 meter.checked(alive=True)
         except engine.dialect.loaded_dbapi.Error as error:
             meter.checked(alive=False)
+            opening.replaced("stale")
             # Its idle siblings are of the same age.
             raise InvalidatePoolError("this connection does not answer") from error
 
@@ -257,16 +262,19 @@ def watch_pool(
             return
         attempt = scope.current()
         if not counted:
-            meter.taken(id(record.info), attempt)
+            meter.taken(id(record.info), attempt, record.info)
         if attempt is not None:
+            record.info[LENT] = Lent(borrower)
             # Whoever takes a connection past the engine may commit on it unseen.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
             note_effect(effect)
 
     @event.listens_for(engine, "engine_connect")
     def wrapped(connection: Connection) -> None:
-        effect = connection.info.pop(_RAW, None)
+        info = connection.info
+        effect = info.pop(_RAW, None)
         if effect is not None:
+            info[LENT].wrapped(connection)
             withdraw_effect(effect)
 
     @event.listens_for(engine, "detach")

@@ -1,5 +1,6 @@
-"""What ``WorkerPools.subscribe()`` tells a listener."""
+"""What ``WorkerPools.subscribe()`` and ``WorkerPools.on_alert()`` tell a listener."""
 
+from workerpools._core.alerts import Alert, AlertListener
 from workerpools._core.events import Event, EventKind, Listener
 
-__all__ = ["Event", "EventKind", "Listener"]
+__all__ = ["Alert", "AlertListener", "Event", "EventKind", "Listener"]

@@ -18,6 +18,7 @@ from workerpools._core.failure import Failure
 from workerpools._core.lifetime import Lifetime
 from workerpools._core.redact import redact_url
 from workerpools._httpx_classify import classify_status, classify_unwatched
+from workerpools._httpx_trace import reclaim
 from workerpools._httpx_transport import Traffic, WatchedTransport
 from workerpools.errors import ConfigurationError
 
@@ -78,6 +79,8 @@ class HttpxClient(Adapter[httpx.Client]):
         max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
         credentials: Called for each request; returns ``(user, password)`` for basic authentication, or a bearer token
             as a text. For secrets that change.
+        leak_after: For how long a response may be open, in seconds, before that is logged with where it was asked for;
+            None for what the setting ``workerpools_leak_after`` says.
         options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
@@ -104,6 +107,7 @@ class HttpxClient(Adapter[httpx.Client]):
         max_lifetime: float | None = 300.0,
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str] | str] | None = None,
+        leak_after: float | None = None,
         **options: Any,
     ) -> None:
         unknown = options.keys() - _CLIENT_OPTIONS
@@ -114,6 +118,7 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+        self.leak_after = leak_after
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
         self.server = _server(options.get("base_url", ""))
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
@@ -141,6 +146,7 @@ class HttpxClient(Adapter[httpx.Client]):
         self.prepare()
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         traffic = Traffic(opening, limits.keepalive_expiry)
+        opening.meter.reclaim = reclaim
 
         def watched(
             transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True

@@ -121,6 +121,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         credentials: Called for each new connection; returns its ``(user, password)``. For passwords that change.
         pgbouncer: The URL is that of a PgBouncer in transaction mode: nothing is kept in a session, and psycopg 3
             prepares no statements.
+        leak_after: For how long a connection may be in use, in seconds, before that is logged with where it was
+            acquired; None for what the setting ``workerpools_leak_after`` says.
         options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
             ``connect_args`` or the URL's query sets.
 
@@ -146,6 +148,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str]] | None = None,
         pgbouncer: bool = False,
+        leak_after: float | None = None,
         **options: Any,
     ) -> None:
         self._url, self._shown = parsed(url)
@@ -155,6 +158,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
         self._credentials = credentials
         self._pgbouncer = pgbouncer
+        self.leak_after = leak_after
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
         self._recycled: weakref.WeakKeyDictionary[sqlalchemy.Engine, Recycled] = weakref.WeakKeyDictionary()

@@ -4,7 +4,8 @@ Blocks share one namespace, as if they had been typed one after the other. A Pyt
 ``# name.py`` is written to that file, and imported. The report lists the lines of the blocks that were executed.
 
 Hidden blocks may use ``log()`` (what the page's workers wrote), ``stop()`` (which stops these), ``shown(text)`` (the
-page quotes that text, where an ellipsis stands for anything), ``sql(statement)`` and ``eventually(question)``.
+page quotes that text, where an ellipsis stands for anything), ``sql(statement)``, ``eventually(question)`` and
+``PAGE``, the page's path.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Runner:
         self._shell = Shell(directory)
         self.executed: list[int] = []
         self._namespace: dict[str, Any] = {
+            "PAGE": str(page),
             "__name__": "__page__",
             "eventually": eventually,
             "log": self._shell.log,

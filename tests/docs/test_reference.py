@@ -14,11 +14,12 @@ import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.sqlalchemy
-from tests.docs import exporter_pages, settings_page, statistics_page
+from tests.docs import alerts_page, exporter_pages, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import SETTINGS, Setting
 from workerpools._core.counters import AGES, BOUNDS
+from workerpools._core.rules import RULES, Thresholds
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
@@ -96,6 +97,19 @@ def test_every_alerting_rule_is_described() -> None:
     text = exporter_pages.PROMETHEUS.read_text(encoding="utf-8")
     assert len(rules) > 5
     assert [rule for rule in rules if f"| `{rule}` |" not in text] == []
+
+
+def test_alerts_page_is_up_to_date() -> None:
+    """The table is what the code says; `python -m tests.docs.alerts_page` writes it."""
+    text = alerts_page.PAGE.read_text(encoding="utf-8")
+    assert text == alerts_page.written(text)
+
+
+def test_rules_name_settings_that_exist() -> None:
+    """Each setting of a rule, and every threshold has its setting."""
+    names = {setting.name for setting in SETTINGS}
+    assert {name for rule in RULES for name in rule.settings} <= names
+    assert {f"alert_{name}" for name in Thresholds.__dataclass_fields__} - {"alert_leak_after"} <= names
 
 
 def _anchors(page: Path) -> set[str]:

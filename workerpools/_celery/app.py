@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from celery import Celery
 
 from workerpools._celery import lifecycle, sharing
-from workerpools._celery.settings import read_settings
+from workerpools._celery.settings import read_setting, read_settings
 from workerpools._celery.terms import check_times
 from workerpools._core.adapter import Adapter, FunctionAdapter, Opening
+from workerpools._core.alerts import AlertListener
 from workerpools._core.budget import CAPACITY
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listener
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerPools", "is_adapter"]
 
 T = TypeVar("T")
+L = TypeVar("L", bound=AlertListener)
 
 logger = logging.getLogger("workerpools")
 
@@ -53,9 +55,9 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Any) -> None:
-    from workerpools._celery import bootstep, metrics
+    from workerpools._celery import alerting, bootstep, metrics
 
-    app.steps["worker"].update((bootstep.PoolsStep, metrics.MetricsStep))
+    app.steps["worker"].update((bootstep.PoolsStep, alerting.AlertsStep, metrics.MetricsStep))
     bootstep.register_command()
 
 
@@ -189,6 +191,17 @@ class WorkerPools(Registry):
         """Call ``listener`` with every event of these resources in this process and its later children."""
         self.listeners.add(listener)
 
+    def on_alert(self, listener: L) -> L:
+        """Call ``listener(alert, raised)`` in a worker's main process whenever an alert is raised or cleared.
+
+        Nothing else goes on there meanwhile: keep it short. One that raises is logged.
+
+        Returns:
+            The listener, so that this serves as a decorator.
+        """
+        self.alert_listeners = (*self.alert_listeners, listener)
+        return listener
+
     @property
     def close_timeout(self) -> float:
         """How long closing may take, in seconds: the setting ``workerpools_close_timeout``, or 5."""
@@ -209,6 +222,15 @@ class WorkerPools(Registry):
         for app in self._apps:
             return int(read_settings(app.conf).get("retry_budget", CAPACITY))
         return CAPACITY
+
+    @property
+    def leak_after(self) -> float | None:
+        """For how long a connection may be in use, in seconds, before that is logged with where it was acquired:
+        the setting ``workerpools_leak_after``, or None for any time.
+        """
+        for app in self._apps:
+            return cast("float | None", read_setting(app.conf, "leak_after", None))
+        return None
 
     @property
     def execution_pool(self) -> ExecutionPool:

@@ -54,7 +54,9 @@ def readable(stats: list[WorkerStats]) -> dict[str, Any]:
         resources.update({each.name: _line(each) for each in worker.totals()})
         for process in worker.processes:
             processes.setdefault(str(process.pid), {}).update({each.name: _line(each) for each in process.resources})
-    return {"resources": resources, "processes": processes, "unseen": max((each.unseen for each in stats), default=0)}
+    alerts = [f"{alert.rule}: {alert.message}" for each in stats for alert in each.alerts]
+    unseen = max((each.unseen for each in stats), default=0)
+    return {"resources": resources, "processes": processes, "alerts": alerts, "unseen": unseen}
 
 
 def _line(stats: ResourceStats) -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from workerpools._core.counters import BOUNDS
 from workerpools._core.redact import redact_url
 from workerpools.errors import ConfigurationError
 
@@ -63,6 +64,20 @@ def _number(value: object, wanted: str, accept: Callable[[float], bool]) -> floa
     return number
 
 
+def _part(value: object) -> float:
+    return _number(value, "a part above 0, and 1 at most", lambda number: 0 < number <= 1)
+
+
+def _multiple(value: object) -> float:
+    return _number(value, "a number above 1", lambda number: number > 1)
+
+
+def _bound(value: object) -> float:
+    # Waits are counted by these bounds: there is nothing to say about others.
+    known = ", ".join(f"{bound:g}" for bound in BOUNDS)
+    return _number(value, f"one of these numbers of seconds: {known}", lambda number: number in BOUNDS)
+
+
 class Setting(NamedTuple):
     """One setting.
 
@@ -93,6 +108,16 @@ SETTINGS = (
     Setting("deadline_margin", _not_negative, "How long before a task's time limit its deadline is, in seconds (0.1)."),
     Setting("metrics_port", _port, "Where a worker serves its statistics to Prometheus (none); 0: any free port."),
     Setting("metrics_host", _text, "The address that it listens on for that (127.0.0.1)."),
+    Setting("leak_after", _seconds, "How long a connection is in use before that is logged, in seconds (none: never)."),
+    Setting("alert_interval", _not_negative, "How often alerts are looked for, in seconds; 0 for never (5)."),
+    Setting("alert_utilisation", _part, "Which part of a process's connections may be in use (0.8)."),
+    Setting("alert_sustained", _not_negative, "For how long more than that is in use, in seconds (60)."),
+    Setting("alert_acquire_wait", _bound, "How long a caller may wait for a connection, in seconds (5)."),
+    Setting("alert_creation_factor", _multiple, "How many times as many connections may be opened as before (5)."),
+    Setting("alert_creation_floor", _at_least(1), "How many may be opened in a window in any case (20)."),
+    Setting("alert_window", _seconds, "In which time opened connections are counted, in seconds (60)."),
+    Setting("alert_publish_after", _not_negative, "How long a child may be unseen or stopped, in seconds (30)."),
+    Setting("alert_clear_after", _not_negative, "For how long all is well before an alert ends, in seconds (60)."),
     Setting("http_base_url", _url, "The base URL of ``HTTPTask.http`` (none: tasks give full URLs)."),
     Setting("http_timeout", _seconds, "Read and write timeout, in seconds (10)."),
     Setting("http_connect_timeout", _seconds, "Connect timeout, in seconds (3)."),

@@ -64,8 +64,12 @@ class Opening:
             age: For how long the connection was open, in seconds; None where that is not known.
         """
         self.descriptors.drop(connection)
-        self.meter.closed(reason, age)
-        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail)
+        why = self.meter.closed(reason, age)
+        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
+
+    def replaced(self, reason: str) -> None:
+        """Note that an idle connection is replaced by another one as it is wanted; it is ``stale``, for one."""
+        self.listeners.emit(EventKind.CONNECTION_REPLACED, self.resource, reason=reason)
 
     def failed(self, failure: Failure) -> None:
         """Count a failure of one of the value's connections."""

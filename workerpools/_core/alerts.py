@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Alert"]
+__all__ = ["Alert", "AlertListener"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,14 @@ class Alert:
             threshold=float(data.get("threshold", 0.0)),
             message=str(data.get("message", "")),
         )
+
+
+class AlertListener(Protocol):
+    """Anything that can be called with an alert."""
+
+    def __call__(self, alert: Alert, raised: bool, /) -> object:
+        """Take note of an alert that was raised or cleared.
+
+        Runs in the worker's main process, where nothing else can go on meanwhile: keep it short, and hand what takes
+        time to a task.
+        """

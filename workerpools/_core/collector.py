@@ -12,6 +12,7 @@ from workerpools._core import fork
 from workerpools._core.events import Event, EventKind
 
 if TYPE_CHECKING:
+    from workerpools._core.alerts import Alert
     from workerpools._core.board import Board
     from workerpools._core.registry import Registry
     from workerpools._core.resource import Resource
@@ -45,6 +46,8 @@ class Collector:
         self._slot: Slot | None = None
         self._board: Board | None = None
         self._at_end: list[Callable[[], object]] = []
+        #: The alerts of now; set by who looks for them.
+        self.alerts: tuple[Alert, ...] = ()
         registry.listeners.add(self._count)
         fork.guard(self)
 
@@ -56,6 +59,7 @@ class Collector:
         """Forget the parent's slot: it has one writer."""
         slot, self._slot = self._slot, None
         self._started = time.time()
+        self.alerts = ()
         return slot, ()
 
     def share(self, board: Board | None) -> None:
@@ -149,6 +153,7 @@ class Collector:
             children=children or (),
             now=time.time(),
             monotonic=time.monotonic(),
+            alerts=self.alerts,
         )
 
 

@@ -86,6 +86,7 @@ DEFINITIONS = (
     Definition("idle", "connections", Kind.GAUGE, "Connections that are open and not in use."),
     Definition("limit", "connections", Kind.GAUGE, "Connections that may be open; 0 where there is no limit."),
     Definition("pending", "acquisitions", Kind.GAUGE, "Callers that wait for a connection."),
+    Definition("longest_wait", "s", Kind.MAX, "For how long the caller that waits longest has been waiting."),
     Definition("longest_use", "s", Kind.MAX, "For how long the connection that is out longest has been in use."),
     Definition("opened", "connections", Kind.COUNTER, "Connections that were opened."),
     Definition(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from workerpools._core.logs import CONNECTIONS, LEAKS, REPLAY, write
 
 __all__ = ["Event", "EventKind", "Listener", "Listeners"]
 
@@ -22,6 +25,9 @@ class EventKind(str, Enum):
     VALUE_RECYCLED = "value_recycled"
     CONNECTION_OPENED = "connection_opened"
     CONNECTION_CLOSED = "connection_closed"
+    CONNECTION_REPLACED = "connection_replaced"
+    CONNECTION_HELD = "connection_held"
+    CONNECTION_LEAKED = "connection_leaked"
     ATTEMPT_REPLAYED = "attempt_replayed"
     REQUEST_REPLAYED = "request_replayed"
     COMMIT_RESOLVED = "commit_resolved"
@@ -29,15 +35,23 @@ class EventKind(str, Enum):
     REPLAY_REFUSED = "replay_refused"
 
 
-_LEVELS = {
-    EventKind.CONNECTION_OPENED: logging.DEBUG,
-    EventKind.CONNECTION_CLOSED: logging.DEBUG,
-    EventKind.ATTEMPT_REPLAYED: logging.WARNING,
-    EventKind.REQUEST_REPLAYED: logging.WARNING,
-    EventKind.COMMIT_RESOLVED: logging.WARNING,
-    EventKind.TASK_RETRIED: logging.WARNING,
-    EventKind.REPLAY_REFUSED: logging.WARNING,
+class _Line(NamedTuple):
+    level: int = logging.INFO
+    logger: str = CONNECTIONS
+
+
+_LINES = {
+    EventKind.CONNECTION_OPENED: _Line(logging.DEBUG),
+    EventKind.CONNECTION_CLOSED: _Line(logging.DEBUG),
+    EventKind.CONNECTION_HELD: _Line(logging.WARNING, LEAKS),
+    EventKind.CONNECTION_LEAKED: _Line(logging.WARNING, LEAKS),
+    EventKind.ATTEMPT_REPLAYED: _Line(logging.WARNING, REPLAY),
+    EventKind.REQUEST_REPLAYED: _Line(logging.WARNING, REPLAY),
+    EventKind.COMMIT_RESOLVED: _Line(logging.WARNING, REPLAY),
+    EventKind.TASK_RETRIED: _Line(logging.WARNING, REPLAY),
+    EventKind.REPLAY_REFUSED: _Line(logging.WARNING, REPLAY),
 }
+_DEFAULT = _Line()
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,15 @@ class Event:
         resource: The resource's name.
         detail: One short phrase more, without secrets: the task and the kind of error of a replay.
         pid: The process it happened in.
+        fields: What ``detail`` tells, by name: ``task``, ``error``, ``kind``, ``reason``, …; and ``stack``, where a
+            connection was acquired, if that is known.
     """
 
     kind: EventKind
     resource: str
     detail: str = ""
     pid: int = field(default_factory=os.getpid)
+    fields: Mapping[str, object] = field(default_factory=dict[str, object], hash=False)
 
 
 class Listener(Protocol):
@@ -74,13 +91,24 @@ class Listeners:
         """Call ``listener`` with every event from now on."""
         self._listeners = (*self._listeners, listener)
 
-    def emit(self, kind: EventKind, resource: str, detail: str = "") -> None:
-        """Log the event and pass it on; a listener that fails is logged, never raised into the task."""
-        level = _LEVELS.get(kind, logging.INFO)
-        if not self._listeners and not logger.isEnabledFor(level):
+    def emit(self, kind: EventKind, resource: str, detail: str = "", /, **fields: object) -> None:
+        """Log the event and pass it on; a listener that fails is logged, never raised into the task.
+
+        Args:
+            kind: What happened.
+            resource: The resource's name.
+            detail: Words for people, after the fields.
+            fields: What else is to be known, without secrets; ``stack`` tells where the connection was acquired.
+        """
+        level, name = _LINES.get(kind, _DEFAULT)
+        if not self._listeners and not logging.getLogger(name).isEnabledFor(level):
             return
-        event = Event(kind, resource, detail)
-        logger.log(level, "%s resource=%s pid=%d%s", kind.value, resource, event.pid, detail and f" {detail}")
+        pid, stack = os.getpid(), str(fields.pop("stack", ""))
+        write(name, level, kind.value, {"resource": resource, "pid": pid, **fields}, detail, stack)
+        if not self._listeners:
+            return
+        told = " ".join([*(f"{key}={value}" for key, value in fields.items()), *([detail] if detail else [])])
+        event = Event(kind, resource, told, pid, {**fields, "stack": stack} if stack else fields)
         for listener in self._listeners:
             try:
                 listener(event)

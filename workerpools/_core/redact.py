@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["redact_url"]
+__all__ = ["redact_text", "redact_url"]
 
 # Compiled when they are needed, and kept by re: few processes show a URL.
 # Greedy: the last "@" ends the user information, since a password that was not escaped may hold others.
@@ -12,6 +12,8 @@ _USER_INFO = r"(?s)(?P<scheme>[\w+.\-]+://)?(?P<info>.*)@(?P<rest>[^@]*)"
 # What may stand for a user and for nothing else.
 _USER = r"[^:/@?#\s]*"
 _QUERY = r"(?s)[?#].*$"
+# The user information of each URL in a text; the last "@" ends it here, too.
+_IN_TEXT = r"://[^\s]*@"
 
 
 def redact_url(url: str) -> str:
@@ -26,3 +28,9 @@ def redact_url(url: str) -> str:
     user, _, password = match["info"].partition(":")
     shown = f"{user}:" if password and re.fullmatch(_USER, user) else ""
     return f"{match['scheme'] or ''}{shown}***@{re.sub(_QUERY, '', match['rest'])}"
+
+
+def redact_text(text: str) -> str:
+    """Return ``text`` with the user information of every URL in it hidden."""
+    # Looked for first: few texts have any, and this is asked for each line of a log.
+    return re.sub(_IN_TEXT, "://***@", text) if "://" in text and "@" in text else text

@@ -8,6 +8,7 @@ from typing import Any
 
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
+from workerpools._core.alerts import AlertListener
 from workerpools._core.bounded import run_bounded
 from workerpools._core.budget import CAPACITY, Budget
 from workerpools._core.collector import Collector
@@ -15,6 +16,7 @@ from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import Listeners
 from workerpools._core.execution import UNKNOWN, ExecutionPool
 from workerpools._core.failure import Failure
+from workerpools._core.held import HeldTooLong
 from workerpools._core.meter import Meter
 from workerpools._core.recycling import Recycles
 from workerpools._core.resource import Resource, remaining
@@ -40,6 +42,14 @@ class Registry:
         #: What this process is told of connections that are to be replaced.
         self.recycles = Recycles()
         self.collector = Collector(self)
+        self.held = HeldTooLong()
+        #: Who is called when an alert is raised or cleared.
+        self.alert_listeners: tuple[AlertListener, ...] = ()
+
+    @property
+    def leak_after(self) -> float | None:
+        """For how long a connection may be in use, in seconds, before that is logged; None for any time."""
+        return None
 
     @property
     def close_timeout(self) -> float:

@@ -17,7 +17,7 @@ from workerpools._core.bounded import run_bounded
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind
 from workerpools._core.failure import Failure, Noted, is_interruption
-from workerpools._core.meter import Meter
+from workerpools._core.meter import Meter, Use
 from workerpools._core.notes import add_note
 from workerpools._core.turnover import Live, Turnover
 from workerpools.errors import ConfigurationError, OpenTimeoutError
@@ -93,7 +93,8 @@ class Resource(Overridable[T]):
         self._recycles = registry.recycles
         self._name = name
         self._live: Live[T] | None = None
-        self._discarded = False
+        #: How many connections were inherited by a fork and dropped; None where there was no value to drop.
+        self._discarded: int | None = None
         self._forget()
         fork.guard(self)
 
@@ -258,13 +259,16 @@ class Resource(Overridable[T]):
                 return live
             if self._opening is not None:
                 raise ConfigurationError(f"{self!r}: its factory uses the resource that it is to make")
+            born = time.monotonic()
             # From here on a fork knows of the value's connections, even while it is half open.
             self._opening = descriptors = Descriptors()
             try:
                 # Its name is final now: an attribute may have given it.
                 self.registry.collector.attach(self)
                 self.meter.closes("")
-                born = time.monotonic()
+                if (leak_after := self.leak_after) is not None:
+                    self.meter.leak_after = leak_after
+                    self.registry.held.watch(self)
                 opening = replace(self.registry.opening(self.name, descriptors, self.meter), notice=self.notice)
                 live = self._live = Live(self.adapter.open(opening), descriptors, born)
             except Exception as error:
@@ -275,12 +279,18 @@ class Resource(Overridable[T]):
                 raise
             finally:
                 self._opening = None
+                if attempt is not None:
+                    # What a factory acquires for its value lives as long as that, and not as long as the attempt.
+                    for used in attempt.used:
+                        used.meter.disown(attempt, born)
+            discarded, self._discarded = self._discarded, None
         finally:
             self._lock.release()
-        if self._discarded:
+        if discarded is not None:
             # Told now: right after a fork no code may run that takes a lock, and logging does.
-            self._discarded = False
-            self.registry.listeners.emit(EventKind.VALUE_DISCARDED, self.name, "inherited by a fork")
+            self.registry.listeners.emit(
+                EventKind.VALUE_DISCARDED, self.name, "inherited by a fork", connections=discarded
+            )
         self.registry.listeners.emit(EventKind.VALUE_OPENED, self.name)
         return live
 
@@ -332,12 +342,13 @@ class Resource(Overridable[T]):
         ledgers = [live.descriptors for live in held]
         if self._opening is not None:
             ledgers.append(self._opening)
-        self._discarded = self._discarded or bool(ledgers)
         kept = (held, ledgers, [ledger.pin() for ledger in ledgers])
         self._live = None
         self._forget()
         inherited = [number for ledger in ledgers for number in ledger.filenos()]
         self.meter.discarded(len(inherited))
+        if ledgers:
+            self._discarded = len(inherited)
         return kept, inherited
 
     def _held(self) -> list[Live[T]]:
@@ -347,6 +358,18 @@ class Resource(Overridable[T]):
     def kind(self) -> str:
         """What its adapter connects to: ``http``, ``database``, or empty where that is not known."""
         return str(getattr(self.adapter, "kind", ""))
+
+    @property
+    def leak_after(self) -> float | None:
+        """For how long a connection may be in use, in seconds, before a line with its stack is logged; None for any."""
+        own = getattr(self.adapter, "leak_after", None)
+        return self.registry.leak_after if own is None else float(own)
+
+    def give_back(self, left: Sequence[Use], attempt: scope.Attempt) -> BaseException | None:
+        """Give back what an attempt has left in use, and log it; return what interrupted the process meanwhile."""
+        from workerpools._core.leftovers import give_back
+
+        return give_back(self, left, "" if attempt.allowance is None else attempt.allowance.task)
 
     @property
     def is_open(self) -> bool:

@@ -17,6 +17,7 @@ from workerpools._core.notes import add_note
 from workerpools._core.policy import RetryPolicy
 from workerpools._core.retry import Action, Decision, Situation, decide
 from workerpools._core.scope import Attempt
+from workerpools._core.stacks import BASE
 
 __all__ = ["Terms", "run"]
 
@@ -104,6 +105,10 @@ class _Run:
         self.terms = terms
         self._request = request
         self.started = time.monotonic()
+
+    @property
+    def task(self) -> str:
+        return self.terms.name
 
     @property
     def request(self) -> Any:
@@ -230,10 +235,10 @@ def _replay_retry_or_raise(delivery: _Run, attempt: Attempt, verdict: Verdict, n
     """Return when the body is to run again at once; raise otherwise."""
     error, terms = verdict.error, delivery.terms
     decision = delivery.decide(failure, noted, attempt, error)
-    detail = f"task={terms.name} error={type(error).__name__} kind={failure.kind.value}"
+    told: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count()
-        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, detail)
+        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, told)
         time.sleep(decision.delay)
         return
     reason = decision.reason
@@ -243,10 +248,10 @@ def _replay_retry_or_raise(delivery: _Run, attempt: Attempt, verdict: Verdict, n
         except Exception as refused:
             reason = f"the broker did not take it back ({type(refused).__name__})"
         else:
-            _emit(noted, EventKind.TASK_RETRIED, failure, f"{detail} delay={decision.delay:.1f}")
+            _emit(noted, EventKind.TASK_RETRIED, failure, {**told, "delay": round(decision.delay, 1)})
             raise retry
     add_note(error, sentence(failure, reason))
-    _emit(noted, EventKind.REPLAY_REFUSED, failure, f"{detail} reason={reason}")
+    _emit(noted, EventKind.REPLAY_REFUSED, failure, {**told, "reason": reason})
     raise error
 
 
@@ -257,9 +262,9 @@ def sentence(failure: Failure, reason: str) -> str:
     return f"workerpools: {failure.phase.value}{whose} failed: {known}. Not run again: {reason}."
 
 
-def _emit(noted: Noted, kind: EventKind, failure: Failure, detail: str) -> None:
+def _emit(noted: Noted, kind: EventKind, failure: Failure, told: Mapping[str, object]) -> None:
     if noted.owner is not None:
-        noted.owner.listeners.emit(kind, failure.resource, detail)
+        noted.owner.listeners.emit(kind, failure.resource, **told)
 
 
 def _runs_for(outer: Attempt, request: object) -> bool:
@@ -285,7 +290,15 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         return result
     finally:
         attempt.leave()
+        interruption: BaseException | None = None
         for resource in attempt.used:
-            resource.meter.attempt_ended(attempt)
+            left = resource.meter.attempt_ended(attempt)
+            if left:
+                interruption = resource.give_back(left, attempt) or interruption
             if resource.turnover.bound:
                 resource.release(attempt)
+        if interruption is not None:
+            raise interruption
+
+
+BASE.code = _once.__code__

@@ -74,6 +74,11 @@ class Allowance(Protocol):
         ...
 
     @property
+    def task(self) -> str:
+        """The task's name."""
+        ...
+
+    @property
     def request(self) -> object:
         """The Celery request it runs for, whose identity tells one run from another; None outside a worker."""
         ...

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
+from workerpools._core.alerts import Alert
 from workerpools._core.board import SlotState
 from workerpools._core.counters import lasting
 from workerpools._core.meter import finished
@@ -44,6 +45,7 @@ def assemble(
     children: Collection[int],
     now: float,
     monotonic: float,
+    alerts: tuple[Alert, ...] = (),
 ) -> WorkerStats:
     """Return the snapshot of a worker.
 
@@ -55,6 +57,7 @@ def assemble(
         children: Its living children, as far as they are known.
         now: In seconds since the epoch.
         monotonic: On the clock of :func:`time.monotonic`.
+        alerts: The alerts of now.
     """
     living, past = [], []
     for state in states:
@@ -75,6 +78,7 @@ def assemble(
         processes=tuple(living),
         past=merged(past),
         unseen=len(set(children) - seen),
+        alerts=alerts,
     )
 
 

@@ -88,14 +88,67 @@ def test_longest_use_is_that_of_the_oldest_use() -> None:
 def test_leaks_are_what_the_ended_attempt_has_not_given_back() -> None:
     """Counted once; what another attempt uses is not this one's."""
     meter, attempt, other = Meter(), object(), object()
-    meter.taken(1, attempt)
+    meter.taken(1, attempt, "holder")
     meter.taken(2, other)
-    assert meter.attempt_ended(attempt) == 1
-    assert meter.attempt_ended(attempt) == 0
+    assert [use.holder for use in meter.attempt_ended(attempt) or ()] == ["holder"]
+    assert not meter.attempt_ended(attempt)
     meter.returned(1)
     meter.returned(2)
-    assert meter.attempt_ended(other) == 0
+    assert not meter.attempt_ended(other)
     assert (stats(meter).value("leaks"), stats(meter).value("attempts")) == (1, 3)
+
+
+def test_what_another_thread_acquires_is_no_leak() -> None:
+    """It may know the attempt by its context, as threads of asgiref do; its connection is its own all the same."""
+    meter, attempt = Meter(), object()
+    thread = threading.Thread(target=meter.taken, args=(1, attempt))
+    thread.start()
+    thread.join(30)
+    assert not meter.attempt_ended(attempt)
+    assert (stats(meter).value("leaks"), stats(meter).in_use) == (0, 1)
+
+
+def test_what_a_factory_acquires_for_its_value_is_no_leak() -> None:
+    """Since a time: what was acquired before that is the attempt's."""
+    meter, attempt = Meter(), object()
+    meter.taken(1, attempt, "early")
+    begun = time.monotonic()
+    meter.taken(2, attempt, "late")
+    meter.disown(attempt, begun)
+    assert [use.holder for use in meter.attempt_ended(attempt) or ()] == ["early"]
+
+
+def test_the_longest_wait_is_seen_while_it_lasts() -> None:
+    """As long as anybody waits: that of who waits longest, whoever is served first."""
+    meter = Meter()
+    since = [meter.waiting() for _ in range(3)]
+    now = time.monotonic() + 100
+
+    def age() -> float:
+        return finished(meter.row, now)[FIRST["longest_wait"]]
+
+    assert age() == pytest.approx(now - since[0])
+    meter.acquired(since[1], 1)
+    assert age() == pytest.approx(now - since[0])
+    meter.gave_up(since[0], timed_out=True)
+    assert age() == pytest.approx(now - since[2])
+    meter.acquired(since[2], 2)
+    assert (age(), stats(meter).pending) == (0, 0)
+
+
+def test_a_stack_is_kept_only_where_it_is_wanted() -> None:
+    """With it, what is held since long can be told with where it was acquired."""
+    meter, attempt = Meter(), object()
+    meter.taken(1, attempt)
+    meter.leak_after = 0.0
+    meter.taken(2, attempt)
+    (_, without), (key, use) = meter.held_since(time.monotonic())
+    assert without.stack is None
+    assert key == 2
+    assert use.stack is not None
+    assert use.stack.at.endswith("in test_a_stack_is_kept_only_where_it_is_wanted")
+    assert "test_a_stack_is_kept_only_where_it_is_wanted" in str(use.stack)
+    assert meter.held_since(use.since - 1.0) == []
 
 
 @pytest.mark.parametrize(
