@@ -199,7 +199,7 @@ class World:
     def requests(self) -> list[Any]:
         return [self.request]
 
-    def allowed(self, request: Any) -> float | None:
+    def allowed(self, request: Any, elapsed: float) -> float | None:
         return None
 
     def expires_in(self, request: Any) -> float | None:

@@ -224,6 +224,14 @@ def slow_request(self: ShopTask, seconds: float) -> int:
     return os.getpid()
 
 
+@app.task(base=ShopTask, bind=True, name="shop.late_request")
+def late_request(self: ShopTask, seconds: float) -> float | None:
+    """Do something else for a while, and use a resource only then; return what remained."""
+    time.sleep(seconds)
+    self.api.get("/echo/late").raise_for_status()
+    return self.deadline.remaining()
+
+
 _meeting = threading.Barrier(4)
 
 

@@ -64,8 +64,13 @@ class Terms(Protocol):
         """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
         ...
 
-    def allowed(self, request: Any) -> float | None:
-        """Return how long the task may take from its start, in seconds; None without a limit."""
+    def allowed(self, request: Any, elapsed: float) -> float | None:
+        """Return how long the task may take from its start, in seconds; None without a limit.
+
+        Args:
+            request: The request.
+            elapsed: Since its start, in seconds: what is told as a time of day counts from now.
+        """
         ...
 
     def expires_in(self, request: Any) -> float | None:
@@ -116,7 +121,7 @@ class _Run:
     @property
     def deadline(self) -> Deadline:
         if self._deadline is None:
-            allowed = self.terms.allowed(self.request)
+            allowed = self.terms.allowed(self.request, time.monotonic() - self.started)
             self._deadline = NO_DEADLINE if allowed is None else Deadline(self.started + allowed)
         return self._deadline
 
