@@ -131,7 +131,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
         note_effect(effect)
         try:
             original(proxied)
-        except Exception as error:
+        except dialect.loaded_dbapi.Error as error:
+            # Anything else has struck meanwhile, as a time limit does, and the server may have done it: it stays noted.
             if not dialect.is_disconnect(error, proxied, None):
                 # The server has answered: it was not committed.
                 withdraw_effect(effect)

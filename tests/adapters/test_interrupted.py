@@ -14,7 +14,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from tests.adapters.shop import Shop
+from tests.adapters.shop import Shop, insert
+from tests.support.faults import terminate_backends
 
 LIMIT = 1.2
 
@@ -90,3 +91,32 @@ def test_a_statement_that_has_ended_is_not_watched_any_more(shop: Shop, how: Any
         # One that was shut down has something to read: its end.
         assert select.select([socket.fileno()], [], [], 0)[0] == []
         assert connection.scalar(text("select 1")) == 1
+
+
+def test_a_commit_that_was_interrupted_may_have_been_done(shop: Shop) -> None:
+    """It stays an effect, whatever the body makes of the interruption: nothing is replayed after it."""
+    shop.database.execute(
+        "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.5); return null; end'"
+    )
+    shop.database.execute(
+        "create constraint trigger slow after insert on orders deferrable initially deferred "
+        "for each row when (new.id = 1) execute function slow()"
+    )
+    runs: list[int] = []
+
+    @shop.task()
+    def task(self: Any) -> None:
+        runs.append(1)
+        insert(self.session, len(runs))
+        with suppress(SoftTimeLimitExceeded), interrupted_after(0.2):
+            self.session.commit()
+        # psycopg 3 has given the connection up in the middle.
+        with suppress(DBAPIError):
+            self.session.rollback()
+        self.session.connection()
+        terminate_backends(shop.database)
+        insert(self.session, 10)
+
+    with pytest.raises(DBAPIError):
+        task()
+    assert len(runs) == 1
