@@ -173,8 +173,8 @@ def watch_pool(
         attempt = scope.current()
         if not counted:
             meter.taken(id(record.info), attempt)
-        if attempt is not None:
-            # Whoever takes a connection past the engine may commit on it unseen.
+        if attempt is not None or scope.running():
+            # Whoever takes a connection past the engine may commit on it unseen, a thread of the body's, too.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
             note_effect(effect)
 
