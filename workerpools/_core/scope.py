@@ -41,14 +41,18 @@ logger = logging.getLogger("workerpools")
 #: How many failures an attempt remembers; it is the first one that later ones follow from.
 MAX_NOTED = 20
 
+#: How often the sessions of an attempt are committed, where that begins others.
+MAX_ROUNDS = 20
+
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
 
 class Scoped(Protocol):
     """Something that an attempt ends: a session."""
 
-    def finish(self) -> object:
-        """Make what was done permanent."""
+    def finish(self) -> bool:
+        """Make what was done permanent; return whether there was anything."""
+        ...
 
     def rollback(self) -> object:
         """Undo what was done."""
@@ -125,8 +129,11 @@ class Attempt:
         Raises:
             Exception: The first failure to commit; nothing is committed after it.
         """
-        for scoped in self.lent.values():
-            scoped.finish()
+        for _ in range(MAX_ROUNDS):
+            # Listeners of one session may use another one, which is begun by that, or was committed before.
+            if not sum(scoped.finish() for scoped in tuple(self.lent.values())):
+                return
+        raise RuntimeError("the sessions' own listeners began another transaction at every commit")
 
     def close(self, *, rollback: bool) -> None:
         """Close everything the attempt owns. Never raises an Exception: the outcome is decided already.
