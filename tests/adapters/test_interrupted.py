@@ -1,9 +1,10 @@
-"""A statement or a COMMIT that something else than the server ends: a signal, an error that is not the driver's."""
+"""What something else than the server ends in the middle: a signal, an error that is not the driver's."""
 
 from __future__ import annotations
 
 import select
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.adapters.shop import Shop, insert
 from tests.support.faults import terminate_backends
+from workerpools._core import scope
+from workerpools._core.scope import Attempt
 
 LIMIT = 1.2
 
@@ -120,3 +123,36 @@ def test_a_commit_that_was_interrupted_may_have_been_done(shop: Shop) -> None:
     with pytest.raises(DBAPIError):
         task()
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_an_attempt_that_was_interrupted_as_it_ended_owns_nothing_of_later_ones(shop: Shop, step: int) -> None:
+    """A time limit strikes in the very last steps of an attempt: what the next task of the process does is committed,
+    and the deadline is its own."""
+
+    def strike(frame: Any, happened: str, _: object) -> Any:
+        nonlocal step
+        if frame.f_code is Attempt.leave.__code__:
+            if step == 0:
+                sys.settrace(before)
+                raise SoftTimeLimitExceeded
+            step -= 1
+        return strike
+
+    @shop.task(soft_time_limit=0.2)
+    def task(self: Any, number: int) -> float | None:
+        insert(self.session, number)
+        return self.deadline.remaining()
+
+    before = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        result = task.apply((1,))
+    finally:
+        sys.settrace(before)
+    assert isinstance(result.result, SoftTimeLimitExceeded)
+    assert scope.current() is None
+    assert scope.running() == []
+    time.sleep(0.2)
+    assert task(2) is None
+    assert shop.rows() == [1, 2]

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workerpools._core import failure, fork
@@ -98,7 +98,6 @@ class Attempt:
     noted: tuple[Noted, ...] = ()
     #: The resources it has used.
     used: tuple[Resource[Any], ...] = ()
-    _token: Token[Attempt | None] | None = None
 
     def __init__(self, allowance: Allowance | None = None, parent: Attempt | None = None) -> None:
         self.allowance = allowance
@@ -114,14 +113,14 @@ class Attempt:
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
-        self._token = _current.set(self)
+        _current.set(self)
         _active.attempts.add(self)
 
     def leave(self) -> None:
-        """Restore the attempt that was current before."""
+        """Restore the attempt that was current before. May be called again, where a signal struck in the middle."""
+        if _current.get() is self:
+            _current.set(self.parent)
         _active.attempts.discard(self)
-        if self._token is not None:
-            _current.reset(self._token)
 
     def commit(self) -> None:
         """Commit what the body did, in the order in which it began.
