@@ -98,6 +98,9 @@ class TaskTerms:
     def expires_in(self, request: Any) -> float | None:
         return _seconds_until(getattr(request, "expires", None))
 
+    def visibility(self) -> float | None:
+        return _visibility_timeout(self._task.app)
+
     def time_limit_exceeded(self, request: Any) -> Exception:
         hard, soft = self._limits(request)
         error: Exception = TimeLimitExceeded(hard) if hard and not soft else SoftTimeLimitExceeded(soft)

@@ -77,6 +77,10 @@ class Terms(Protocol):
         """Return the seconds until the task expires; None if it does not."""
         ...
 
+    def visibility(self) -> float | None:
+        """Return after how many seconds the broker delivers a message again that still waits; None for never."""
+        ...
+
     def time_limit_exceeded(self, request: Any) -> Exception:
         """Return the task system's own error for a task that took longer than the nearest of its limits."""
         ...
@@ -150,6 +154,8 @@ class _Run:
 
     def decide(self, failure: Failure, noted: Noted, attempt: Attempt, error: BaseException) -> Decision:
         expires_in = self.terms.expires_in(self.request)
+        # Asked only where a server says how long to wait: the policy's own delays were looked at before.
+        visibility = self.terms.visibility() if failure.retry_after else None
 
         def situation(affordable: bool) -> Situation:
             return Situation(
@@ -162,6 +168,7 @@ class _Run:
                 no_broker=self.terms.no_broker(self.request, error),
                 remaining=attempt.deadline.remaining(),
                 expires_in=expires_in,
+                visibility=visibility,
                 chance=random.random(),
             )
 
