@@ -180,3 +180,19 @@ def test_the_watchdog_leaves_the_successor_of_a_closed_socket_alone() -> None:
     assert ours.recv(1) == b"x"
     for end in (ours, theirs, *late):
         end.close()
+
+
+def test_the_watchdog_keeps_nothing_of_what_was_forgotten() -> None:
+    """A process that sends a statement a millisecond, each with an hour to go, does not grow."""
+    dog = Watchdog()
+    ours, theirs = socket.socketpair()
+    hour = time.monotonic() + 3600
+    held = [dog.watch(ours.fileno(), hour) for _ in range(10)]
+    for number in range(5000):
+        dog.forget(dog.watch(ours.fileno(), hour + number))
+    assert len(dog._due) <= 200
+    dog.watch(ours.fileno(), time.monotonic() + 0.1)
+    assert theirs.recv(1) == b""
+    assert all(dog.forget(number) for number in held)
+    ours.close()
+    theirs.close()

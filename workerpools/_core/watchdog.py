@@ -19,6 +19,10 @@ from workerpools._core.sockets import Seen
 __all__ = ["Watchdog"]
 
 
+#: How many times of forgotten sockets are kept, beside as many as there are sockets.
+_FORGOTTEN = 100
+
+
 class Watchdog:
     """Shuts sockets down at given times, unless told otherwise before. Its thread starts with the first one."""
 
@@ -43,6 +47,10 @@ class Watchdog:
             self._reset()
         with self._changed:
             number = next(self._numbers)
+            if len(self._due) > 2 * len(self._watched) + _FORGOTTEN:
+                # What was forgotten would stay until its time: an hour's worth of statements.
+                self._due = [entry for entry in self._due if entry[1] in self._watched]
+                heapq.heapify(self._due)
             self._watched[number] = Seen(descriptor)
             heapq.heappush(self._due, (at, number))
             if self._thread is None:
