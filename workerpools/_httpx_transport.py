@@ -251,13 +251,20 @@ class ClampedTimeouts(dict[str, Any]):
     httpcore asks for each when it begins to wait (the request extension ``timeout``).
     """
 
+    # A socket with a time-out of 0 does not wait, and says so with an error that is no time-out.
+    _LEAST = 0.001
+
     def __init__(self, timeouts: Mapping[str, float | None], deadline: Deadline) -> None:
         super().__init__(timeouts)
         self._deadline = deadline
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return one time-out; one that is None, or missing, would wait for ever."""
-        return self._deadline.clamp(super().get(name, default))
+        timeout, remaining = super().get(name, default), self._deadline.remaining()
+        if remaining is None:
+            return timeout
+        least = max(self._LEAST, remaining)
+        return least if timeout is None else min(timeout, least)
 
 
 class _WatchedStream(httpx.SyncByteStream):

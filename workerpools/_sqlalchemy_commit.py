@@ -131,7 +131,8 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
         note_effect(effect)
         try:
             original(proxied)
-        except Exception as error:
+        except dialect.loaded_dbapi.Error as error:
+            # Anything else has struck meanwhile, as a time limit does, and the server may have done it: it stays noted.
             if not dialect.is_disconnect(error, proxied, None):
                 # The server has answered: it was not committed.
                 withdraw_effect(effect)
@@ -270,6 +271,8 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
 def introduce(connection: Any, info: dict[str, Any], timeouts: Timeouts, *, resolves: bool) -> None:
     """Ask a new connection which history its server writes, and which timeout is in force; costs one round trip.
 
+    A second one where the server does not tell the first.
+
     Args:
         connection: The driver's connection, not yet used.
         info: The connection's ``info``. Without a timeline in it, no COMMIT over the connection is resolved.
@@ -278,23 +281,32 @@ def introduce(connection: Any, info: dict[str, Any], timeouts: Timeouts, *, reso
     """
     before = connection.autocommit
     try:
-        # Outside of a transaction: an error would abort it, and some servers that speak PostgreSQL's protocol have
-        # no such functions.
+        if not (resolves and _introduced(connection, info, timeouts, _INTRODUCTION)):
+            # Deadlines need no history, which some servers that speak PostgreSQL's protocol do not know, and others
+            # do not tell every role.
+            _introduced(connection, info, timeouts, _TIMEOUT)
+    finally:
+        _quietly(lambda: setattr(connection, "autocommit", before))
+
+
+def _introduced(connection: Any, info: dict[str, Any], timeouts: Timeouts, question: str) -> bool:
+    try:
+        # Outside of a transaction: an error would abort it.
         connection.autocommit = True
         cursor = connection.cursor()
-        cursor.execute(_INTRODUCTION if resolves else _TIMEOUT)
+        cursor.execute(question)
         milliseconds, *history = cursor.fetchone()
         cursor.close()
         timeouts.opened(info, POSTGRESQL, int(milliseconds))
-        if resolves and history[0]:
+        if history and history[0]:
             info[TIMELINE] = tuple(history)
+        return True
     except Exception as error:
         if connection.closed:
             # Lost while it was opened.
             raise
         logger.debug("the server does not say what it is: %s", type(error).__name__)
-    finally:
-        _quietly(lambda: setattr(connection, "autocommit", before))
+        return False
 
 
 def _quietly(step: Callable[[], object]) -> None:

@@ -154,12 +154,14 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
 
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
-        error, original = context.sqlalchemy_exception, context.original_exception
+        error, original, connection = context.sqlalchemy_exception, context.original_exception, context.connection
         if error is not None and context.is_pre_ping:
             opening.replaced("stale")
         if error is None or context.is_pre_ping:
+            # No error of the driver's: a time limit, say, or parameters that do not fit the statement.
+            if connection is not None:
+                timeouts.after_statement(_info(connection))
             return
-        connection = context.connection
         if connection is None:
             opening.descriptors.gave_up()
             add_note(error, f"workerpools: connecting for the resource {resource!r}")

@@ -263,9 +263,9 @@ def watch_pool(
         attempt = scope.current()
         if not counted:
             meter.taken(id(record.info), attempt, record.info)
-        if attempt is not None:
+        if attempt is not None or scope.running():
             record.info[LENT] = Lent(borrower)
-            # Whoever takes a connection past the engine may commit on it unseen.
+            # Whoever takes a connection past the engine may commit on it unseen, a thread of the body's, too.
             record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
             note_effect(effect)
 

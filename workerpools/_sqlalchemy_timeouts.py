@@ -158,13 +158,14 @@ class Timeouts:
 
     def before_statement(self, connection: Any, info: dict[str, Any], statement: str) -> None:
         """Make the timeout fit, and have the socket watched while the statement runs."""
+        # What interrupts a statement may leave it watched, and this one may be another task's.
+        self.after_statement(info)
         remaining = scope.deadline().remaining()
         if remaining is None or _SERVER not in info:
             return
         current = info.get(_LOCAL, info[_SESSION])
         milliseconds = fitting(remaining, current, info[_SERVER])
         # Before anything is sent: the timeout, too, may never be answered.
-        self.after_statement(info)
         if (socket := self._socket(connection)) is not None:
             info[_WATCHED] = _watch(socket, remaining)
         if milliseconds is not None:

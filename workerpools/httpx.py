@@ -84,7 +84,7 @@ class HttpxClient(Adapter[httpx.Client]):
         options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
-        ConfigurationError: ``httpx.Client`` has no such option, or ``base_url`` is no URL of a server.
+        ConfigurationError: ``httpx.Client`` has no such option, or ``base_url`` or ``proxy`` is no URL of a server.
     """
 
     kind = "http"
@@ -127,7 +127,7 @@ class HttpxClient(Adapter[httpx.Client]):
         self._tls = (verify, cert, trust_env)
         self._http1 = http1
         self._http2 = http2
-        self._proxy = proxy
+        self._proxy = _usable_proxy(proxy, "HttpxClient: proxy")
         self._mounts = mounts or {}
         self._transport = transport
         self._socket_options = list(SOCKET_OPTIONS if socket_options is None else socket_options)
@@ -288,20 +288,48 @@ def _shown_base_url(base_url: Any, *, any_scheme: bool) -> str:
     return redact_url(str(base_url))
 
 
-def _environment_proxies() -> dict[str, str | None]:
+def _usable_proxy(proxy: Any, what: str) -> Any:
+    """Return a proxy as httpx takes it.
+
+    Args:
+        proxy: The proxy, or None.
+        what: Where it comes from, for the message.
+
+    Raises:
+        ConfigurationError: It is no URL of a proxy; the message does not show it, as httpx's own would.
+    """
+    if proxy is None or isinstance(proxy, httpx.Proxy):
+        return proxy
+    try:
+        usable, url = httpx.Proxy(proxy), httpx.URL(proxy)
+        if url.host and b"@" not in url.raw_path and "@" not in url.fragment:
+            return usable
+    except (TypeError, ValueError, httpx.InvalidURL):
+        pass
+    raise ConfigurationError(
+        f"{what} cannot be used (it is not shown here, as it may hold a password); wanted: "
+        "http://proxy.example.com:3128, a password's special characters escaped (urllib.parse.quote)"
+    )
+
+
+def _environment_proxies() -> dict[str, httpx.Proxy | None]:
     """Return httpx mount patterns for the proxies that the environment asks for.
 
     httpx takes them from the environment only for transports that it makes itself. The variables are those of curl:
     HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, read by :func:`urllib.request.getproxies`.
+
+    Raises:
+        ConfigurationError: One is no URL of a proxy.
     """
     found = urllib.request.getproxies()
     exempt = [host.strip() for host in found.get("no", "").split(",") if host.strip()]
     if "*" in exempt:
         return {}
-    mounts: dict[str, str | None] = {}
+    mounts: dict[str, httpx.Proxy | None] = {}
     for scheme in ("http", "https", "all"):
         if url := found.get(scheme):
-            mounts[f"{scheme}://"] = url if "://" in url else f"http://{url}"
+            variable = f"{scheme.upper()}_PROXY of the environment"
+            mounts[f"{scheme}://"] = _usable_proxy(url if "://" in url else f"http://{url}", variable)
     for host in exempt:
         mounts[_exempt_pattern(host)] = None
     return mounts

@@ -360,10 +360,12 @@ class _BodysSession(Session):
                 "make a session of your own: sqlalchemy.orm.Session(engine)"
             )
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Commit for the attempt. Whatever is done with a session begins its transaction: else there is nothing."""
-        if self.in_transaction():
-            self.commit()
+        if not self.in_transaction():
+            return False
+        self.commit()
+        return True
 
     def end(self) -> None:
         """Close for the attempt, for good."""

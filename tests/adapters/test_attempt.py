@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 import sqlalchemy
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from greenlet import GreenletExit
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
 from tests.adapters.shop import NUMBERS, Shop, insert
 from tests.support.forking import run_in_fork
 from workerpools import NoAttemptError
+from workerpools.sqlalchemy import TaskSession
 
 WAYS: dict[str, Callable[[Any, Any], Any]] = {
     "called directly": lambda task, number: task(number),
@@ -139,6 +141,46 @@ def test_a_savepoint_makes_an_error_harmless(shop: Shop) -> None:
 
     task()
     assert shop.rows() == [1]
+
+
+@pytest.mark.parametrize("begun", ["before", "by it"])
+def test_what_a_commits_listener_does_in_another_session_is_committed(shop: Shop, begun: str) -> None:
+    """An audit session, say: the listener may be the first to use it, or it may have been committed already."""
+
+    class Audited(shop.base):  # type: ignore[name-defined, misc]
+        abstract = True
+        audit = TaskSession(shop.engine)
+
+    @shop.task(base=Audited)
+    def task(self: Any) -> None:
+        if begun == "before":
+            insert(self.audit, 1)
+        event.listen(self.session, "after_commit", lambda _: insert(self.audit, 3))
+        insert(self.session, 2)
+
+    task()
+    assert shop.rows() == ([1, 2, 3] if begun == "before" else [2, 3])
+    assert shop.checked_out() == 0
+
+
+def test_listeners_that_begin_a_transaction_at_every_commit_fail_the_attempt(shop: Shop) -> None:
+    """They would be committed for ever otherwise; what they began last is undone, and not in silence."""
+    numbers = itertools.count(1)
+
+    class Audited(shop.base):  # type: ignore[name-defined, misc]
+        abstract = True
+        audit = TaskSession(shop.engine)
+
+    @shop.task(base=Audited)
+    def task(self: Any) -> None:
+        one, other = self.session, self.audit
+        event.listen(one, "after_commit", lambda _: insert(other, next(numbers)))
+        event.listen(other, "after_commit", lambda _: insert(one, next(numbers)))
+        insert(one, next(numbers))
+
+    with pytest.raises(RuntimeError, match="at every commit"):
+        task()
+    assert shop.checked_out() == 0
 
 
 def test_a_task_called_as_a_function_joins_the_attempt(shop: Shop) -> None:

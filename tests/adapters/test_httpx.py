@@ -6,6 +6,7 @@ import inspect
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -238,6 +239,35 @@ def test_the_resource_tells_no_secret() -> None:
     with WorkerPools() as pools:
         resource = pools.add(HttpxClient(base_url="https://user:secret@api.example.com/?token=secret"), name="api")
         assert "secret" not in repr(resource) + resource.adapter.describe() + repr(pools)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:se/cret@proxy:3128",
+        "http://user:12/cret@proxy:3128",
+        "http://user:se?cret@proxy:3128",
+        "http://user:se#cret@proxy:3128",
+        "ftp://user:cret@proxy:3128",
+        "http://user:cret@",
+        "user:cret",
+    ],
+)
+@pytest.mark.parametrize("where", ["option", "environment"])
+def test_a_wrong_proxy_is_refused_without_showing_it(url: Any, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx's own errors repeat what it took for the port, which may be a part of the password."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    with WorkerPools() as pools, pytest.raises(ConfigurationError) as caught:
+        if where == "environment":
+            monkeypatch.setenv("HTTPS_PROXY", str(url))
+            pools.add(HttpxClient(), name="api").get()
+        else:
+            HttpxClient(proxy=url)
+    assert "HTTPS_PROXY" in str(caught.value) if where == "environment" else "proxy cannot be used" in str(caught.value)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "cret" not in shown.replace("secret", "")
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -183,6 +183,35 @@ def test_the_server_ends_a_statement_at_the_deadline(shop: Shop) -> None:
     assert after.apply().get() == ("0", "fine")
 
 
+def test_a_server_that_does_not_tell_its_history_ends_statements_all_the_same(shop: Shop) -> None:
+    """A role may be forbidden to ask, and some servers have no such functions: a lost COMMIT cannot be resolved there,
+    but the deadline holds."""
+    role = f"clerk_{shop.database.name}"
+    shop.database.execute(f"create role {role} login password 'clerk'")
+    shop.database.execute("revoke execute on function pg_walfile_name(pg_lsn) from public")
+    shop.database.execute(f"grant all on table orders to {role}")
+    url = sqlalchemy.make_url(shop.engine.get().url).set(username=role, password="clerk")
+    engine = shop.pools.add(SQLAlchemyEngine(url), name="clerk")
+
+    @shop.task(
+        base=type("Other", (shop.base,), {"abstract": True, "session": TaskSession(engine)}), soft_time_limit=1.0
+    )
+    def task(self: Any, seconds: float) -> None:
+        insert(self.session, 1)
+        self.session.execute(text("select pg_sleep(:seconds)"), {"seconds": seconds})
+
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            task.apply((5,)).get()
+        task.apply((0,)).get()
+        assert shop.rows() == [1]
+    finally:
+        engine.close()
+        shop.database.execute("grant execute on function pg_walfile_name(pg_lsn) to public")
+        shop.database.execute(f"drop owned by {role}")
+        shop.database.execute(f"drop role {role}")
+
+
 def test_a_later_statement_has_less_time(shop: Shop) -> None:
     """The timeout is sent again, for the transaction, when it no longer fits."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,10 +92,18 @@ def test_a_connection_that_dies_again_and_again_is_raised(shop: Shop) -> None:
     assert shop.rows() == []
 
 
-@pytest.mark.parametrize("how", ["session.commit()", "engine.begin()", "autocommit", "raw connection", "text"])
+@pytest.mark.parametrize(
+    "how", ["session.commit()", "engine.begin()", "autocommit", "raw connection", "raw connection in a thread", "text"]
+)
 def test_nothing_is_replayed_after_a_commit(shop: Shop, how: str) -> None:
     """What was committed in the attempt would be done twice, by whatever way it was."""
     runs: list[int] = []
+
+    def past_the_engine(engine: sqlalchemy.Engine) -> None:
+        raw = engine.raw_connection()
+        raw.cursor().execute("insert into orders values (1)")
+        raw.commit()
+        raw.close()
 
     @shop.task()
     def task(self: Any) -> None:
@@ -109,10 +118,11 @@ def test_nothing_is_replayed_after_a_commit(shop: Shop, how: str) -> None:
             insert(self.session, len(runs))
             self.session.execute(text("COMMIT"))
         elif how == "raw connection":
-            raw = self.db.raw_connection()
-            raw.cursor().execute("insert into orders values (1)")
-            raw.commit()
-            raw.close()
+            past_the_engine(self.db)
+        elif how == "raw connection in a thread":
+            thread = threading.Thread(target=past_the_engine, args=(self.db,))
+            thread.start()
+            thread.join()
         else:
             with self.db.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 insert(connection, len(runs))
@@ -169,7 +179,6 @@ def test_what_another_attempt_inside_committed_counts(shop: Shop) -> None:
 @pytest.mark.parametrize("where", ["body", "thread"])
 def test_a_body_that_sent_something_is_not_replayed(shop: Shop, api: TcpProxy, echo: EchoUpstream, where: str) -> None:
     """A POST that may have been processed is never sent again, whichever thread sent it."""
-    import threading
 
     @shop.task()
     def task(self: Any) -> None:

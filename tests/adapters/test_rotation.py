@@ -146,6 +146,25 @@ def test_a_response_that_trickles_in_is_given_up_at_the_deadline(pools: WorkerPo
     assert time.monotonic() - started < 3
 
 
+def test_a_request_whose_body_outlasts_the_deadline_is_reported_as_the_limit(
+    pools: WorkerPools, echo: EchoUpstream
+) -> None:
+    """The deadline comes between two waits: the next one is over at once, and is a time-out like any other."""
+    pools.add(HttpxClient(base_url=echo.url), name="api")
+
+    def parts() -> Iterator[bytes]:
+        yield b"one"
+        time.sleep(1.1)
+        yield b"two"
+
+    def body(self: Any) -> None:
+        self.api.post("/echo/x?delay=5", content=parts())
+
+    with pytest.raises(SoftTimeLimitExceeded) as caught:
+        task_of(pools, body, soft_time_limit=1).apply().get()
+    assert isinstance(caught.value.__cause__, httpx.ReadTimeout)
+
+
 def test_a_request_is_not_begun_after_the_deadline(pools: WorkerPools, echo: EchoUpstream) -> None:
     """Nothing is sent; a task without a limit is not concerned."""
     pools.add(HttpxClient(base_url=echo.url), name="api")

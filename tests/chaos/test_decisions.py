@@ -53,6 +53,7 @@ situations = st.builds(
     no_broker=mostly(st.just(""), st.just("it was called directly")),
     remaining=mostly(st.none(), st.floats(-1, 1)),
     expires_in=st.none() | st.floats(-10, 1000),
+    visibility=mostly(st.none(), SECONDS),
     chance=st.floats(0, 1),
 )
 
@@ -87,6 +88,7 @@ def test_one_decision(failure: Failure, situation: Situation) -> None:
         assert situation.retries < policy.max_retries
         assert situation.expires_in is None or decision.delay < situation.expires_in
         asked = failure.retry_after or 0.0
+        assert situation.visibility is None or asked < situation.visibility
         assert asked <= decision.delay <= max(asked, policy.backoff_max, 0.0)
         assert decision.delay <= max(asked, policy.backoff * 2**situation.retries)
 
@@ -199,11 +201,14 @@ class World:
     def requests(self) -> list[Any]:
         return [self.request]
 
-    def allowed(self, request: Any) -> float | None:
+    def allowed(self, request: Any, elapsed: float) -> float | None:
         return None
 
     def expires_in(self, request: Any) -> float | None:
         return self.expires
+
+    def visibility(self) -> float | None:
+        return None
 
     def time_limit_exceeded(self, request: Any) -> Exception:
         raise NotImplementedError

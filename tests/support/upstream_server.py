@@ -115,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        for wait in parse_qs(urlsplit(self.path).query).get("retry_after", ()):
+            self.send_header("Retry-After", wait)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

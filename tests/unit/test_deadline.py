@@ -159,3 +159,40 @@ def test_the_watchdog_shuts_down_what_is_not_forgotten() -> None:
     for pair in pairs:
         for end in pair:
             end.close()
+
+
+def test_the_watchdog_leaves_the_successor_of_a_closed_socket_alone() -> None:
+    """The system gives the lowest free descriptor to the next file, whoever opens it."""
+    dog = Watchdog()
+    ours, theirs = socket.socketpair()
+    number = dog.watch(ours.fileno(), time.monotonic() + 0.2)
+    closed = ours.fileno()
+    ours.close()
+    theirs.close()
+    ours, theirs = socket.socketpair()
+    assert closed in (ours.fileno(), theirs.fileno())
+    late = socket.socketpair()
+    # Its turn comes after the first one's.
+    dog.watch(late[0].fileno(), time.monotonic() + 0.4)
+    assert late[1].recv(1) == b""
+    assert not dog.forget(number)
+    theirs.sendall(b"x")
+    assert ours.recv(1) == b"x"
+    for end in (ours, theirs, *late):
+        end.close()
+
+
+def test_the_watchdog_keeps_nothing_of_what_was_forgotten() -> None:
+    """A process that sends a statement a millisecond, each with an hour to go, does not grow."""
+    dog = Watchdog()
+    ours, theirs = socket.socketpair()
+    hour = time.monotonic() + 3600
+    held = [dog.watch(ours.fileno(), hour) for _ in range(10)]
+    for number in range(5000):
+        dog.forget(dog.watch(ours.fileno(), hour + number))
+    assert len(dog._due) <= 200
+    dog.watch(ours.fileno(), time.monotonic() + 0.1)
+    assert theirs.recv(1) == b""
+    assert all(dog.forget(number) for number in held)
+    ours.close()
+    theirs.close()

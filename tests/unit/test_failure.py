@@ -106,6 +106,18 @@ def test_causes_end_where_they_began() -> None:
     assert list(causes(first)) == [first, second]
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_what_was_raised_from_itself_is_judged(length: int) -> None:
+    """``raise error from error`` is a mistake that Python allows: it must not hold a worker's process for ever."""
+    errors = [ValueError(str(number)) for number in range(length)]
+    chained(*errors, by="__cause__")
+    errors[-1].__cause__ = errors[0]
+    assert judge(errors[0], lambda _: None) == (errors[0], None)
+    outer = chained(RuntimeError(), errors[0], by="__cause__")
+    assert judge(outer, lambda _: None) == (outer, None)
+
+
 def test_a_note_survives_pickling_without_its_owner() -> None:
     """Celery may pickle the exception; listeners and locks do not go with it."""
     error = ValueError("x")

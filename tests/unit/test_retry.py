@@ -85,6 +85,18 @@ def test_delays(retries: int, chance: float, retry_after: float | None, delay: f
     assert (decision.action, decision.delay) == (Action.RETRY, delay)
 
 
+@pytest.mark.parametrize(
+    ("retry_after", "visibility", "action"),
+    [(30.0, 3600.0, "retry"), (3600.0, 3600.0, "raise"), (86400.0, 3600.0, "raise"), (86400.0, None, "retry")],
+)
+def test_no_server_makes_a_broker_deliver_twice(retry_after: float, visibility: float | None, action: str) -> None:
+    """A message that waits longer than the broker's visibility timeout is delivered a second time."""
+    failure = replace(Failure(UNAVAILABLE, Sent.NOTHING), retry_after=retry_after)
+    decision = decide(failure, Situation(visibility=visibility))
+    assert decision.action is Action(action)
+    assert ("asks to wait" in decision.reason) is (action == "raise")
+
+
 @pytest.mark.parametrize(("replays", "delay"), [(0, 0.05), (1, 0.1)])
 def test_what_met_in_a_deadlock_does_not_meet_again(replays: int, delay: float) -> None:
     """An aborted transaction waits a little, at random."""

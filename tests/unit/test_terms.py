@@ -104,17 +104,28 @@ def test_how_long_a_run_may_take(
     worker = type("Worker", (), {"app": app, "time_limit": time_limit, "soft_time_limit": soft_time_limit})()
     keep_limits(worker)
     request: Any = Context(**{"called_directly": False, **request_})
-    assert terms(app, **options).allowed(request) == seconds
+    assert terms(app, **options).allowed(request, 0.0) == seconds
+
+
+def test_an_expiry_is_counted_from_now(app: Celery) -> None:
+    """The limits count from the start of the run, whenever its deadline is asked for first."""
+    request = Context(called_directly=False, expires=datetime.now(timezone.utc) + timedelta(seconds=4))
+    asked = terms(app)
+    seconds = asked.allowed(request, 6.0)
+    assert seconds is not None
+    assert 8 < seconds <= 9.9
+    request.timelimit = [None, 8]
+    assert asked.allowed(request, 6.0) == 7.9
 
 
 def test_a_run_without_any_worker_seen_has_the_limits_of_the_settings(app: Celery) -> None:
     """As in a spawned child, which never sees its parent's command line; the margin is a setting."""
     app.conf.task_soft_time_limit = 30
     app.conf.workerpools_deadline_margin = 5
-    assert terms(app).allowed(Context(called_directly=False)) == 25
+    assert terms(app).allowed(Context(called_directly=False), 0.0) == 25
     app.conf.workerpools_deadline_margin = "soon"
     with pytest.raises(ConfigurationError, match="workerpools_deadline_margin is 'soon'"):
-        terms(app).allowed(Context(called_directly=False))
+        terms(app).allowed(Context(called_directly=False), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,23 @@ def slow_request(self: ShopTask, seconds: float) -> int:
     return os.getpid()
 
 
+@app.task(base=ShopTask, bind=True, name="shop.late_request")
+def late_request(self: ShopTask, seconds: float) -> float | None:
+    """Do something else for a while, and use a resource only then; return what remained."""
+    time.sleep(seconds)
+    self.api.get("/echo/late").raise_for_status()
+    return self.deadline.remaining()
+
+
+@app.task(base=ShopTask, bind=True, name="shop.decline", replay=True)
+def decline(self: ShopTask, number: int, seconds: float) -> int:
+    """Be told to come again in a while, the first time."""
+    record("body", number)
+    declined = {"status": "503", "retry_after": str(seconds)} if self.request.retries == 0 else {}
+    self.api.get(f"/echo/{number}", params=declined).raise_for_status()
+    return os.getpid()
+
+
 _meeting = threading.Barrier(4)
 
 

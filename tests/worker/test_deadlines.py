@@ -47,6 +47,17 @@ def test_the_workers_own_limits_count(stand: Stand, pool: str) -> None:
         assert type(result.result).__name__ == "SoftTimeLimitExceeded"
 
 
+def test_an_expiry_is_no_nearer_for_being_asked_for_late(stand: Stand) -> None:
+    """A message that expires in 60 s, whose body begins a request after half a second of something else."""
+    with stand.worker(concurrency=1):
+        assert stand.outcome("visit", "warm").state == "SUCCESS"
+        sent = time.monotonic()
+        remained = stand.call("late_request", 0.5, expires=60)
+        left = 60 - (time.monotonic() - sent)
+        # The margin is 0.1 s; the rest is for a message that waited.
+        assert remained > left - 0.2
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_silent_network_is_given_up_at_the_limit(stand: Stand, pool: str) -> None:
     """Database and upstream accept and drop every packet, on connections that were open: the task ends at its limit,

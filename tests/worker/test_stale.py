@@ -219,3 +219,16 @@ def test_a_body_is_replayed_once_and_not_more(shared: Stand, worker: WorkerProce
     assert shared.orders(number) == []
     shared.reach_all(children)
     assert worker.children() == children
+
+
+def test_a_wait_that_would_be_delivered_twice_is_refused(shared: Stand, worker: WorkerProcess) -> None:
+    """Redis delivers a message again that waits for an hour: a server that asks for more ends the task, with a note.
+    One that asks for less is given its time."""
+    number = next(numbers)
+    result = shared.outcome("decline", number, 7200)
+    assert result.state == "FAILURE"
+    assert "reason=the server asks to wait 7200 s" in worker.log()
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 1
+    number = next(numbers)
+    assert shared.outcome("decline", number, 1).state == "SUCCESS"
+    assert [entry.detail for entry in shared.entries("body")].count(number) == 2

@@ -78,7 +78,7 @@ class TaskTerms:
             return "autoretry_for of the task decides about retries of this error"
         return ""
 
-    def allowed(self, request: Any) -> float | None:
+    def allowed(self, request: Any, elapsed: float) -> float | None:
         if request is None or request.called_directly:
             return None
         task = self._task
@@ -86,7 +86,9 @@ class TaskTerms:
         if not hard and not soft and request.expires is None:
             return None
         margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
-        return seconds_allowed([hard, soft, self.expires_in(request)], margin)
+        expires_in = self.expires_in(request)
+        # The limits count from the start; what is left until it expires is told as of now.
+        return seconds_allowed([hard, soft, None if expires_in is None else elapsed + expires_in], margin)
 
     def _limits(self, request: Any) -> tuple[float | None, float | None]:
         hard, soft = getattr(request, "timelimit", None) or (None, None)
@@ -95,6 +97,9 @@ class TaskTerms:
 
     def expires_in(self, request: Any) -> float | None:
         return _seconds_until(getattr(request, "expires", None))
+
+    def visibility(self) -> float | None:
+        return _visibility_timeout(self._task.app)
 
     def time_limit_exceeded(self, request: Any) -> Exception:
         hard, soft = self._limits(request)

@@ -198,8 +198,10 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
         for cause in chain:
             if not is_library(cause):
                 return Verdict(cause, None)
-    explicit = error.__cause__
-    while noted is None and explicit is not None:
+    explicit, seen = error.__cause__, {id(error)}
+    # ``raise error from error`` makes a chain that bites its own tail.
+    while noted is None and explicit is not None and id(explicit) not in seen:
+        seen.add(id(explicit))
         noted = noted_of(explicit) or classify(explicit)
         explicit = explicit.__cause__
     return Verdict(error, noted)

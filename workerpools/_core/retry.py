@@ -42,6 +42,7 @@ class Situation(NamedTuple):
         no_broker: Why the task cannot go back to the broker; empty if it can.
         remaining: Until the task's time limit; None without one.
         expires_in: Until the task expires; None if it does not.
+        visibility: After which the broker would deliver a message that still waits a second time; None for never.
         chance: A number from 0 to 1, drawn at random, for the jitter.
     """
 
@@ -54,6 +55,7 @@ class Situation(NamedTuple):
     no_broker: str = ""
     remaining: float | None = None
     expires_in: float | None = None
+    visibility: float | None = None
     chance: float = 0.5
 
 
@@ -107,7 +109,14 @@ def _to_broker(failure: Failure, situation: Situation, policy: RetryPolicy) -> D
     if situation.retries >= policy.max_retries:
         return _raise(f"it was retried {situation.retries} times (max_retries={policy.max_retries})")
     bound = min(policy.backoff_max, policy.backoff * 2.0 ** min(situation.retries, 60))
-    delay = max(situation.chance * bound, failure.retry_after or 0.0)
+    asked = failure.retry_after or 0.0
+    # The policy's own delays were looked at when the worker started; what a server asks for nobody knew then.
+    if situation.visibility is not None and asked >= situation.visibility:
+        return _raise(
+            f"the server asks to wait {asked:.0f} s, and the broker would deliver the task twice after its visibility "
+            f"timeout of {situation.visibility:g} s"
+        )
+    delay = max(situation.chance * bound, asked)
     if situation.expires_in is not None and delay >= situation.expires_in:
         return _raise(f"the task expires in {max(0.0, situation.expires_in):.1f} s, before a retry in {delay:.1f} s")
     return Decision(Action.RETRY, delay, "" if situation.affordable else "the process's retry budget is used up")

@@ -65,12 +65,21 @@ class Terms(Protocol):
         """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
         ...
 
-    def allowed(self, request: Any) -> float | None:
-        """Return how long the task may take from its start, in seconds; None without a limit."""
+    def allowed(self, request: Any, elapsed: float) -> float | None:
+        """Return how long the task may take from its start, in seconds; None without a limit.
+
+        Args:
+            request: The request.
+            elapsed: Since its start, in seconds: what is told as a time of day counts from now.
+        """
         ...
 
     def expires_in(self, request: Any) -> float | None:
         """Return the seconds until the task expires; None if it does not."""
+        ...
+
+    def visibility(self) -> float | None:
+        """Return after how many seconds the broker delivers a message again that still waits; None for never."""
         ...
 
     def time_limit_exceeded(self, request: Any) -> Exception:
@@ -121,7 +130,7 @@ class _Run:
     @property
     def deadline(self) -> Deadline:
         if self._deadline is None:
-            allowed = self.terms.allowed(self.request)
+            allowed = self.terms.allowed(self.request, time.monotonic() - self.started)
             self._deadline = NO_DEADLINE if allowed is None else Deadline(self.started + allowed)
         return self._deadline
 
@@ -150,6 +159,8 @@ class _Run:
 
     def decide(self, failure: Failure, noted: Noted, attempt: Attempt, error: BaseException) -> Decision:
         expires_in = self.terms.expires_in(self.request)
+        # Asked only where a server says how long to wait: the policy's own delays were looked at before.
+        visibility = self.terms.visibility() if failure.retry_after else None
 
         def situation(affordable: bool) -> Situation:
             return Situation(
@@ -162,6 +173,7 @@ class _Run:
                 no_broker=self.terms.no_broker(self.request, error),
                 remaining=attempt.deadline.remaining(),
                 expires_in=expires_in,
+                visibility=visibility,
                 chance=random.random(),
             )
 
@@ -224,6 +236,8 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
                 masked = None
         finally:
+            # Again: who stays the current one would own what later tasks of this process do, and never commit it.
+            attempt.leave()
             # An exception's traceback holds this frame: without the attempt in it, sessions and errors go at once.
             del attempt
         if masked is not None:

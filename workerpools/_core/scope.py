@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workerpools._core import failure, fork
@@ -42,14 +42,18 @@ logger = logging.getLogger("workerpools")
 #: How many failures an attempt remembers; it is the first one that later ones follow from.
 MAX_NOTED = 20
 
+#: How often the sessions of an attempt are committed, where that begins others.
+MAX_ROUNDS = 20
+
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
 
 class Scoped(Protocol):
     """Something that an attempt ends: a session."""
 
-    def finish(self) -> object:
-        """Make what was done permanent."""
+    def finish(self) -> bool:
+        """Make what was done permanent; return whether there was anything."""
+        ...
 
     def rollback(self) -> object:
         """Undo what was done."""
@@ -100,7 +104,6 @@ class Attempt:
     noted: tuple[Noted, ...] = ()
     #: The resources it has used.
     used: tuple[Resource[Any], ...] = ()
-    _token: Token[Attempt | None] | None = None
 
     def __init__(self, allowance: Allowance | None = None, parent: Attempt | None = None) -> None:
         self.allowance = allowance
@@ -116,14 +119,14 @@ class Attempt:
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
-        self._token = _current.set(self)
+        _current.set(self)
         _active.attempts.add(self)
 
     def leave(self) -> None:
-        """Restore the attempt that was current before."""
+        """Restore the attempt that was current before. May be called again, where a signal struck in the middle."""
+        if _current.get() is self:
+            _current.set(self.parent)
         _active.attempts.discard(self)
-        if self._token is not None:
-            _current.reset(self._token)
 
     def commit(self) -> None:
         """Commit what the body did, in the order in which it began.
@@ -131,8 +134,11 @@ class Attempt:
         Raises:
             Exception: The first failure to commit; nothing is committed after it.
         """
-        for scoped in self.lent.values():
-            scoped.finish()
+        for _ in range(MAX_ROUNDS):
+            # Listeners of one session may use another one, which is begun by that, or was committed before.
+            if not sum(scoped.finish() for scoped in tuple(self.lent.values())):
+                return
+        raise RuntimeError("the sessions' own listeners began another transaction at every commit")
 
     def close(self, *, rollback: bool) -> None:
         """Close everything the attempt owns. Never raises an Exception: the outcome is decided already.

@@ -14,7 +14,13 @@ import socket
 import threading
 import time
 
+from workerpools._core.sockets import Seen
+
 __all__ = ["Watchdog"]
+
+
+#: How many times of forgotten sockets are kept, beside as many as there are sockets.
+_FORGOTTEN = 100
 
 
 class Watchdog:
@@ -27,18 +33,25 @@ class Watchdog:
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._due: list[tuple[float, int]] = []
-        self._watched: dict[int, int] = {}
+        self._watched: dict[int, Seen] = {}
         self._numbers = itertools.count(1)
         self._thread: threading.Thread | None = None
 
     def watch(self, descriptor: int, at: float) -> int:
-        """Shut the socket ``descriptor`` down at ``at``, of :func:`time.monotonic`; return a number to forget it by."""
+        """Shut the socket ``descriptor`` down at ``at``, of :func:`time.monotonic`; return a number to forget it by.
+
+        One that is closed before is left alone, whatever has its descriptor then.
+        """
         if self._pid != os.getpid():
             # The thread did not come along in the fork, and its lock may have been held.
             self._reset()
         with self._changed:
             number = next(self._numbers)
-            self._watched[number] = descriptor
+            if len(self._due) > 2 * len(self._watched) + _FORGOTTEN:
+                # What was forgotten would stay until its time: an hour's worth of statements.
+                self._due = [entry for entry in self._due if entry[1] in self._watched]
+                heapq.heapify(self._due)
+            self._watched[number] = Seen(descriptor)
             heapq.heappush(self._due, (at, number))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="workerpools-watchdog", daemon=True)
@@ -67,10 +80,11 @@ class Watchdog:
                     continue
                 heapq.heappop(self._due)
                 # Under the lock, so that the descriptor is not given back, and away, at this very moment.
-                _shut_down(self._watched.pop(number))
+                _shut_down(self._watched.pop(number).fileno())
 
 
 def _shut_down(descriptor: int) -> None:
+    # It fails for a descriptor of -1, too.
     with contextlib.suppress(OSError):
         duplicate = socket.socket(fileno=os.dup(descriptor))
         try:
