@@ -143,9 +143,12 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
         error, original = context.sqlalchemy_exception, context.original_exception
-        if error is None or context.is_pre_ping:
-            return
         connection = context.connection
+        if error is None or context.is_pre_ping:
+            # No error of the driver: a time limit, or the end of a greenlet. The statement is over all the same.
+            if connection is not None:
+                timeouts.after_statement(_info(connection))
+            return
         if connection is None:
             opening.descriptors.gave_up()
             add_note(error, f"workerpools: connecting for the resource {resource!r}")
