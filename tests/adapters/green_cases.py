@@ -18,6 +18,7 @@ from tests.support.forking import run_in_fork
 from workerpools import PooledTask, WorkerPools
 from workerpools._core import green
 from workerpools._core.watchdog import Watchdog
+from workerpools._sqlalchemy_queue import DeadlineQueuePool
 from workerpools.events import Event, EventKind
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
@@ -45,6 +46,41 @@ def watchdog_beside_a_c_library() -> tuple[int, bool]:
     number = dog.watch(ours.fileno(), time.monotonic() + 0.2)
     came = ctypes.CDLL(None).recv(theirs.fileno(), ctypes.create_string_buffer(1), 1, 0)
     return came, dog.forget(number)
+
+
+def switches_while_locks_are_held(url: str, api_url: str) -> dict[str, list[str]]:
+    """Give way to another greenlet while a lock of ours is held that the other one wants; return who had it when."""
+    pools = WorkerPools()
+    db = pools.add(SQLAlchemyEngine(url), name="db")
+    api = pools.add(HttpxClient(base_url=api_url), name="api")
+    client, pool = api.get(), db.get().pool
+    assert isinstance(pool, DeadlineQueuePool)
+    transport: Any = client._transport
+    locks = {
+        "resource": db._lock,
+        "meter": db.meter._lock,
+        "budget": pools.budget._lock,
+        "transport": transport._lock,
+        "traffic": transport._traffic._changed,
+        "turn": pool._turn,
+    }
+    found: dict[str, list[str]] = {}
+    for name, lock in locks.items():
+        had: list[str] = []
+
+        def hold(lock: Any, had: list[str], who: str) -> None:
+            with lock:
+                had.append(who)
+                time.sleep(0.02)
+                had.append(who)
+
+        threads = [threading.Thread(target=hold, args=(lock, had, who)) for who in ("first", "second")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(5)
+        found[name] = had
+    return found
 
 
 def silent_connect(url: str, cooperates: bool) -> tuple[str, str, float]:

@@ -36,6 +36,14 @@ def test_the_watchdog_does_not_depend_on_greenlets(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_a_switch_while_a_lock_is_held_stops_nobody(database: Database, echo: EchoUpstream, library: str) -> None:
+    """A garbage collection in the middle of a count may close a connection, and so let another greenlet run: whoever
+    wants the lock waits as a greenlet does. With a lock of the system's the process would stop for ever."""
+    found = run_green(library, f"{CASES}:switches_while_locks_are_held", database.url(), echo.url)
+    assert list(found.values()) == [["first", "first", "second", "second"]] * 6
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(("driver", "cooperates"), [("psycopg2", True), ("psycopg2", False), ("psycopg", False)])
 def test_connecting_ends(
     database: Database, proxy_to: Callable[[Any], TcpProxy], library: str, driver: str, cooperates: bool
