@@ -131,6 +131,8 @@ def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled) -> type[
             connection = pool_class.connect(pool)
         except BaseException as error:
             meter.gave_up(since, timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
+            # A time limit or the end of a greenlet may have struck while a connection was made.
+            opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
                 scope.note_failure(error, Noted(failure, failure.phase, opening))
@@ -195,8 +197,6 @@ def watch_pool(
     def connected(connection: Any, record: Any) -> None:
         if hasattr(connection, "fileno"):
             opening.connected(connection, _purpose())
-            if speaks_postgresql and not ASKING.get():
-                introduce(connection, record.info, timeouts, resolves=resolves)
         elif speaks_mysql:
             # PyMySQL does not tell its socket.
             timeouts.see(connection, opening.descriptors.look(connection))
@@ -206,14 +206,25 @@ def watch_pool(
             opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
             opening.meter.opened()
-        if speaks_mysql:
+        try:
+            ask(connection, record.info)
+        except BaseException:
+            # SQLAlchemy forgets the connection then, and tells nobody.
+            connection.close()
+            opening.disconnected(connection, _purpose())
+            raise
+        opening.meter.made()
+
+    def ask(connection: Any, info: dict[str, Any]) -> None:
+        if speaks_postgresql and not ASKING.get():
+            introduce(connection, info, timeouts, resolves=resolves)
+        elif speaks_mysql:
             try:
-                timeouts.ask(connection, record.info)
+                timeouts.ask(connection, info)
             except engine.dialect.loaded_dbapi.Error as error:
                 if engine.dialect.is_disconnect(error, connection, None):
                     raise
                 logger.debug("the server does not say which timeout is in force: %s", type(error).__name__)
-        opening.meter.made()
 
     # Before whatever else looks at a checkout: it may get another connection.
     @event.listens_for(engine, "checkout")
@@ -296,6 +307,8 @@ def watch_pool(
 
     @event.listens_for(engine, "close")
     def closed(connection: Any, record: Any) -> None:
+        # Its number is given away from here on.
+        timeouts.after_statement(record.info)
         reason = record.info.pop(_REASON, "")
         born = record.info.get(_BORN)
         if not reason and born is not None and born < suspect:

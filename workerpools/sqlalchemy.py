@@ -27,6 +27,7 @@ from workerpools._core.lifetime import Lifetime
 from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import POOL_EXHAUSTED, classify_unwatched, error_code
+from workerpools._sqlalchemy_green import suit_greenlets
 from workerpools._sqlalchemy_pool import Recycled, timed
 from workerpools._sqlalchemy_queue import DeadlineQueuePool
 from workerpools._sqlalchemy_url import about_driver, check_options, parsed
@@ -108,7 +109,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         connect_timeout: Bound for opening a connection, in seconds.
         acquire_timeout: Bound for waiting for a free connection of the pool, in seconds; SQLAlchemy calls it
             ``pool_timeout``.
-        pool_size: Connections a process keeps; by default 1 under prefork and solo, the concurrency under threads.
+        pool_size: Connections a process keeps; by default 1 under prefork and solo, else the concurrency.
         max_overflow: Connections a process may open beyond ``pool_size``; by default 1 in a worker.
         resolve_commit: Whether to find out, where a COMMIT's acknowledgement was lost, if it was done: with PostgreSQL
             13 and later, for one round trip a COMMIT and one a connection.
@@ -189,6 +190,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             raise
         opening.meter.limited(_limit(engine, options))
         recycled.watch(engine)
+        suit_greenlets(engine, opening.resource)
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from typing import Any
 
@@ -182,17 +183,45 @@ def test_the_watchdog_leaves_the_successor_of_a_closed_socket_alone() -> None:
         end.close()
 
 
-def test_the_watchdog_keeps_nothing_of_what_was_forgotten() -> None:
-    """A process that sends a statement a millisecond, each with an hour to go, does not grow."""
+def test_the_watchdog_keeps_nothing_that_was_forgotten() -> None:
+    """Statements are many, and their deadlines far away."""
     dog = Watchdog()
     ours, theirs = socket.socketpair()
-    hour = time.monotonic() + 3600
-    held = [dog.watch(ours.fileno(), hour) for _ in range(10)]
-    for number in range(5000):
-        dog.forget(dog.watch(ours.fileno(), hour + number))
-    assert len(dog._due) <= 200
-    dog.watch(ours.fileno(), time.monotonic() + 0.1)
-    assert theirs.recv(1) == b""
-    assert all(dog.forget(number) for number in held)
-    ours.close()
-    theirs.close()
+    with ours, theirs:
+        for _ in range(1000):
+            assert dog.forget(dog.watch(ours.fileno(), time.monotonic() + 3600))
+        assert not dog._watched
+
+
+def test_the_watchdog_shuts_down_what_it_says_and_nothing_else() -> None:
+    """Forgotten at the very moment its time comes, by many threads: a socket was shut down, or works for good."""
+    dog = Watchdog()
+    wrong: list[str] = []
+
+    def use() -> None:
+        for turn in range(150):
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                number = dog.watch(ours.fileno(), time.monotonic() + (turn % 7) / 2000)
+                time.sleep((turn % 5) / 2000)
+                if dog.forget(number):
+                    time.sleep(0.001)
+                    theirs.settimeout(5)
+                    try:
+                        ours.sendall(b"x")
+                        found = theirs.recv(1)
+                    except OSError as error:
+                        wrong.append(f"left alone, and shut down: {error}")
+                    else:
+                        if found != b"x":
+                            wrong.append("left alone, and shut down")
+                elif turn % 2 and theirs.recv(1) != b"":
+                    # Else closed at once, and the number given to another thread's socket.
+                    wrong.append("shut down, and open")
+
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong

@@ -137,6 +137,7 @@ class Meter:
     def gave_up(self, since: float, *, timed_out: bool) -> None:
         """Note that none came: in time, or because of an error."""
         row = self.row
+        self._creating.pop(threading.get_ident(), None)
         with self._lock:
             self._waited(since)
             if timed_out:
