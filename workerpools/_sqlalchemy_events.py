@@ -158,7 +158,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
         if error is not None and context.is_pre_ping:
             opening.replaced("stale")
         if error is None or context.is_pre_ping:
-            # No error of the driver's: a time limit, the end of a greenlet, or parameters that do not fit the statement.
+            # No error of the driver's: a time limit, the end of a greenlet, or parameters that do not fit.
             if connection is not None:
                 timeouts.after_statement(_info(connection))
             return
