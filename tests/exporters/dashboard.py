@@ -129,9 +129,10 @@ PANELS = (
     ),
     Panel(
         "Waiting callers",
-        "And for how long the connection that is out longest has been in use, on the right.",
+        "How long the one that waits longest has waited, and the connection that is out longest has been in use.",
         (
             (f"sum by (resource) (workerpools_acquisitions_pending{OF})", "{{resource}} waiting"),
+            (f"max by (resource) (workerpools_longest_wait_seconds{OF})", "{{resource}} longest wait, s"),
             (f"max by (resource) (workerpools_longest_use_seconds{OF})", "{{resource}} longest use, s"),
         ),
     ),

@@ -57,6 +57,7 @@ def test_the_names_are_stable() -> None:
         "workerpools_connections_idle",
         "workerpools_connections_limit",
         "workerpools_acquisitions_pending",
+        "workerpools_longest_wait_seconds",
         "workerpools_longest_use_seconds",
         "workerpools_connections_opened_total",
         "workerpools_connections_closed_total",
