@@ -283,7 +283,8 @@ class Meter:
             if self._uses:
                 left = [use for use in self._disowned(attempt, 0.0) if use.thread == threading.get_ident()]
                 self.row[_LEAKS] += len(left)
-        self.publish()
+        if self._slot is not None:
+            self.publish()
         return left
 
     def disown(self, attempt: object, since: float) -> None:

@@ -236,8 +236,9 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
                 masked = None
         finally:
-            # Again: who stays the current one would own what later tasks of this process do, and never commit it.
-            attempt.leave()
+            if not attempt.left:
+                # Who stays the current one would own what later tasks of this process do, and never commit it.
+                attempt.leave()
             # An exception's traceback holds this frame: without the attempt in it, sessions and errors go at once.
             del attempt
         if masked is not None:

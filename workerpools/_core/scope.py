@@ -104,6 +104,8 @@ class Attempt:
     noted: tuple[Noted, ...] = ()
     #: The resources it has used.
     used: tuple[Resource[Any], ...] = ()
+    #: Whether it has been left, as a whole.
+    left = False
 
     def __init__(self, allowance: Allowance | None = None, parent: Attempt | None = None) -> None:
         self.allowance = allowance
@@ -123,10 +125,11 @@ class Attempt:
         _active.attempts.add(self)
 
     def leave(self) -> None:
-        """Restore the attempt that was current before. May be called again, where a signal struck in the middle."""
+        """Restore the attempt that was current before. To be called again where a signal struck in the middle."""
         if _current.get() is self:
             _current.set(self.parent)
         _active.attempts.discard(self)
+        self.left = True
 
     def commit(self) -> None:
         """Commit what the body did, in the order in which it began.
@@ -136,7 +139,11 @@ class Attempt:
         """
         for _ in range(MAX_ROUNDS):
             # Listeners of one session may use another one, which is begun by that, or was committed before.
-            if not sum(scoped.finish() for scoped in tuple(self.lent.values())):
+            committed = False
+            for scoped in tuple(self.lent.values()):
+                if scoped.finish():
+                    committed = True
+            if not committed:
                 return
         raise RuntimeError("the sessions' own listeners began another transaction at every commit")
 
@@ -151,7 +158,7 @@ class Attempt:
         """
         interruption: BaseException | None = None
         while self.lent:
-            _, scoped = self.lent.popitem()
+            scoped = self.lent.popitem()[1]
             if rollback:
                 interruption = _guarded(scoped.rollback, scoped) or interruption
             interruption = _guarded(scoped.end, scoped) or interruption
