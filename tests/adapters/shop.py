@@ -67,6 +67,8 @@ class Shop:
         options.setdefault("bind", True)
         options.setdefault("base", self.base)
         options.setdefault("name", f"task{next(NUMBERS)}")
+        # Celery keeps a shared task, with its base and its resources, for every app of the process to come.
+        options.setdefault("shared", False)
         return lambda body: self.app.task(**options)(body)
 
     def rows(self) -> list[int]:
