@@ -81,7 +81,11 @@ def test_a_statement_that_has_ended_is_not_watched_any_more(shop: Shop, how: Any
         if then == "closed":
             self.db.dispose()
         # The next connection gets the descriptor of the one that was closed.
-        opened.append(connection or self.db.connect())
+        late = connection or self.db.connect()
+        # An interrupted one is replaced here; and what is left in use would be given back at the attempt's end.
+        assert late.connection
+        late.detach()
+        opened.append(late)
         remaining = self.deadline.remaining()
         assert remaining is not None
         return remaining
