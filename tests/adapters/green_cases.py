@@ -83,6 +83,31 @@ def switches_while_locks_are_held(url: str, api_url: str) -> dict[str, list[str]
     return found
 
 
+def two_queries(url: str, cooperates: bool) -> list[str]:
+    """Have two greenlets wait for their database; return what they did, in order."""
+    if cooperates:
+        cooperate()
+    pools = WorkerPools()
+    db = pools.add(SQLAlchemyEngine(url), name="db")
+    sleep = text("select pg_sleep(0.5)" if url.startswith("postgresql") else "select sleep(0.5)")
+    did: list[str] = []
+
+    def query() -> None:
+        with db.get().connect() as connection:
+            connection.execute(text("select 1"))
+            did.append("begin")
+            connection.execute(sleep)
+            did.append("end")
+
+    threads = [threading.Thread(target=query) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    pools.close()
+    return did
+
+
 def silent_connect(url: str, cooperates: bool) -> tuple[str, str, float]:
     """Connect to a server that accepts and says nothing; return the error, what it proves, and the seconds."""
     if cooperates:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.databases import Database
 from tests.support.green import run_green
+from tests.support.mariadb import MariaDatabase
 from tests.support.proxy import TcpProxy
 from tests.support.upstream import EchoUpstream
 
@@ -41,6 +42,32 @@ def test_a_switch_while_a_lock_is_held_stops_nobody(database: Database, echo: Ec
     wants the lock waits as a greenlet does. With a lock of the system's the process would stop for ever."""
     found = run_green(library, f"{CASES}:switches_while_locks_are_held", database.url(), echo.url)
     assert list(found.values()) == [["first", "first", "second", "second"]] * 6
+
+
+@pytest.mark.parametrize(
+    ("library", "driver", "cooperates", "together"),
+    [
+        ("gevent", "psycopg2", False, False),
+        ("gevent", "psycopg2", True, True),
+        ("gevent", "psycopg", False, True),
+        ("eventlet", "psycopg2", False, True),
+        # With PSYCOPG_WAIT_FUNC=wait_select.
+        ("eventlet", "psycopg", False, True),
+    ],
+)
+def test_which_drivers_let_others_run(
+    database: Database, library: str, driver: str, cooperates: bool, together: bool
+) -> None:
+    """As docs/sqlalchemy.md tells."""
+    found = run_green(library, f"{CASES}:two_queries", database.url(driver), cooperates)
+    assert found == (["begin", "begin", "end", "end"] if together else ["begin", "end"] * 2)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_pymysql_lets_others_run(maria_database: MariaDatabase, library: str) -> None:
+    """It is Python all through."""
+    found = run_green(library, f"{CASES}:two_queries", maria_database.url(), False)
+    assert found == ["begin", "begin", "end", "end"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -183,5 +184,7 @@ def stand_among(server: Any, valkey_url: str, folder: Path, prefix: str) -> Iter
             with EchoUpstream() as echo:
                 yield Stand(valkey_url, database, echo, folder / f"{database.name}.jsonl", client)
         finally:
+            # A result that is finalized when the broker is gone tries to reach it for minutes.
+            gc.collect()
             client.backend.result_consumer.stop()
             client.close()
