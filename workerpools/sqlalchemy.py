@@ -15,7 +15,7 @@ import sqlalchemy.exc
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from workerpools import _sqlalchemy_events
@@ -30,8 +30,9 @@ from workerpools._sqlalchemy_classify import POOL_EXHAUSTED, classify_unwatched,
 from workerpools._sqlalchemy_green import suit_greenlets
 from workerpools._sqlalchemy_pool import Recycled, timed
 from workerpools._sqlalchemy_queue import DeadlineQueuePool
+from workerpools._sqlalchemy_session import BodysSession
 from workerpools._sqlalchemy_url import about_driver, check_options, parsed
-from workerpools.errors import ConfigurationError, NoAttemptError
+from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from workerpools._core.resource import Resource
@@ -315,7 +316,7 @@ class TaskSession(Overridable[Session]):
             lent = attempt.lent[self] = self._make(instance, owner)
         return lent  # type: ignore[no-any-return]
 
-    def _make(self, instance: Any, owner: type | None) -> _BodysSession:
+    def _make(self, instance: Any, owner: type | None) -> BodysSession:
         engine = self._engine.__get__(instance, owner)
         # A test's stand-in may be a Connection: that has a dialect, too.
         if not hasattr(engine, "dialect"):
@@ -324,7 +325,7 @@ class TaskSession(Overridable[Session]):
                 f"{type(instance).__name__}.{self._name}: the resource {resource!r} gives a {type(engine).__name__}, "
                 "not a sqlalchemy.Engine; TaskSession wants the resource of an engine"
             )
-        made = _BodysSession(engine, **self._options) if self._options else _BodysSession(engine)
+        made = BodysSession(engine, **self._options) if self._options else BodysSession(engine)
         made.lent_as = (type(instance), self._name)
         return made
 
@@ -333,48 +334,6 @@ class TaskSession(Overridable[Session]):
             f"{self._where or self._name} is the declaration: a session exists in a task body, as "
             f"self.{self._name}.{name}; elsewhere make one of your own: sqlalchemy.orm.Session(engine)"
         )
-
-
-class _BodysSession(Session):
-    """A session that an attempt commits or rolls back, and that is of no use once the attempt is over."""
-
-    #: The task's class, and the attribute.
-    lent_as: tuple[type, str]
-    #: Whether the attempt is over.
-    over = False
-
-    def begin(self, nested: bool = False) -> SessionTransaction:
-        self._refuse_if_over()
-        return super().begin(nested)
-
-    def get_bind(self, *arguments: Any, **options: Any) -> Any:
-        # Asked for whenever the database is to be used.
-        self._refuse_if_over()
-        return super().get_bind(*arguments, **options)
-
-    def _refuse_if_over(self) -> None:
-        # Session(close_resets_only=False) would forbid a body to close its session and go on, too.
-        if self.over:
-            self.close()
-            raise NoAttemptError(
-                f"{self.lent_as[0].__name__}.{self.lent_as[1]}: the run of the task body that this session belonged to "
-                "is over, and nobody would commit what it does. Return data from a body, not its session; elsewhere "
-                "make a session of your own: sqlalchemy.orm.Session(engine)"
-            )
-
-    def finish(self) -> bool:
-        """Commit for the attempt. Whatever is done with a session begins its transaction: else there is nothing."""
-        if not self.in_transaction():
-            return False
-        self.commit()
-        return True
-
-    def end(self) -> None:
-        """Close for the attempt, for good."""
-        try:
-            self.close()
-        finally:
-            self.over = True
 
 
 def classify(error: BaseException) -> Failure | None:

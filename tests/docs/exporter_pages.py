@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.docs.tables import begin, replaced
 from tests.support.paths import ROOT
 from workerpools._core.conventions import ALERT, INSTRUMENTS, Instrument
 from workerpools._core.counters import DEFINITIONS
 from workerpools.prometheus import ALERT as ALERT_SERIES
 from workerpools.prometheus import WorkerPoolsCollector
 
-BEGIN = "<!-- The table is written by `python -m tests.docs.exporter_pages`. -->"
-END = "<!-- End of the table. -->"
+BEGIN = begin("exporter_pages")
 PROMETHEUS = ROOT / "docs" / "prometheus.md"
 OPENTELEMETRY = ROOT / "docs" / "opentelemetry.md"
 
@@ -57,12 +57,8 @@ def _metric(each: Instrument) -> str:
 
 def written(page: Path) -> str:
     """Return a page's text with its table as it should be."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page}: the table's two marks are not there")
     table = "\n".join(_series() if page == PROMETHEUS else _metrics())
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    return replaced(page, page.read_text(encoding="utf-8"), BEGIN, table)
 
 
 if __name__ == "__main__":

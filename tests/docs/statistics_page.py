@@ -5,12 +5,12 @@ The table is made from the definitions themselves; a test fails while the page s
 
 from __future__ import annotations
 
+from tests.docs.tables import begin, replaced
 from tests.support.paths import ROOT
 from workerpools._core.counters import DEFINITIONS, Definition
 
 PAGE = ROOT / "docs" / "statistics.md"
-BEGIN = "<!-- The table is written by `python -m tests.docs.statistics_page`. -->"
-END = "<!-- End of the table. -->"
+BEGIN = begin("statistics_page")
 
 
 def table() -> str:
@@ -26,11 +26,7 @@ def _line(definition: Definition) -> str:
 
 def written(text: str) -> str:
     """Return the page's text with its table as it should be."""
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{PAGE}: the table's two marks are not there")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return replaced(PAGE, text, BEGIN, table())
 
 
 if __name__ == "__main__":
