@@ -94,7 +94,7 @@ workerpools.flower.install()
 assert settings["template_loader"] is loader
 print(len(handlers) - before, [handler.name for handler in handlers[-4:-1]], type(handlers[-1]).__name__)
 """
-    assert run(code).strip() == "3 ['workerpools', 'workerpools_data', 'workerpools_static'] tuple"
+    assert run(code).strip() == "4 ['workerpools', 'workerpools_data', 'workerpools_static'] tuple"
 
 
 def test_without_flower() -> None:

@@ -95,10 +95,14 @@ class Browser:
         # Screenshots are large.
         return await websocket_connect(url, max_message_size=64 * 1024 * 1024)
 
+    async def _disconnect(self, connection: WebSocketClientConnection) -> None:
+        # In its own event loop: the thread's current one is anybody's.
+        connection.close()
+
     def close(self) -> None:
         """End the browser, with all its processes, and remove its profile."""
         if self._socket is not None:
-            self._socket.close()
+            self._loop.run_until_complete(self._disconnect(self._socket))
         if self._process is not None:
             # Its processes are in one group, which nothing leaves before the end of the first.
             os.killpg(self._process.pid, signal.SIGKILL)

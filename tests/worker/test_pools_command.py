@@ -136,6 +136,11 @@ def test_without_rich(shared: Stand) -> None:
         assert without("recycle", "-d", name, "--timeout", "20").stdout == f"{name}: api, db, engine, http, stock\n"
 
 
+def in_foreground() -> None:
+    # What a shell starts in the background ignores it, and so would all that a test run in the background starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_watching_without_a_terminal(stand: Stand, tmp_path: Path) -> None:
     """A line for each resource each time; workers that come and go are followed; Ctrl-C is a good end."""
     log = tmp_path / "watched"
@@ -143,7 +148,11 @@ def test_watching_without_a_terminal(stand: Stand, tmp_path: Path) -> None:
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [*command, "--interval", "0.1"], env=environment(stand.environment()), stdout=output, stderr=output
+            [*command, "--interval", "0.1"],
+            env=environment(stand.environment()),
+            stdout=output,
+            stderr=output,
+            preexec_fn=in_foreground,
         ) as watching,
     ):
         try:
@@ -169,7 +178,12 @@ def test_watching_in_a_terminal(shared: Stand) -> None:
     with shared.worker(concurrency=1):
         run(shared, 1)
         watching = subprocess.Popen(
-            [*command, "--interval", "0.1"], env=env, stdin=theirs, stdout=theirs, stderr=theirs
+            [*command, "--interval", "0.1"],
+            env=env,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            preexec_fn=in_foreground,
         )
         os.close(theirs)
         seen = ""
