@@ -60,7 +60,7 @@ def run_tests(session: nox.Session, *pins: str) -> None:
     session.install("-e", ".[demo]", *group("test"), *pins)
     # A resolver that cannot have the newest release falls back to an older one in silence: say what it took.
     session.run("python", "-c", SHOW_VERSIONS)
-    session.run("pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "worksteal", *session.posargs)
+    session.run("pytest", "-n", "4", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session(name="tests-current")
