@@ -35,7 +35,7 @@ from workerpools._sqlalchemy_commit import (
 )
 from workerpools._sqlalchemy_lent import LENT
 from workerpools._sqlalchemy_pool import Recycled, watch_pool
-from workerpools._sqlalchemy_timeouts import Timeouts, slack
+from workerpools._sqlalchemy_timeouts import Timeouts
 
 __all__ = ["watch"]
 
@@ -209,12 +209,13 @@ def _info(connection: Connection) -> dict[Any, Any]:
 
 
 def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts, *, lost: bool) -> bool:
-    shut_down = timeouts.after_statement(_info(connection))
+    info = _info(connection)
+    shut_down = timeouts.after_statement(info)
     remaining = scope.deadline().remaining()
     if remaining is None:
         return False
     # The user's own timeout may have been shorter. A COMMIT that the driver gave up waiting for may have been done.
-    return shut_down or (not lost and is_timeout(error) and remaining <= slack(remaining))
+    return shut_down or (not lost and is_timeout(error) and (remaining == 0.0 or timeouts.has_ended(info)))
 
 
 def _phase(connection: Connection, statement: str | None) -> Phase:

@@ -29,13 +29,15 @@ _SERVER = "workerpools server timeout"
 _SESSION = "workerpools session timeout"
 _LOCAL = "workerpools local timeout"
 _WATCHED = "workerpools watched"
+_ENDS = "workerpools ends"
 
 #: What a statement may take when the deadline is over, in seconds: a task that handles its time limit may have to say
 #: so in the database.
 FLOOR = 1.0
 
-#: How long after its time a server that has not ended a statement is taken for unreachable, in seconds.
-GRACE = 0.3
+#: How long after the deadline a server that has not ended a statement is taken for unreachable, in seconds: less than
+#: the margin by which the deadline comes before Celery's own limit.
+GRACE = 0.08
 
 _watchdog = Watchdog()
 
@@ -72,14 +74,18 @@ _LOOKS_BACK = re.compile(
 
 
 def slack(seconds: float) -> float:
-    """Return by how much a timeout may exceed the time that is left, in seconds: a tenth, from 0.05 to 1."""
-    return min(1.0, max(0.05, seconds / 10))
+    """Return by how much a timeout may be shorter than the time that is left, in seconds.
+
+    A twentieth, from 0.05 to 1, so that a connection's timeout serves more tasks than one; half of a short time.
+    """
+    return min(1.0, max(0.05, seconds / 20), seconds / 2)
 
 
 def fitting(remaining: float | None, current: int, server: int) -> int | None:
     """Return the timeout to send, in milliseconds; None if the current one fits.
 
-    It fits if it ends a statement at the deadline or a little later, and never earlier.
+    It fits if it ends a statement at the deadline or a little earlier, and never later: what comes next is Celery's own
+    limit, of which a process is killed.
 
     Args:
         remaining: Until the deadline, in seconds; None without one.
@@ -93,9 +99,9 @@ def fitting(remaining: float | None, current: int, server: int) -> int | None:
     if 0 < server <= milliseconds:
         return None if current == server else server
     allowed = slack(wanted) * 1000
-    if milliseconds <= current <= milliseconds + allowed:
+    if milliseconds - allowed <= current <= milliseconds:
         return None
-    return math.ceil(milliseconds + allowed / 2)
+    return max(1, math.floor(milliseconds - allowed / 2))
 
 
 def _wanted(remaining: float) -> float:
@@ -174,6 +180,13 @@ class Timeouts:
             except Exception as error:
                 # The statement that follows fails on the same connection, with an error that the caller can catch.
                 logger.debug("setting a timeout failed: %s", type(error).__name__)
+        current = info.get(_LOCAL, info[_SESSION])
+        info[_ENDS] = time.monotonic() + current / 1000 if current and current != info[_SERVER] else None
+
+    def has_ended(self, info: dict[str, Any]) -> bool:
+        """Return whether the timeout that the deadline has set for the last statement is over."""
+        ends = info.get(_ENDS)
+        return ends is not None and time.monotonic() >= ends
 
     def after_statement(self, info: dict[str, Any]) -> bool:
         """Stop watching the socket; return whether it was shut down."""
@@ -206,7 +219,7 @@ class Timeouts:
 
 
 def _watch(socket: Any, remaining: float) -> int:
-    return _watchdog.watch(socket.fileno(), time.monotonic() + _wanted(remaining) + slack(_wanted(remaining)) + GRACE)
+    return _watchdog.watch(socket.fileno(), time.monotonic() + _wanted(remaining) + GRACE)
 
 
 def _tell(connection: Any, info: dict[str, Any], milliseconds: int, statement: str) -> None:

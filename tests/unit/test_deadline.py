@@ -61,23 +61,27 @@ def test_a_deadline_counts_down_to_nothing() -> None:
         (None, 2000, 0, 0),
         (None, 5000, 5000, None),
         (None, 2000, 5000, 5000),
-        (2.0, 0, 0, 2100),
-        (2.0, 2100, 0, None),
-        (2.0, 2200, 0, None),
-        (2.0, 2201, 0, 2100),
-        (2.0, 1999, 0, 2100),
-        (30.0, 30500, 0, None),
-        (60.0, 61000, 0, None),
-        (60.0, 61001, 0, 60500),
-        (0.1, 0, 0, 125),
-        (0.0, 0, 0, 1050),
+        (2.0, 0, 0, 1950),
+        (2.0, 1950, 0, None),
+        (2.0, 1900, 0, None),
+        (2.0, 1899, 0, 1950),
+        (2.0, 2000, 0, None),
+        (2.0, 2001, 0, 1950),
+        (30.0, 29500, 0, None),
+        (60.0, 59000, 0, None),
+        (60.0, 58999, 0, 59500),
+        (0.1, 0, 0, 75),
+        (0.01, 0, 0, 7),
+        (0.001, 0, 0, 1),
+        (0.0, 0, 0, 975),
         (10.0, 0, 5000, 5000),
         (10.0, 5000, 5000, None),
-        (3.0, 5000, 5000, 3150),
+        (5.0, 0, 5000, 5000),
+        (3.0, 5000, 5000, 2925),
     ],
 )
 def test_the_timeout_that_fits(remaining: float | None, current: int, server: int, sent: int | None) -> None:
-    """Never earlier than the deadline, a little later at most, and the user's own where that is shorter."""
+    """Never later than the deadline, a little earlier at most, and the user's own where that is shorter."""
     assert fitting(remaining, current, server) == sent
 
 

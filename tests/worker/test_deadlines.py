@@ -37,6 +37,22 @@ def test_a_query_ends_at_the_limit_in_every_execution_pool(stand: Stand, pool: s
         assert worker.stop() == 0
 
 
+def test_a_hard_limit_kills_no_child(stand: Stand) -> None:
+    """The statement ends before the limit at which Celery would kill the process, and with it whatever else it has
+    open: the same child runs the next task."""
+    with stand.worker(concurrency=1) as worker:
+        assert stand.outcome("order", next(numbers)).state == "SUCCESS"
+        children = worker.children()
+        for limit in (3, 5):
+            number = next(numbers)
+            result = stand.outcome("order", number, "sleep in the database", 30.0, time_limit=limit)
+            assert type(result.result).__name__ == "TimeLimitExceeded"
+            assert stand.orders(number) == []
+        assert stand.outcome("order", next(numbers)).state == "SUCCESS"
+        assert worker.children() == children
+        assert "Hard time limit" not in worker.log()
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_the_workers_own_limits_count(stand: Stand, pool: str) -> None:
     """``--soft-time-limit`` is not in the message; threads would not enforce it."""
