@@ -242,6 +242,7 @@ class WatchedTransport(httpx.BaseTransport):
             self._retire(current, "recycled")
 
     def close(self) -> None:
+        self._traffic.opening.ended()
         self._current.transport.close()
 
 

@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import ssl
 import urllib.request
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,8 @@ class HttpxClient(Adapter[httpx.Client]):
         self._transport = transport
         self._socket_options = list(SOCKET_OPTIONS if socket_options is None else socket_options)
         self._context: ssl.SSLContext | None = None
-        self._traffic: dict[int, Traffic] = {}
+        # Weak: a client may be closed, and dropped, by who uses it.
+        self._traffic: weakref.WeakKeyDictionary[httpx.Client, Traffic] = weakref.WeakKeyDictionary()
 
     def prepare(self) -> None:
         """Build the TLS context, and have httpx import what it needs: nearly all that a first client costs."""
@@ -175,7 +177,7 @@ class HttpxClient(Adapter[httpx.Client]):
         networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
         opening.meter.limited(networks * (limits.max_connections or 0))
         client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
-        self._traffic[id(client)] = traffic
+        self._traffic[client] = traffic
         return client
 
     def _over_network(self, limits: httpx.Limits, proxy: Any) -> httpx.BaseTransport:
@@ -196,7 +198,7 @@ class HttpxClient(Adapter[httpx.Client]):
 
         ``httpx.Client.close()`` alone fails them.
         """
-        traffic = self._traffic.pop(id(value), None)
+        traffic = self._traffic.pop(value, None)
         if traffic is not None:
             traffic.drain(timeout)
         value.close()
@@ -206,7 +208,7 @@ class HttpxClient(Adapter[httpx.Client]):
 
         A transport of the user's own keeps its connections: nothing tells how to make another one.
         """
-        traffic = self._traffic.get(id(value))
+        traffic = self._traffic.get(value)
         if traffic is not None:
             traffic.recycle(since)
         return True

@@ -289,3 +289,28 @@ def test_every_connection_is_told_of_when_it_opens_and_when_it_closes(
         assert told[2:] == ["connection_closed"]
         api.get().get("/echo/4")
     assert told[3:] == ["connection_opened", "connection_closed", "value_closed"]
+
+
+@pytest.mark.parametrize("how", ["with", "close"])
+def test_a_client_that_a_body_closes_is_replaced(
+    add: Add, echo: EchoUpstream, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the process's: who uses it next, in the same body or in another task, gets one that works; the log says
+    whose doing it was. Closing it later, as its owner does, closes nothing else."""
+    resource = add(base_url=echo.url)
+    first = resource.get()
+    if how == "with":
+        with resource.get() as client:
+            assert client.get("/echo/1").status_code == 200
+    else:
+        resource.get().get("/echo/1")
+        resource.get().close()
+    assert not resource.is_open
+    assert resource.get() is not first
+    assert resource.get().get("/echo/2").status_code == 200
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "workerpools"]
+    assert "<Resource 'api' HttpxClient" in line
+    assert "closed by who used it" in line
+    first.close()
+    assert resource.get().get("/echo/3").status_code == 200
+    assert echo.accepted == 2

@@ -38,6 +38,7 @@ class Opening:
         meter: What counts.
         notice: Has the adapter's :meth:`Adapter.recycle` called, if that was asked for: to be called when a connection
             is about to be taken, by an adapter whose value is kept and used without asking the resource for it.
+        ended: Has the next use open another value: to be called when whoever used the value has closed it.
     """
 
     resource: str
@@ -47,6 +48,7 @@ class Opening:
     budget: Budget = field(default_factory=Budget)
     meter: Meter = field(default_factory=Meter)
     notice: Callable[[], object] = _nothing
+    ended: Callable[[], object] = _nothing
 
     def connected(self, connection: Any, detail: str = "") -> None:
         """Note that the value opened ``connection``, which has a ``fileno()``; ``detail`` goes with the event."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
-__all__ = ["run_bounded"]
+__all__ = ["remaining", "run_bounded"]
+
+
+def remaining(deadline: float) -> float:
+    """Return the seconds until ``deadline`` (of :func:`time.monotonic`), never below 0."""
+    return max(0.0, deadline - time.monotonic())
 
 
 def run_bounded(function: Callable[[], object], timeout: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from workerpools._core import scope
 from workerpools._core.adapter import Opening
 from workerpools._core.alerts import AlertListener
-from workerpools._core.bounded import run_bounded
+from workerpools._core.bounded import remaining, run_bounded
 from workerpools._core.budget import CAPACITY, Budget
 from workerpools._core.collector import Collector
 from workerpools._core.descriptors import Descriptors
@@ -19,7 +19,7 @@ from workerpools._core.failure import Failure
 from workerpools._core.held import HeldTooLong
 from workerpools._core.meter import Meter
 from workerpools._core.recycling import Recycles
-from workerpools._core.resource import Resource, remaining
+from workerpools._core.resource import Resource
 from workerpools.errors import ConfigurationError
 
 __all__ = ["Registry"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 from workerpools._core import fork, scope
 from workerpools._core.adapter import Adapter
-from workerpools._core.bounded import run_bounded
+from workerpools._core.bounded import remaining, run_bounded
 from workerpools._core.descriptors import Descriptors
 from workerpools._core.events import EventKind
 from workerpools._core.failure import Failure, Noted, is_interruption
@@ -269,7 +269,8 @@ class Resource(Overridable[T]):
                 if (leak_after := self.leak_after) is not None:
                     self.meter.leak_after = leak_after
                     self.registry.held.watch(self)
-                opening = replace(self.registry.opening(self.name, descriptors, self.meter), notice=self.notice)
+                opening = self.registry.opening(self.name, descriptors, self.meter)
+                opening = replace(opening, notice=self.notice, ended=lambda: self._ended(descriptors))
                 live = self._live = Live(self.adapter.open(opening), descriptors, born)
             except Exception as error:
                 add_note(
@@ -317,6 +318,15 @@ class Resource(Overridable[T]):
                 closing.callback(self._closing.remove, live)
                 closing.callback(self._close, live, deadline)
         self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name)
+
+    def _ended(self, descriptors: Descriptors) -> None:
+        with self._lock:
+            # Its owner has let go of it before it closes it.
+            if self._live is None or self._live.descriptors is not descriptors:
+                return
+            self._live = None
+        logger.warning("%r was closed by who used it; the next use opens another: leave closing to workerpools", self)
+        self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name, "by who used it")
 
     def _close(self, live: Live[T], deadline: float) -> None:
         self.adapter.close(live.value, remaining(deadline))
@@ -384,8 +394,3 @@ class Resource(Overridable[T]):
         else:
             state = "closed"
         return f"<Resource {self.name!r} {type(self.adapter).__name__} {state} pid={os.getpid()}>"
-
-
-def remaining(deadline: float) -> float:
-    """Return the seconds until ``deadline`` (of :func:`time.monotonic`), never below 0."""
-    return max(0.0, deadline - time.monotonic())
