@@ -177,6 +177,18 @@ def test_alerts(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         assert page.evaluate("document.querySelector(':target').querySelector('h2').innerText") == "celery@shop-1"
 
 
+def test_address_with_a_password(page: Browser, flower: NewFlower, broker_url: str) -> None:
+    """The page that was opened as http://user:password@host/pools gets its numbers, which browsers refuse to fetch by
+    an address that carries these."""
+    with FakeWorkers(broker_url, {"celery@shop-2": two_workers()["celery@shop-2"]}):
+        running = flower(arguments=["--basic_auth=someone:a-password"])
+        page.open(running.url("/pools").replace("://", "://someone:a-password@"))
+        page.until(f"({ONE_WORKER}) || !document.getElementById('wp-problem').hidden")
+        assert page.text("#wp-problem") == ""
+        assert [row[0] for row in cells(page, "celery@shop-2", "Process 5001")] == ["cache"]
+        assert page.problems() == []
+
+
 @pytest.mark.parametrize("width", [390, 360])
 def test_narrow(page: Browser, flower: NewFlower, broker_url: str, pictures: Path, width: int) -> None:
     """On a phone nothing is cut off, and each number has its name beside it."""
