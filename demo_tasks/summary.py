@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo_tasks.tally import COUNTED, Child
+from demo_tasks.tally import ASKED, COUNTED, Child
 from demo_tasks.workload import USES
 
 __all__ = ["RESOURCES", "Summary", "counted_since", "per_task"]
@@ -15,7 +15,7 @@ __all__ = ["RESOURCES", "Summary", "counted_since", "per_task"]
 RESOURCES = ("api", "db")
 
 #: What is counted besides, by its name in the report.
-COUNTS = (*COUNTED.values(), "retried")
+COUNTS = (*COUNTED.values(), "retried", ASKED)
 
 
 def counted_since(before: Mapping[str, Child], now: Mapping[str, Child]) -> dict[str, Child]:
@@ -77,7 +77,7 @@ class Summary:
         return self.failed == 0 and self.succeeded == self.tasks and dict(self.rows) == dict(self.rows_expected)
 
     def counted(self, name: str) -> int:
-        """Return how often something happened: ``retried``, or a name of :data:`demo_tasks.tally.COUNTED`."""
+        """Return how often something happened: ``retried``, or a name that :mod:`demo_tasks.tally` has for it."""
         return sum(child.counts[name] for child in self.children.values())
 
     def opened(self, resource: str) -> int:
@@ -108,6 +108,11 @@ class Summary:
         lines.append(
             f"retried through the broker: {self.counted('retried')}; replays refused: {self.counted('replays_refused')}"
         )
+        if asked := self.counted(ASKED):
+            lines.append(
+                f"opened besides those that tasks used: {_plural(asked, 'database connection')} to ask what became of "
+                "a lost COMMIT"
+            )
         written = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
         if dict(self.rows) == dict(self.rows_expected):
             lines.append(f"in the database: {written}: nothing lost, nothing twice")

@@ -23,7 +23,7 @@ from demo_tasks.settings import Settings
 from workerpools import Resource, WorkerPools
 from workerpools.events import Event, EventKind
 
-__all__ = ["COUNTED", "Child", "Tally", "connect"]
+__all__ = ["ASKED", "COUNTED", "Child", "Tally", "connect"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ COUNTED = {
     EventKind.COMMIT_RESOLVED: "commits_resolved",
     EventKind.REPLAY_REFUSED: "replays_refused",
 }
+
+#: The report's name for the connections that were opened to ask what became of a lost COMMIT.
+ASKED = "connections_that_asked"
 
 # How long nothing is counted after Redis has failed, in seconds: a server that is down must not slow every task.
 PAUSE = 5.0
@@ -60,8 +63,8 @@ class Child:
 
     Attributes:
         runs: How often it was given a task, by the task's name; a task that was retried counts again.
-        opened: The connections it opened, by resource.
-        counts: What happened how often, by the name that the report has for it (:data:`COUNTED`).
+        opened: The connections it opened for tasks, by resource.
+        counts: What happened how often, by the name that the report has for it (:data:`COUNTED`, :data:`ASKED`).
     """
 
     runs: Counter[str] = field(default_factory=lambda: Counter[str]())
@@ -123,9 +126,8 @@ class Tally:
 
     def _noticed(self, event: Event) -> None:
         if event.kind is EventKind.CONNECTION_OPENED:
-            # One that was made to ask what became of a COMMIT is none that tasks use.
-            if not event.detail:
-                self._count("opened", event.resource)
+            # One that was made to ask what became of a COMMIT is none that tasks use; nothing else has a detail.
+            self._count(ASKED if event.detail else "opened", event.resource)
         elif event.kind in COUNTED:
             self._count(COUNTED[event.kind], event.resource)
 

@@ -176,7 +176,7 @@ def _numbers(stats: ResourceStats, process: ProcessStats | None, *, wide: bool) 
     busy = stats.utilisation is not None and stats.utilisation >= BUSY
     used = Text(str(stats.in_use), style="yellow" if busy else "")
     limit = str(stats.limit) if stats.limit else "–"
-    wait = stats.histogram("acquire_wait").max
+    wait = stats.longest_wait_so_far
     ratio = stats.reuse_ratio
     pool = [used, Text(str(stats.open)), Text(limit)]
     troubles = [_count(stats.value("failures")), _count(stats.value("replays"))]

@@ -67,6 +67,18 @@ def test_summary_of_a_good_run() -> None:
     assert GOOD.lines()[-1] == "in the database: 1 orders: nothing lost, nothing twice"
 
 
+def test_connections_that_asked_are_told_apart() -> None:
+    """Those that asked about a lost COMMIT stand beside what tasks opened, in lines and in the report."""
+    name = "connections_that_asked"
+    asking = Child(Counter(place_order=1), Counter(db=3), Counter({name: 4}))
+    summary = replace(GOOD, children={"a/1": asking})
+    line = "opened besides those that tasks used: 4 database connections to ask what became of a lost COMMIT"
+    assert line in summary.lines()
+    assert (summary.report()[name], summary.report()["connections_opened"]["db"]) == (4, 3)
+    assert summary.report()["per_child"]["a/1"][name] == 4
+    assert "opened besides" not in "\n".join(GOOD.lines())
+
+
 @pytest.mark.parametrize("bad", [{"failed": 1, "succeeded": 3}, {"rows": {"orders": 0}}, {"succeeded": 3}])
 def test_summary_of_a_bad_run(bad: dict[str, object]) -> None:
     """A task that failed or a row that is missing makes the run a bad one."""

@@ -177,6 +177,33 @@ def test_alerts(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         assert page.evaluate("document.querySelector(':target').querySelector('h2').innerText") == "celery@shop-1"
 
 
+def test_longest_wait_and_what_is_not_known(page: Browser, flower: NewFlower, broker_url: str) -> None:
+    """A wait counts while it lasts; of a value that a function made nothing tells of waits and uses, which is a dash,
+    and not nothing."""
+    db = resource("db", open=1, in_use=1, limit=1, pending=2, opened=1, reused=3, acquire_wait=0.009, longest_wait=4.6)
+    first = resource("first", open=1, in_use=1, limit=1, pending=1, opened=1, longest_wait=2.5)
+    cache = resource("cache", "", open=1, opened=5)
+    told_of = told(worker_stats(process(5001, None, db, first, cache), pid=5001, execution_pool="threads"))
+    with FakeWorkers(broker_url, {"celery@shop-2": told_of}):
+        opened(page, flower())
+        rows = {row[0]: (row[5], row[6]) for row in cells(page, "celery@shop-2", "Process 5001")}
+        assert rows == {"db database": ("4.6 s", "75 %"), "first database": ("2.5 s", "—"), "cache": ("—", "—")}
+        assert page.text("#wp-longest-wait") == "longest wait ever 4.6 s"
+        assert (page.text("#wp-reused"), page.text("#wp-opened")) == ("75 %", "of 4 acquisitions")
+
+
+def test_address_with_a_password(page: Browser, flower: NewFlower, broker_url: str) -> None:
+    """The page that was opened as http://user:password@host/pools gets its numbers, which browsers refuse to fetch by
+    an address that carries these."""
+    with FakeWorkers(broker_url, {"celery@shop-2": two_workers()["celery@shop-2"]}):
+        running = flower(arguments=["--basic_auth=someone:a-password"])
+        page.open(running.url("/pools").replace("://", "://someone:a-password@"))
+        page.until(f"({ONE_WORKER}) || !document.getElementById('wp-problem').hidden")
+        assert page.text("#wp-problem") == ""
+        assert [row[0] for row in cells(page, "celery@shop-2", "Process 5001")] == ["cache"]
+        assert page.problems() == []
+
+
 @pytest.mark.parametrize("width", [390, 360])
 def test_narrow(page: Browser, flower: NewFlower, broker_url: str, pictures: Path, width: int) -> None:
     """On a phone nothing is cut off, and each number has its name beside it."""

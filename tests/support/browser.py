@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -163,10 +164,10 @@ class Browser:
         self.send("Page.navigate", {"url": "about:blank"})
         result = self.send("Page.navigate", {"url": url})
         assert "errorText" not in result, f"{url}: {result['errorText']}"
+        # A page is not told the user and the password of its address.
+        told = re.sub("(?<=//)[^/@]*@", "", url.partition("#")[0])
         # Of the page that was left, too, some time "complete" can be heard.
-        self.until(
-            f"location.href.startsWith({json.dumps(url.partition('#')[0])}) && document.readyState === 'complete'"
-        )
+        self.until(f"location.href.startsWith({json.dumps(told)}) && document.readyState === 'complete'")
 
     def press(self, key: str, code: int) -> None:
         """Press and release a key."""

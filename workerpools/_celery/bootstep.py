@@ -10,7 +10,7 @@ from celery.worker.control import Panel, control_command, inspect_command
 
 from workerpools._celery.app import WorkerPools
 from workerpools._celery.sharing import children
-from workerpools._core.counters import FIRST, definition
+from workerpools._core.counters import FIRST
 from workerpools._core.stats import ResourceStats, WorkerStats
 from workerpools.errors import ConfigurationError
 
@@ -21,7 +21,6 @@ KEY = "workerpools"
 
 _OPEN, _IN_USE, _PENDING = FIRST["open"], FIRST["in_use"], FIRST["pending"]
 _OPENED, _REUSED, _TIMEOUTS = FIRST["opened"], FIRST["reused"], FIRST["acquire_timeouts"]
-_LONGEST_WAIT = FIRST["acquire_wait"] + definition("acquire_wait").width - 1
 
 
 def snapshots(app: Any, worker: Any) -> list[WorkerStats]:
@@ -65,7 +64,7 @@ def _line(stats: ResourceStats) -> str:
     text = (
         f"open {row[_OPEN]:.0f}{limit}, in use {row[_IN_USE]:.0f}, pending {row[_PENDING]:.0f}; "
         f"opened {row[_OPENED]:.0f}, reused {row[_REUSED]:.0f}; "
-        f"longest wait {row[_LONGEST_WAIT]:.3f} s, timed out {row[_TIMEOUTS]:.0f}"
+        f"longest wait {stats.longest_wait_so_far:.3f} s, timed out {row[_TIMEOUTS]:.0f}"
     )
     troubles = [(name, stats.value(name)) for name in ("failures", "replays", "retries", "refused_replays", "leaks")]
     told = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in troubles if count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -115,8 +115,15 @@ def recycle(
     else:
         for worker in sorted(answers.replies.keys() - answers.refusals().keys()):
             names = answers.replies[worker].get("resources", ())
-            click.echo(f"{worker}: {', '.join(names) or 'there is no resource'}")
+            click.echo(f"{worker}: {_agreed(names)}")
     answers.check()
+
+
+def _agreed(names: Collection[str]) -> str:
+    if not names:
+        return "there is no resource"
+    those = "replaces its connections when it is" if len(names) == 1 else "replace their connections when they are"
+    return f"{', '.join(names)} {those} used next"
 
 
 def _print_json(document: Any) -> None:

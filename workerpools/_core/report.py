@@ -73,7 +73,7 @@ def lines(workers: Workers) -> Iterator[str]:
             reused = "-" if each.reuse_ratio is None else f"{each.reuse_ratio:.2f}"
             yield (
                 f"{name} {each.name} in_use={each.in_use} open={each.open} limit={each.limit or '-'} "
-                f"pending={each.pending} longest_wait={each.histogram('acquire_wait').max:.3f} "
+                f"pending={each.pending} longest_wait={each.longest_wait_so_far:.3f} "
                 f"timed_out={each.value('acquire_timeouts'):.0f} reused={reused} "
                 f"failures={each.value('failures'):.0f} replays={each.value('replays'):.0f}"
             )

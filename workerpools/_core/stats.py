@@ -115,6 +115,11 @@ class ResourceStats:
         return int(self.value("pending"))
 
     @property
+    def longest_wait_so_far(self) -> float:
+        """The longest that anybody waited for a connection, or has waited by now, in seconds; 0 if nobody has."""
+        return max(self.histogram("acquire_wait").max, self.value("longest_wait"))
+
+    @property
     def utilisation(self) -> float | None:
         """Which part of the connections that may be open is in use, from 0 to 1; None without a limit."""
         return self.in_use / self.limit if self.limit else None

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.seen.test_counters import row
+from workerpools._celery.bootstep import readable
 from workerpools._core.alerts import Alert
 from workerpools._core.counters import DEFINITIONS, FIRST, definition
 from workerpools._core.report import document, lines
@@ -79,6 +80,15 @@ def test_lines_are_for_grep() -> None:
     )
     assert told[1].startswith("w@h cache in_use=0 open=0 limit=- ")
     assert told[3] == "w@h api alert=utilisation 10 of 10 connections are in use"
+
+
+def test_a_wait_that_lasts_is_told_everywhere() -> None:
+    """In the lines, in the table, and in what celery inspect stats has for people: not only those that ended."""
+    waiting = resource("db", wait=0.009, open=1, in_use=1, limit=1, pending=1, opened=1, longest_wait=4.6)
+    stats = worker(ProcessStats(5, 0, resources=(waiting,)))
+    assert "longest_wait=4.600 " in next(lines({"w@h": [stats]}))
+    assert "4.6 s" in drawn({"w@h": [stats]}, 140)
+    assert "longest wait 4.600 s," in readable([stats])["resources"]["db"]
 
 
 # The screen.

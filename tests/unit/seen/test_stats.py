@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.seen.test_counters import row
 from workerpools._core.alerts import Alert
-from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind
+from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, definition
 from workerpools._core.stats import Histogram, ProcessStats, ResourceStats, WorkerStats, merged
 
 
@@ -55,6 +55,14 @@ def test_ratios(numbers: dict[str, float], utilisation: float | None, reuse: flo
     """None where there is nothing to divide by."""
     assert stats(**numbers).utilisation == utilisation
     assert stats(**numbers).reuse_ratio == reuse
+
+
+@pytest.mark.parametrize(("ended", "present", "longest"), [(0.0, 0.0, 0.0), (0.009, 4.6, 4.6), (7.25, 4.6, 7.25)])
+def test_the_longest_wait_may_be_one_that_lasts(ended: float, present: float, longest: float) -> None:
+    """The longest of those that ended, unless somebody has waited for longer by now."""
+    numbered = row(longest_wait=present)
+    numbered[FIRST["acquire_wait"] + definition("acquire_wait").width - 1] = ended
+    assert ResourceStats("db", "database", tuple(numbered)).longest_wait_so_far == longest
 
 
 def test_a_histogram() -> None:

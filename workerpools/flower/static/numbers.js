@@ -9,9 +9,21 @@ export function value(resource, name) {
     return found || 0;
 }
 
-/** Returns the longest of a histogram's times, in seconds. */
-export function longest(resource, name) {
-    return resource[name] ? resource[name].max : 0;
+/** Tells whether anybody is known to have acquired a connection: of a value that a function made, nothing tells. */
+export function acquired(resource) {
+    return Boolean(resource.acquire_wait || value(resource, "reused"));
+}
+
+/** Returns the longest that anybody waited, or has waited by now, in seconds; null if nobody acquired anything. */
+export function longestWait(resource) {
+    const now = value(resource, "longest_wait");
+    return now || acquired(resource) ? Math.max(now, resource.acquire_wait ? resource.acquire_wait.max : 0) : null;
+}
+
+/** Returns how many acquisitions of resources got an open connection, and how many opened one. */
+export function acquisitions(resources) {
+    const known = resources.filter(acquired);
+    return ["reused", "opened"].map((name) => known.reduce((sum, each) => sum + value(each, name), 0));
 }
 
 /** Returns which part of the acquisitions got an open connection, from 0 to 1; null before the first. */
@@ -36,8 +48,11 @@ export function percent(part) {
     return `${part < 1 ? Math.min(rounded, 99) : rounded} %`;
 }
 
-/** Returns a time that something took. */
+/** Returns a time that something took; null is one that is not known. */
 export function seconds(time) {
+    if (time === null) {
+        return "—";
+    }
     if (!time) {
         return "0 s";
     }

@@ -12,6 +12,9 @@ const TIMEOUT = 15000;
 const byId = (id) => document.getElementById(id);
 const root = byId("workerpools");
 const view = new View(root);
+const url = new URL(root.dataset.url, location.href);
+// The page's address may carry a user and a password, which a relative one takes over, and browsers fetch none of those.
+url.username = url.password = "";
 
 let paused = root.dataset.refreshes !== "1";
 let failure = "";
@@ -24,7 +27,7 @@ let running = false;
 async function ask() {
     let response;
     try {
-        response = await fetch(root.dataset.url, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
+        response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
     } catch {
         throw new Error("Flower does not answer.");
     }

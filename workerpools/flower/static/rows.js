@@ -2,7 +2,9 @@
 
 import { attribute, keyed, make, part, show, text } from "./dom.js";
 import { sparkline } from "./history.js";
-import { age, count, longest, percent, plural, reuseRatio, seconds, troubles, value } from "./numbers.js";
+import {
+    acquisitions, age, count, longestWait, percent, plural, reuseRatio, seconds, troubles, value,
+} from "./numbers.js";
 
 // From here on a bar tells by more than its length that little is left.
 const HIGH = 0.8;
@@ -101,10 +103,10 @@ function fillRow(row, resource, history) {
     text(part(row, "idle"), count(value(resource, "idle")));
     text(part(row, "pending"), count(value(resource, "pending")));
     part(row, "pending").classList.toggle("wp-strong", value(resource, "pending") > 0);
-    text(part(row, "longest_wait"), seconds(longest(resource, "acquire_wait")));
-    const reused = [value(resource, "reused"), value(resource, "opened")];
-    text(part(row, "reused"), percent(reuseRatio(...reused)));
-    attribute(part(row, "reused"), "title", `${count(reused[0])} reused, ${count(reused[1])} opened`);
+    text(part(row, "longest_wait"), seconds(longestWait(resource)));
+    const [reused, opened] = acquisitions([resource]);
+    text(part(row, "reused"), percent(reuseRatio(reused, opened)));
+    attribute(part(row, "reused"), "title", `${count(reused)} reused, ${count(value(resource, "opened"))} opened`);
     fillTroubles(part(row, "trouble"), resource);
 }
 

@@ -2,7 +2,7 @@
 
 import { attribute, keyed, make, part, show, text } from "./dom.js";
 import { History } from "./history.js";
-import { age, count, longest, percent, plural, reuseRatio, seconds, value } from "./numbers.js";
+import { acquisitions, age, count, longestWait, percent, plural, reuseRatio, seconds, value } from "./numbers.js";
 import { fillTable, groupsOf, rowKey, ruleText } from "./rows.js";
 
 // With more processes than this they are shown on demand.
@@ -78,13 +78,14 @@ export class View {
         const totals = workers.flatMap((worker) => worker.snapshots.flatMap((snapshot) => snapshot.totals));
         const sum = (name) => totals.reduce((before, each) => before + value(each, name), 0);
         const limited = totals.length > 0 && totals.every((each) => value(each, "limit"));
-        const waits = totals.map((each) => longest(each, "acquire_wait"));
+        const waits = totals.map(longestWait).filter((each) => each !== null);
+        const [reused, opened] = acquisitions(totals);
         text(byId("wp-in-use"), limited ? `${count(sum("in_use"))} of ${count(sum("limit"))}` : count(sum("in_use")));
         text(byId("wp-open"), `${count(sum("open"))} open, ${count(sum("idle"))} idle`);
         text(byId("wp-pending"), count(sum("pending")));
-        text(byId("wp-longest-wait"), `longest wait ever ${seconds(Math.max(0, ...waits))}`);
-        text(byId("wp-reused"), percent(reuseRatio(sum("reused"), sum("opened"))));
-        text(byId("wp-opened"), `of ${plural(sum("reused") + sum("opened"), "acquisition")}`);
+        text(byId("wp-longest-wait"), `longest wait ever ${seconds(waits.length ? Math.max(...waits) : null)}`);
+        text(byId("wp-reused"), percent(reuseRatio(reused, opened)));
+        text(byId("wp-opened"), `of ${plural(reused + opened, "acquisition")}`);
         text(byId("wp-alert-count"), count(alerts.length));
         byId("wp-alert-card").classList.toggle("metric-card-danger", alerts.length > 0);
         const alarmed = new Set(alerts.map((alert) => alert.worker)).size;
