@@ -297,7 +297,9 @@ class TaskSession(Overridable[Session]):
             )
         known = inspect.signature(Session).parameters
         if unknown := options.keys() - known.keys():
-            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {refusal(unknown, known)}")
+            # It takes autocommit to refuse all but False: nobody should be led there.
+            shown = refusal(unknown, known.keys() - {"autocommit"})
+            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {shown}")
         self._engine = engine
         self._options = options
         self._name = "session"

@@ -260,6 +260,8 @@ def test_misspelt_options_of_the_session() -> None:
     engine = WorkerPools(new_app()).add(SQLAlchemyEngine("sqlite://"))
     with pytest.raises(ConfigurationError, match=r"no option expire_on_comit \(did you mean expire_on_commit\?\)"):
         TaskSession(engine, expire_on_comit=False)
+    with pytest.raises(ConfigurationError, match=r"no option autocomit$"):
+        TaskSession(engine, autocomit=True)
     TaskSession(engine, expire_on_commit=False, autoflush=False)
 
 
