@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from workerpools._core.misspelt import meant
 from workerpools.errors import ConfigurationError
 
 __all__ = ["about_driver", "check_options", "parsed"]
@@ -70,8 +70,8 @@ def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
     documented = set(re.findall(r":param (\w+)", sqlalchemy.create_engine.__doc__ or ""))
     documented.update(own)
     for option in options:
-        if option not in documented and (meant := difflib.get_close_matches(option, documented, 1, 0.85)):
-            raise ConfigurationError(f"SQLAlchemyEngine: there is no option {option}; did you mean {meant[0]}?")
+        if option not in documented and (nearest := meant(option, documented, 0.85)):
+            raise ConfigurationError(f"SQLAlchemyEngine: there is no option {option}; did you mean {nearest}?")
 
 
 def about_driver(url: URL) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import ipaddress
 import socket
 import ssl
@@ -11,12 +12,18 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-import httpx
+from workerpools._core.extras import explained
+
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
 
 from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure
 from workerpools._core.lifetime import Lifetime
+from workerpools._core.misspelt import refusal
 from workerpools._core.redact import redact_url
 from workerpools._httpx_classify import classify_status, classify_unwatched
 from workerpools._httpx_trace import reclaim
@@ -113,7 +120,8 @@ class HttpxClient(Adapter[httpx.Client]):
     ) -> None:
         unknown = options.keys() - _CLIENT_OPTIONS
         if unknown:
-            raise ConfigurationError(f"HttpxClient: httpx.Client has no option {', '.join(sorted(unknown))}")
+            known = _CLIENT_OPTIONS.union(inspect.signature(HttpxClient).parameters) - {"options"}
+            raise ConfigurationError(f"HttpxClient: httpx.Client has no option {refusal(unknown, known)}")
         if credentials is not None:
             if "auth" in options:
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")

@@ -14,7 +14,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import metrics
+from workerpools._core.extras import explained
+
+try:
+    from opentelemetry import metrics
+except ModuleNotFoundError as error:
+    raise explained(error, "workerpools.opentelemetry", "opentelemetry", "opentelemetry") from None
+
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics import Histogram as HistogramInstrument
 

@@ -12,7 +12,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
-from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+from workerpools._core.extras import explained
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
+except ModuleNotFoundError as error:
+    raise explained(error, "workerpools.prometheus", "prometheus_client", "prometheus") from None
+
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 

@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
-import sqlalchemy
+from workerpools._core.extras import explained
+
+try:
+    import sqlalchemy
+except ModuleNotFoundError as error:
+    raise explained(error, "workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy") from None
+
 import sqlalchemy.exc
 from sqlalchemy import event
 from sqlalchemy.engine import URL
@@ -24,6 +30,7 @@ from workerpools._core.adapter import Adapter, Opening
 from workerpools._core.execution import ExecutionPool
 from workerpools._core.failure import Failure
 from workerpools._core.lifetime import Lifetime
+from workerpools._core.misspelt import refusal
 from workerpools._core.notes import add_note
 from workerpools._core.resource import Overridable
 from workerpools._sqlalchemy_classify import POOL_EXHAUSTED, classify_unwatched, error_code
@@ -288,9 +295,11 @@ class TaskSession(Overridable[Session]):
                 f"TaskSession({name}): wanted: the resource, so that each process has an engine of its own: "
                 "TaskSession(pools.add(SQLAlchemyEngine(url)))"
             )
-        unknown = options.keys() - inspect.signature(Session).parameters.keys()
-        if unknown:
-            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {', '.join(sorted(unknown))}")
+        known = inspect.signature(Session).parameters
+        if unknown := options.keys() - known.keys():
+            # It takes autocommit to refuse all but False: nobody should be led there.
+            shown = refusal(unknown, known.keys() - {"autocommit"})
+            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {shown}")
         self._engine = engine
         self._options = options
         self._name = "session"

@@ -267,12 +267,15 @@ def test_threads_have_attempts_of_their_own(shop: Shop) -> None:
 
 
 def test_a_session_outside_a_body_is_refused(shop: Shop) -> None:
-    """With an error that says where it belongs."""
+    """With an error that says where it belongs, before it says what else may be wrong."""
 
     @shop.task()
     def task(self: Any) -> None: ...
 
-    with pytest.raises(NoAttemptError, match=r"session belongs to one run"):
+    with pytest.raises(
+        NoAttemptError,
+        match=r"session belongs to one run.*Use it in the body itself.*thread.*base must be a PooledTask$",
+    ):
         task.session  # noqa: B018
 
 

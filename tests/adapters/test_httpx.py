@@ -47,9 +47,11 @@ def test_every_option_of_the_client_is_accepted() -> None:
 
 
 def test_an_unknown_option_is_refused_at_declaration() -> None:
-    """By name, not in the first task."""
-    with pytest.raises(ConfigurationError, match="base_ulr"):
-        HttpxClient(base_ulr="http://127.0.0.1")
+    """By name, not in the first task, and with the option that was meant: one of ours, or of httpx's."""
+    with pytest.raises(ConfigurationError, match=r"no option base_ur \(did you mean base_url\?\), zzz$"):
+        HttpxClient(base_ur="http://127.0.0.1", zzz=1)
+    with pytest.raises(ConfigurationError, match=r"no option tiemout \(did you mean timeout\?\)$"):
+        HttpxClient(tiemout=1)
 
 
 def test_options_reach_the_client(add: Add, echo: EchoUpstream) -> None:

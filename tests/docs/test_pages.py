@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import json
 import os
@@ -9,12 +11,15 @@ import re
 import signal
 import subprocess
 import sys
+from bisect import bisect
 from pathlib import Path
 
 import pytest
 
 from tests.docs.markdown import Block, PageError, _blocks, blocks, pages
 from tests.support.paths import ROOT
+
+README = ROOT / "README.md"
 
 
 def _name(path: Path) -> str:
@@ -56,6 +61,44 @@ def test_code_is_formatted(page: Path) -> None:
         assert not long, f"{block.page}:{block.line}: {long}"
         if block.language == "python":
             compile(block.text, f"{block.page}:{block.line}", "exec")
+
+
+@pytest.mark.parametrize("page", pages(), ids=_name)
+def test_visible_code_uses_no_helper_of_the_tests(page: Path) -> None:
+    """Nobody who reads it has them."""
+    for block in blocks(page):
+        if block.language == "python" and not block.hidden:
+            names = {node.id for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Name)}
+            assert not names & {"sql", "log", "stop", "shown", "eventually", "PAGE"}, f"{block.page}:{block.line}"
+
+
+def test_readme_can_be_pasted() -> None:
+    """A file needs nothing else; what is pasted has what it uses, or the same section has shown it before."""
+    headings = [number for number, line in enumerate(README.read_text().splitlines(), 1) if line.startswith("## ")]
+    pasted: dict[int, set[str]] = {}
+    for block in blocks(README):
+        if block.language != "python" or block.hidden:
+            continue
+        known = set() if block.file_name else pasted.setdefault(bisect(headings, block.line), set())
+        tree = ast.parse(block.text)
+        known |= _bound(tree)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not used - known - set(dir(builtins)), f"{block.page}:{block.line}"
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Every name that is given a value, wherever."""
+    bound = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    return bound
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -57,6 +58,67 @@ def test_works_without_any_client_library() -> None:
         "from workerpools import DatabaseTask, HTTPTask, PooledTask, WorkerPools"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "extra"),
+    [
+        ("workerpools.httpx", "httpx", "httpx"),
+        ("workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy"),
+        ("workerpools.prometheus", "prometheus_client", "prometheus"),
+        ("workerpools.opentelemetry", "opentelemetry", "opentelemetry"),
+    ],
+)
+def test_the_missing_extra_is_named(module: str, library: str, extra: str) -> None:
+    """Who imports an adapter without its library is told what to install."""
+    assert failed_import(f"import {module}", library) == (
+        f"{library}: {module} needs {library}: pip install 'workerpools[{extra}]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "attribute", "library"),
+    [
+        ("HTTPTask", "http", "httpx"),
+        ("DatabaseTask", "engine", "sqlalchemy"),
+        ("DatabaseTask", "session", "sqlalchemy"),
+    ],
+)
+def test_a_base_names_the_missing_extra(base: str, attribute: str, library: str) -> None:
+    """When a body uses it."""
+    code = (
+        "import celery, workerpools\n"
+        "app = celery.Celery()\n"
+        "app.conf.workerpools_database_url = 'sqlite://'\n"
+        f"@app.task(bind=True, base=workerpools.{base}, name='t')\n"
+        f"def t(self): self.{attribute}\n"
+        "t()"
+    )
+    assert f"pip install 'workerpools[{library}]'" in failed_import(code, library)
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [("workerpools.httpx", "idna"), ("workerpools.sqlalchemy", "typing_extensions")],
+)
+def test_what_a_library_needs_itself_is_no_extra(module: str, missing: str) -> None:
+    """An installation that is broken otherwise keeps its own error."""
+    told = failed_import(f"import {module}", missing)
+    assert told.startswith(f"{missing}: ")
+    assert "pip install" not in told
+
+
+def failed_import(code: str, missing: str) -> str:
+    """What is raised where ``missing`` is not installed: the name that was not found, and the message."""
+    lines = (
+        f"import sys; sys.modules[{missing!r}] = None",
+        "try:",
+        indent(code, "    "),
+        "except ModuleNotFoundError as error:",
+        "    print(f'{error.name}: {error}')",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def test_the_celery_command_stays_light() -> None:

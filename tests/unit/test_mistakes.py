@@ -258,8 +258,10 @@ def test_options_that_may_be_a_dialects(option: str) -> None:
 def test_misspelt_options_of_the_session() -> None:
     """All of them are known."""
     engine = WorkerPools(new_app()).add(SQLAlchemyEngine("sqlite://"))
-    with pytest.raises(ConfigurationError, match="no option expire_on_comit"):
+    with pytest.raises(ConfigurationError, match=r"no option expire_on_comit \(did you mean expire_on_commit\?\)"):
         TaskSession(engine, expire_on_comit=False)
+    with pytest.raises(ConfigurationError, match=r"no option autocomit$"):
+        TaskSession(engine, autocomit=True)
     TaskSession(engine, expire_on_commit=False, autoflush=False)
 
 

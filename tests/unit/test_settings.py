@@ -70,6 +70,8 @@ def test_an_unknown_setting_under_a_namespace_is_refused() -> None:
         ("workerpools_database_max_overflow", -1, "at least 0"),
         ("workerpools_http_base_url", "", "a text that is not empty"),
         ("workerpools_http_base_url", "api.example.com", "a URL with a scheme"),
+        ("workerpools_http_base_url", "localhost", "like https://api.example.com$"),
+        ("workerpools_database_url", "localhost/shop", r"like postgresql\+psycopg2://app@localhost/shop$"),
         ("workerpools_database_url", 5, "workerpools_database_url is 5"),
     ],
 )
@@ -84,6 +86,35 @@ def test_unknown_variables_are_refused(variable: str) -> None:
     """A misspelt environment variable does not pass unnoticed."""
     with pytest.raises(ConfigurationError, match=variable):
         read_settings(conf(), {variable: "1"})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("workerpools_metric_port", "workerpools_metrics_port"),
+        ("workerpools_pool_size", "workerpools_database_pool_size"),
+        ("WORKERPOOLS_METRIC_PORT", "WORKERPOOLS_METRICS_PORT"),
+        ("CELERY_WORKERPOOLS_METRIC_PORT", "CELERY_WORKERPOOLS_METRICS_PORT"),
+        ("shop_workerpools_metric_port", "shop_workerpools_metrics_port"),
+    ],
+)
+def test_the_nearest_setting_comes_first(written: str, meant: str) -> None:
+    """Among 25 of them nobody looks for it; it is spelt as the mistake was."""
+    app = Celery("settings", set_as_current=False)
+    environ = {}
+    if written.startswith("WORKERPOOLS"):
+        environ[written] = "1"
+    else:
+        namespace = written[: written.lower().index("workerpools")].rstrip("_") or None
+        app.config_from_object(SimpleNamespace(**{written: 1}), namespace=namespace)
+    with pytest.raises(ConfigurationError, match=rf"^unknown setting {written}; did you mean {meant}\? The settings"):
+        read_settings(app.conf, environ)
+
+
+def test_no_setting_is_near() -> None:
+    """Nothing is guessed then."""
+    with pytest.raises(ConfigurationError, match=r"^unknown setting workerpools_xyz; the settings are: workerpools_"):
+        read_settings(conf(workerpools_xyz=1), {})
 
 
 @pytest.mark.parametrize("key", ["WORKERPOOLS_DATABASE_URL", "Workerpools_Database_Url"])

@@ -44,8 +44,7 @@ class MetricsStep(bootsteps.StartStopStep):
             endpoint = prometheus.serve(lambda: {worker.hostname: snapshots(worker.app, worker)}, host, port)
         except ImportError as error:
             logger.error(
-                "workerpools_metrics_port is set, but the worker's statistics are not served: %s; "
-                "pip install 'workerpools[prometheus]'",
+                "workerpools_metrics_port is set, but the worker's statistics are not served: %s",
                 error,
             )
         except OSError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from workerpools._core.counters import BOUNDS
+from workerpools._core.misspelt import meant
 from workerpools._core.redact import redact_url
 from workerpools.errors import ConfigurationError
 
@@ -25,11 +26,15 @@ def _text(value: object) -> str:
     return value.strip()
 
 
-def _url(value: object) -> str:
+def _url(value: object, example: str = "https://api.example.com") -> str:
     text = _text(value)
     if "://" not in text:
-        raise ValueError("a URL with a scheme, like https://api.example.com")
+        raise ValueError(f"a URL with a scheme, like {example}")
     return text
+
+
+def _database_url(value: object) -> str:
+    return _url(value, "postgresql+psycopg2://app@localhost/shop")
 
 
 def _seconds(value: object) -> float:
@@ -123,7 +128,7 @@ SETTINGS = (
     Setting("http_connect_timeout", _seconds, "Connect timeout, in seconds (3)."),
     Setting("http_acquire_timeout", _seconds, "How long to wait for a free connection, in seconds (2)."),
     Setting("http_max_connections", _at_least(1), "Connections a process may open (10, or the concurrency)."),
-    Setting("database_url", _url, "The SQLAlchemy URL of ``DatabaseTask.engine``; required by it."),
+    Setting("database_url", _database_url, "The SQLAlchemy URL of ``DatabaseTask.engine``; required by it."),
     Setting("database_connect_timeout", _seconds, "Connect timeout, in seconds (5)."),
     Setting("database_acquire_timeout", _seconds, "How long to wait for a free connection, in seconds (10)."),
     Setting("database_pool_size", _at_least(1), "Connections a process keeps (1, or the concurrency)."),
@@ -177,7 +182,12 @@ def _known(name: str, shown: str) -> Setting:
     setting = _BY_NAME.get(name)
     if setting is None:
         known = ", ".join(PREFIX + name for name in _BY_NAME)
-        raise ConfigurationError(f"unknown setting {shown}; the settings are: {known}")
+        nearest = meant(name, _BY_NAME)
+        if nearest is None:
+            raise ConfigurationError(f"unknown setting {shown}; the settings are: {known}")
+        # Written as the mistake is: in the environment and under a namespace.
+        right = shown[: len(shown) - len(name)] + (nearest.upper() if shown.isupper() else nearest)
+        raise ConfigurationError(f"unknown setting {shown}; did you mean {right}? The settings are: {known}")
     return setting
 
 
@@ -191,7 +201,7 @@ def _parsed(setting: Setting, raw: object, shown: str) -> Any:
 def _shown(setting: Setting, raw: object) -> str:
     if isinstance(raw, str):
         # A URL without a scheme cannot be told from a bare password.
-        return "a text that is not shown here" if setting.parse is _url else repr(redact_url(raw))
+        return "a text that is not shown here" if setting.parse in (_url, _database_url) else repr(redact_url(raw))
     return repr(raw) if isinstance(raw, (int, float)) else f"of the type {type(raw).__name__}"
 
 

@@ -236,9 +236,10 @@ def require(what: str) -> Attempt:
     attempt = _current.get()
     if attempt is None:
         raise NoAttemptError(
-            f"{what} belongs to one run of a task body, and none runs here. The task's base must be a PooledTask. Use "
-            "it in the body itself, not in __call__, before_start, on_failure or after_return, nor in a thread that "
-            "the body started; elsewhere make a session of your own: sqlalchemy.orm.Session(engine)"
+            f"{what} belongs to one run of a task body, and none runs here. Use it in the body itself, not in "
+            "__call__, before_start, on_failure or after_return, nor in a thread that the body started; elsewhere "
+            "make a session of your own: sqlalchemy.orm.Session(engine). If this is the body itself, the task's base "
+            "must be a PooledTask"
         )
     return attempt
 
