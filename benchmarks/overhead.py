@@ -1,6 +1,9 @@
 """What does a task pay for the injection and the scope, beside a plain task with globals?
 
 Tasks run in `celery.app.trace.build_tracer`, in this process, over the thread's own CPU time. Nothing connects.
+
+A session costs more than one that is opened and closed by hand: the attempt lends it, asks it for a transaction when
+the body has returned, refuses it to whoever keeps it, and counts the engine's use.
 """
 
 from __future__ import annotations
