@@ -10,13 +10,12 @@ import time
 import timeit
 from collections.abc import Callable
 
-from workerpools._core.alarm import State, evaluate
-from workerpools._core.board import Board
-from workerpools._core.meter import Meter
-from workerpools._core.monitor import stopped_among
-from workerpools._core.rules import Thresholds
-from workerpools._core.snapshots import assemble
-from workerpools._core.stats import ProcessStats, WorkerStats
+from workerpools._stats.alerts import State, evaluate, stopped_among
+from workerpools._stats.collector import assemble
+from workerpools._stats.meter import Meter
+from workerpools._stats.rules import Thresholds
+from workerpools._stats.shared import Board
+from workerpools._stats.snapshot import ProcessStats, WorkerStats
 
 CHILDREN = 64
 RESOURCES = ("api", "db", "stock")

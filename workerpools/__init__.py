@@ -4,13 +4,13 @@ See :class:`WorkerPools` to declare them, and :class:`PooledTask` to use them in
 no client library and opens nothing.
 """
 
-from workerpools._celery.app import WorkerPools
+from workerpools._celery.pools import WorkerPools
 from workerpools._celery.task import PooledTask
-from workerpools._core.adapter import Adapter
-from workerpools._core.deadline import Deadline
-from workerpools._core.failure import Failure, FailureKind
-from workerpools._core.policy import RetryPolicy
-from workerpools._core.resource import Resource
+from workerpools._pools.adapter import Adapter
+from workerpools._pools.resource import Resource
+from workerpools._run.deadline import Deadline
+from workerpools._run.decision import RetryPolicy
+from workerpools._run.failure import Failure, FailureKind
 from workerpools.bases import DatabaseTask, HTTPTask
 from workerpools.classification import classify
 from workerpools.errors import ConfigurationError, DeadlineExceeded, NoAttemptError, OpenTimeoutError, WorkerPoolsError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.task import PooledTask
-from workerpools._core.adapter import Adapter
+from workerpools._pools.adapter import Adapter
 from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:

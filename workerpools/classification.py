@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workerpools._core.failure import Failure, Noted, judge
+from workerpools._run.failure import Failure, Noted, judge
 
 __all__ = ["classify"]
 

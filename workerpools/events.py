@@ -1,6 +1,7 @@
 """What ``WorkerPools.subscribe()`` and ``WorkerPools.on_alert()`` tell a listener."""
 
-from workerpools._core.alerts import Alert, AlertListener
-from workerpools._core.events import Event, EventKind, Listener
+from workerpools._run.events import Event, EventKind, Listener
+from workerpools._stats.alerts import AlertListener
+from workerpools._stats.snapshot import Alert
 
 __all__ = ["Alert", "AlertListener", "Event", "EventKind", "Listener"]

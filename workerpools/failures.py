@@ -1,5 +1,5 @@
 """What a failure of a connection is described with."""
 
-from workerpools._core.failure import Failure, FailureKind, Phase, Sent
+from workerpools._run.failure import Failure, FailureKind, Phase, Sent
 
 __all__ = ["Failure", "FailureKind", "Phase", "Sent"]

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
-from workerpools._core.extras import explained
+from workerpools._text import explained
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
@@ -22,10 +22,10 @@ except ModuleNotFoundError as error:
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from workerpools._core.counters import DEFINITIONS, Definition, Kind
-from workerpools._core.endpoint import Endpoint
-from workerpools._core.exported import OF_WORKERS, Raised, raised, resources, words
-from workerpools._core.stats import ResourceStats, WorkerStats
+from workerpools._stats.endpoint import Endpoint
+from workerpools._stats.export import OF_WORKERS, Raised, raised, resources, words
+from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
+from workerpools._stats.snapshot import ResourceStats, WorkerStats
 
 __all__ = ["Source", "WorkerPoolsCollector", "register", "serve"]
 

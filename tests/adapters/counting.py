@@ -13,7 +13,7 @@ from celery import Celery
 from tests.adapters.shop import NUMBERS
 from tests.support.databases import Database
 from workerpools import WorkerPools
-from workerpools._core.stats import ResourceStats
+from workerpools._stats.snapshot import ResourceStats
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
 

@@ -16,25 +16,25 @@ from sqlalchemy import text
 
 from tests.support.forking import run_in_fork
 from workerpools import PooledTask, WorkerPools
-from workerpools._core import green
-from workerpools._core.watchdog import Watchdog
-from workerpools._sqlalchemy_queue import DeadlineQueuePool
+from workerpools._process import greenlets
+from workerpools._process.watchdog import Watchdog
 from workerpools.events import Event, EventKind
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy._queue import DeadlineQueuePool
 
 BACKEND = text("select pg_backend_pid()")
 
 
 def cooperate() -> None:
     """Have psycopg2 let other greenlets run, as an application would."""
-    import_module(f"psycogreen.{green.library()}").patch_psycopg()
+    import_module(f"psycogreen.{greenlets.library()}").patch_psycopg()
 
 
 def names_of_what_is_patched() -> list[Any]:
     """Return which library it is, and whether threads are the system's all the same."""
-    threads = green.Threads()
-    return [green.library(), type(threads.start).__name__, type(threads.lock()).__module__]
+    threads = greenlets.Threads()
+    return [greenlets.library(), type(threads.start).__name__, type(threads.lock()).__module__]
 
 
 def watchdog_beside_a_c_library() -> tuple[int, bool]:
@@ -212,7 +212,7 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
     """
     import gevent
 
-    from workerpools._sqlalchemy_timeouts import _watchdog
+    from workerpools.sqlalchemy._timeouts import _watchdog
 
     cooperate()
     app = Celery("shop", set_as_current=False)

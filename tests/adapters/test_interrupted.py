@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.adapters.shop import Shop, insert
 from tests.support.faults import terminate_backends
-from workerpools._core import scope
-from workerpools._core.scope import Attempt
+from workerpools._run import attempts
+from workerpools._run.attempts import Attempt
 
 LIMIT = 1.2
 
@@ -155,8 +155,8 @@ def test_an_attempt_that_was_interrupted_as_it_ended_owns_nothing_of_later_ones(
     finally:
         sys.settrace(before)
     assert isinstance(result.result, SoftTimeLimitExceeded)
-    assert scope.current() is None
-    assert scope.running() == []
+    assert attempts.current() is None
+    assert attempts.running() == []
     time.sleep(0.2)
     assert task(2) is None
     assert shop.rows() == [1, 2]

@@ -21,7 +21,7 @@ from tests.adapters.shop import NUMBERS
 from tests.support.databases import Database
 from tests.support.upstream import EchoUpstream
 from workerpools import PooledTask, WorkerPools
-from workerpools._core.stats import ResourceStats
+from workerpools._stats.snapshot import ResourceStats
 from workerpools.events import Event
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession

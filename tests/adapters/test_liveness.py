@@ -16,8 +16,8 @@ from sqlalchemy.exc import OperationalError
 from tests.adapters.shop import Shop, insert
 from tests.support.faults import terminate_backends
 from workerpools import ConfigurationError, DeadlineExceeded, Resource
-from workerpools._sqlalchemy_timeouts import slack
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy._timeouts import slack
 
 BACKEND = text("select pg_backend_pid()")
 

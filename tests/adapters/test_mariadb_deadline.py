@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from tests.adapters.mariashop import LATE, SESSION, TIMEOUT, MariaShop, kind_of
 from tests.adapters.shop import insert
 from workerpools import FailureKind
-from workerpools._sqlalchemy_timeouts import slack
+from workerpools.sqlalchemy._timeouts import slack
 
 
 @pytest.mark.parametrize("statement", ["select sleep(60)", "insert into orders select sleep(60) + 5"])

@@ -200,7 +200,7 @@ def test_a_pool_that_hides_its_idle_connections_replaces_each_as_it_is_taken(
     engine = pools.add(SQLAlchemyEngine(database.url(), pool_size=2), name="db").get()
     with engine.connect() as one, engine.connect() as two:
         before = {backend_of(one), backend_of(two)}
-    monkeypatch.setattr("workerpools._sqlalchemy_pool.QueuePool", NullPool)
+    monkeypatch.setattr("workerpools.sqlalchemy._pool.QueuePool", NullPool)
     pools.recycle()
     with engine.connect() as one:
         assert backend_of(one) not in before

@@ -14,8 +14,8 @@ from tests.adapters.shop import Shop, insert
 from tests.support.databases import Database
 from tests.support.faults import terminate_backends
 from workerpools import FailureKind, classify
-from workerpools._sqlalchemy_classify import is_client_side
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy._errors import is_client_side
 
 
 def test_one_dead_connection_retires_its_idle_siblings(shop: Shop) -> None:

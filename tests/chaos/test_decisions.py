@@ -10,13 +10,12 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workerpools._core.budget import Budget
-from workerpools._core.effects import Effect, note_effect
-from workerpools._core.events import Listeners
-from workerpools._core.failure import Failure, FailureKind, Noted, Phase, Sent, attach
-from workerpools._core.policy import RetryPolicy
-from workerpools._core.retry import ABORTED_BACKOFF, Action, Situation, decide
-from workerpools._core.runner import run
+from workerpools._run.attempts import Effect, note_effect
+from workerpools._run.budget import Budget
+from workerpools._run.decision import ABORTED_BACKOFF, Action, RetryPolicy, Situation, decide
+from workerpools._run.events import Listeners
+from workerpools._run.failure import Failure, FailureKind, Noted, Phase, Sent, attach
+from workerpools._run.loop import run
 
 SECONDS = st.floats(0, 1000, allow_nan=False)
 
@@ -224,11 +223,11 @@ class World:
         return Listeners()
 
     def body(self) -> None:
-        from workerpools._core import scope
+        from workerpools._run import attempts
 
         self.runs += 1
         attempt = self.script.pop(0) if self.script else Attempt("done", None)
-        current = scope.current()
+        current = attempts.current()
         assert current is not None
         assert current.allowance is not None
         stale = Noted(Failure(FailureKind.STALE, Sent.ALL), Phase.REQUEST, self)

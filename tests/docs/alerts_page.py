@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.docs.tables import begin, replaced
 from tests.support.paths import ROOT
-from workerpools._core.rules import RULES, Rule
+from workerpools._stats.rules import RULES, Rule
 
 PAGE = ROOT / "docs" / "alerts.md"
 BEGIN = begin("alerts_page")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.docs.tables import begin, replaced
 from tests.support.paths import ROOT
-from workerpools._core.conventions import ALERT, INSTRUMENTS, Instrument
-from workerpools._core.counters import DEFINITIONS
+from workerpools._stats.metrics import DEFINITIONS
+from workerpools.opentelemetry._conventions import ALERT, INSTRUMENTS, Instrument
 from workerpools.prometheus import ALERT as ALERT_SERIES
 from workerpools.prometheus import WorkerPoolsCollector
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.docs.tables import begin, replaced
 from tests.support.paths import ROOT
-from workerpools._core.counters import DEFINITIONS, Definition
+from workerpools._stats.metrics import DEFINITIONS, Definition
 
 PAGE = ROOT / "docs" / "statistics.md"
 BEGIN = begin("statistics_page")

@@ -18,8 +18,8 @@ from tests.docs import alerts_page, exporter_pages, settings_page, statistics_pa
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import SETTINGS, Setting
-from workerpools._core.counters import AGES, BOUNDS
-from workerpools._core.rules import RULES, Thresholds
+from workerpools._stats.metrics import AGES, BOUNDS
+from workerpools._stats.rules import RULES, Thresholds
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.forking import run_in_fork, start_child, wait_for_child
 from tests.support.inspect import socket_inodes
-from workerpools._core import endpoint
-from workerpools._core.endpoint import Endpoint
+from workerpools._stats import endpoint
+from workerpools._stats.endpoint import Endpoint
 
 
 def hello(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:

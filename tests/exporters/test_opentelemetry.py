@@ -22,11 +22,10 @@ from tests.exporters.conftest import points, read, use, value_of
 from tests.support.paths import environment
 from tests.support.upstream import EchoUpstream
 from workerpools import WorkerPools
-from workerpools._core.alerts import Alert
-from workerpools._core.conventions import INSTRUMENTS, Form
-from workerpools._core.stats import WorkerStats
+from workerpools._stats.snapshot import Alert, WorkerStats
 from workerpools.httpx import HttpxClient
 from workerpools.opentelemetry import instrument, uninstrument
+from workerpools.opentelemetry._conventions import INSTRUMENTS, Form
 
 POOL = {"db.client.connection.pool.name": "db"}
 

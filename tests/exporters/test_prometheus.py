@@ -14,10 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from tests.support.promtool import check_metrics
 from tests.unit.seen.test_exported import process, worker
 from tests.unit.seen.test_stats import stats
-from workerpools._core.alerts import Alert
-from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind
-from workerpools._core.exported import OF_WORKERS
-from workerpools._core.stats import ResourceStats, WorkerStats
+from workerpools._stats.export import OF_WORKERS
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind
+from workerpools._stats.snapshot import Alert, ResourceStats, WorkerStats
 from workerpools.prometheus import ALERT, register, series_name
 
 FULL = ResourceStats("db", "database", tuple(float(number + 1) for number in range(WIDTH)))

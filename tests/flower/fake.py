@@ -10,9 +10,8 @@ from typing import Any
 
 from celery import Celery
 
-from workerpools._core.alerts import Alert
-from workerpools._core.counters import FIRST, WIDTH, definition
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
+from workerpools._stats.metrics import FIRST, WIDTH, definition
+from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats
 
 
 def resource(name: str, kind: str = "database", **numbers: float) -> ResourceStats:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.flower.fake import process, resource, told, worker_stats
-from workerpools._core.stats import ResourceStats, WorkerStats
+from workerpools._stats.snapshot import ResourceStats, WorkerStats
 from workerpools.flower._document import UNHEARD_AFTER, Reply, Status, document, status
 
 

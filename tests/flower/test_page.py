@@ -16,7 +16,7 @@ import pytest
 from tests.flower.fake import FakeWorkers, process, resource, told, worker_stats
 from tests.flower.stand import FlowerProcess
 from tests.support.browser import Browser
-from workerpools._core.alerts import Alert
+from workerpools._stats.snapshot import Alert
 
 pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]
 

@@ -14,7 +14,7 @@ import pytest
 from tests.flower.stand import FlowerProcess
 from tests.support.browser import Browser
 from tests.worker.stand import Stand, wait_until
-from workerpools._core.stats import ResourceStats, WorkerStats
+from workerpools._stats.snapshot import ResourceStats, WorkerStats
 
 pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]
 

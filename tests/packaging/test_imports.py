@@ -125,7 +125,7 @@ def test_the_celery_command_stays_light() -> None:
     """Every ``celery`` call loads what adds ``celery pools`` to it: no client library, and nothing that it alone
     needs."""
     # Celery itself looks for redis, which looks for OpenTelemetry; Flower's own command loads prometheus_client.
-    ours = {"rich", "workerpools._terminal", "workerpools._core.report", "workerpools._core.stats"}
+    ours = {"rich", "workerpools._celery.cli.table", "workerpools._stats.report", "workerpools._stats.snapshot"}
     heavy = {*CLIENTS, *ours} - {"redis", "opentelemetry", "prometheus_client"}
     code = (
         "import celery.bin.celery, sys; assert 'pools' in celery.bin.celery.celery.commands; "

@@ -13,9 +13,9 @@ import sqlalchemy
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from workerpools import FailureKind, classify
-from workerpools._httpx_classify import Progress, classify_transport, retry_after
-from workerpools._sqlalchemy_classify import classify_connect, classify_statement, error_code
 from workerpools.failures import Phase, Sent
+from workerpools.httpx._errors import Progress, classify_transport, retry_after
+from workerpools.sqlalchemy._errors import classify_connect, classify_statement, error_code
 
 
 class DriverError(Exception):

@@ -11,11 +11,11 @@ import pytest
 
 from tests.support.forking import run_in_fork
 from workerpools import ConfigurationError, Deadline
-from workerpools._core.deadline import NO_DEADLINE, seconds_allowed
-from workerpools._core.lifetime import Due, Lifetime, due
-from workerpools._core.watchdog import Watchdog
-from workerpools._httpx_transport import ClampedTimeouts
-from workerpools._sqlalchemy_timeouts import fitting
+from workerpools._pools.lifetime import Due, Lifetime, due
+from workerpools._process.watchdog import Watchdog
+from workerpools._run.deadline import NO_DEADLINE, seconds_allowed
+from workerpools.httpx._transport import ClampedTimeouts
+from workerpools.sqlalchemy._timeouts import fitting
 
 
 @pytest.mark.parametrize(

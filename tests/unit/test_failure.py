@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from workerpools import Failure, FailureKind
-from workerpools._core.failure import Noted, Phase, Sent, attach, causes, judge, noted_of
-from workerpools._core.scope import Attempt, note_failure
+from workerpools._run.attempts import Attempt, note_failure
+from workerpools._run.failure import Noted, Phase, Sent, attach, causes, judge, noted_of
 
 
 class LibraryError(Exception):

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workerpools._core.events import Event, EventKind, Listeners
-from workerpools._core.logs import write
-from workerpools._core.redact import redact_text
+from workerpools._run.events import Event, EventKind, Listeners, write
+from workerpools._text import redact_text
 
 
 def test_a_line_and_its_fields(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,10 +16,10 @@ import pytest
 from tests.support.forking import run_in_fork
 from tests.unit.test_resource import Client
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
-from workerpools._core.descriptors import Descriptors
-from workerpools._core.runner import run
-from workerpools._core.scope import Attempt
-from workerpools._core.turnover import Live, Turnover
+from workerpools._pools.turnover import Live, Turnover
+from workerpools._process.descriptors import Descriptors
+from workerpools._run.attempts import Attempt
+from workerpools._run.loop import run
 from workerpools.events import Event
 
 

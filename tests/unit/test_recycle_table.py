@@ -9,12 +9,11 @@ import pytest
 from tests.support.forking import run_in_fork
 from tests.unit.test_resource import Client
 from workerpools import WorkerPools
-from workerpools._core.board import Board
-from workerpools._core.recycling import ENTRIES, SIZE, RecycleTable
+from workerpools._stats.shared import ENTRIES, RECYCLE_SIZE, Board, RecycleTable
 
 
 def table() -> RecycleTable:
-    return RecycleTable(memoryview(bytearray(SIZE * 8)).cast("d"))
+    return RecycleTable(memoryview(bytearray(RECYCLE_SIZE * 8)).cast("d"))
 
 
 # What is told.

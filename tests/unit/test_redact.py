@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from workerpools import ConfigurationError, DatabaseTask, WorkerPools
 from workerpools._celery.settings import read_settings
-from workerpools._core.redact import redact_url
+from workerpools._text import redact_url
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.forking import fork_in_script, run_in_fork
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
-from workerpools._core import resource as resource_module
-from workerpools._core.runner import run
+from workerpools._pools import resource as resource_module
+from workerpools._run.loop import run
 from workerpools.events import Event
 
 

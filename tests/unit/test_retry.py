@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.forking import run_in_fork
 from workerpools import ConfigurationError, Failure, FailureKind, RetryPolicy
-from workerpools._core.budget import Budget
-from workerpools._core.effects import Effect
-from workerpools._core.retry import Action, Situation, decide
+from workerpools._run.attempts import Effect
+from workerpools._run.budget import Budget
+from workerpools._run.decision import Action, Situation, decide
 from workerpools.failures import Sent
 
 STALE, ABORTED, INDETERMINATE, UNAVAILABLE, EXHAUSTED, PERMANENT = (

@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from workerpools import ConfigurationError, PooledTask, RetryPolicy, WorkerPools
 from workerpools._celery.lifecycle import keep_limits
-from workerpools._celery.terms import REPLAYS, TaskTerms, check_times
+from workerpools._celery.request import REPLAYS, TaskTerms, check_times
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.worker.stand import PATIENCE, Stand, wait_until
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
+from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 TASKS = 40
 

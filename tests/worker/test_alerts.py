@@ -21,7 +21,7 @@ from tests.support.worker import WorkerProcess
 from tests.worker.stand import PATIENCE, Stand, wait_until
 from tests.worker.test_seen import ask, look
 from workerpools._celery.alerting import EVENT
-from workerpools._core.alerts import Alert
+from workerpools._stats.snapshot import Alert
 
 pytestmark = pytest.mark.worker
 

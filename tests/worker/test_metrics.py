@@ -18,7 +18,7 @@ from tests.support.worker import WorkerProcess
 from tests.worker.scraping import Series, address, exported, fallen, fetch, scrape, series, summed, total
 from tests.worker.seeing import look, run
 from tests.worker.stand import PATIENCE, Stand, wait_until
-from workerpools._core.stats import ResourceStats, WorkerStats, merged
+from workerpools._stats.snapshot import ResourceStats, WorkerStats, merged
 
 pytestmark = pytest.mark.worker
 

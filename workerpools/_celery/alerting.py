@@ -15,14 +15,14 @@ from typing import Any
 
 from celery import bootsteps
 
-from workerpools._celery.app import WorkerPools
 from workerpools._celery.lifecycle import execution_pool
+from workerpools._celery.pools import WorkerPools
 from workerpools._celery.settings import read_settings
 from workerpools._celery.sharing import children
-from workerpools._core.alerts import Alert
-from workerpools._core.logs import ALERTS
-from workerpools._core.monitor import Monitor
-from workerpools._core.rules import Thresholds
+from workerpools._run.events import ALERTS
+from workerpools._stats.alerts import Monitor
+from workerpools._stats.rules import Thresholds
+from workerpools._stats.snapshot import Alert
 
 __all__ = ["EVENT", "INTERVAL", "AlertsStep"]
 

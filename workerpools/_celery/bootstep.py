@@ -8,10 +8,10 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.control import Panel, control_command, inspect_command
 
-from workerpools._celery.app import WorkerPools
+from workerpools._celery.pools import WorkerPools
 from workerpools._celery.sharing import children
-from workerpools._core.counters import FIRST
-from workerpools._core.stats import ResourceStats, WorkerStats
+from workerpools._stats.metrics import FIRST
+from workerpools._stats.snapshot import ResourceStats, WorkerStats
 from workerpools.errors import ConfigurationError
 
 __all__ = ["KEY", "PoolsStep", "readable", "register_command", "snapshots"]

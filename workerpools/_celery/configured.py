@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar, overload
 
 from celery import Celery, current_app
 
-from workerpools._celery.app import WorkerPools
+from workerpools._celery.pools import WorkerPools
 from workerpools._celery.settings import read_settings
-from workerpools._core.adapter import Adapter, Opening
-from workerpools._core.resource import Overridable, Resource
+from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.resource import Overridable, Resource
 
 __all__ = ["ConfiguredResource"]
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from workerpools._core.execution import UNKNOWN, ExecutionPool
+from workerpools._pools.execution import UNKNOWN, ExecutionPool
 
 if TYPE_CHECKING:
-    from workerpools._celery.app import WorkerPools
+    from workerpools._celery.pools import WorkerPools
 
 __all__ = ["connect", "execution_pool", "keep_limits", "worker_limits"]
 

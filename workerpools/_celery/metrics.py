@@ -12,7 +12,7 @@ from workerpools._celery.bootstep import snapshots
 from workerpools._celery.settings import read_setting
 
 if TYPE_CHECKING:
-    from workerpools._core.endpoint import Endpoint
+    from workerpools._stats.endpoint import Endpoint
 
 __all__ = ["HOST", "MetricsStep"]
 

@@ -10,9 +10,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from workerpools._core.counters import BOUNDS
-from workerpools._core.misspelt import meant
-from workerpools._core.redact import redact_url
+from workerpools._stats.metrics import BOUNDS
+from workerpools._text import meant, redact_url
 from workerpools.errors import ConfigurationError
 
 __all__ = ["SETTINGS", "Setting", "read_setting", "read_settings"]

@@ -9,16 +9,16 @@ from typing import Any, cast
 
 from celery import Celery, Task
 
-from workerpools._celery.app import WorkerPools, is_adapter
 from workerpools._celery.configured import ConfiguredResource
+from workerpools._celery.pools import WorkerPools, is_adapter
+from workerpools._celery.request import TaskTerms
 from workerpools._celery.settings import read_settings
-from workerpools._celery.terms import TaskTerms
-from workerpools._core import scope
-from workerpools._core.deadline import Deadline
-from workerpools._core.effects import Effect, declare_effect
-from workerpools._core.policy import RetryPolicy
-from workerpools._core.resource import Resource
-from workerpools._core.runner import run
+from workerpools._pools.resource import Resource
+from workerpools._run import attempts
+from workerpools._run.attempts import Effect, declare_effect
+from workerpools._run.deadline import Deadline
+from workerpools._run.decision import RetryPolicy
+from workerpools._run.loop import run
 from workerpools.errors import ConfigurationError
 
 __all__ = ["PooledTask"]
@@ -79,13 +79,13 @@ class PooledTask(Task):
     @property
     def effects(self) -> tuple[Effect, ...]:
         """What left in the current attempt that cannot be taken back; empty outside one."""
-        attempt = scope.current()
+        attempt = attempts.current()
         return () if attempt is None else attempt.effects
 
     @property
     def deadline(self) -> Deadline:
         """When this run must have ended, by the nearest of its limits; ``remaining()`` is None without any."""
-        return scope.deadline()
+        return attempts.deadline()
 
     @classmethod
     def bind(cls, app: Celery) -> Any:

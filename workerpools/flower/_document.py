@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from workerpools._core.stats import WorkerStats
+from workerpools._stats.snapshot import WorkerStats
 
 __all__ = ["UNHEARD_AFTER", "VERSION", "Reply", "Status", "document", "status"]
 

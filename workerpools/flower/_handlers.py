@@ -11,7 +11,7 @@ from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from tornado import template, web
 
-from workerpools._core.counters import DEFINITIONS
+from workerpools._stats.metrics import DEFINITIONS
 from workerpools.flower._source import Source
 from workerpools.flower._templates import PREFIX
 

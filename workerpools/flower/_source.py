@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from workerpools._core.stats import WorkerStats
+from workerpools._stats.snapshot import WorkerStats
 from workerpools.flower._document import Reply, Status, document, status
 
 __all__ = ["FORGOTTEN_AFTER", "LEAST_INTERVAL", "Source"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workerpools._core.counters import BOUNDS, FIRST, WIDTH
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
+from workerpools._stats.metrics import BOUNDS, FIRST, WIDTH
+from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 #: Wall time at time 0 of the evaluations' clock.
 EPOCH = 1_000_000.0

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.alerts.pictures import EPOCH, process, resource, worker
-from workerpools._core.alarm import State, evaluate
-from workerpools._core.alerts import Alert
-from workerpools._core.rules import RULES, Thresholds
-from workerpools._core.stats import WorkerStats
+from workerpools._stats.alerts import State, evaluate
+from workerpools._stats.rules import RULES, Thresholds
+from workerpools._stats.snapshot import Alert, WorkerStats
 
 THRESHOLDS = Thresholds(leak_after={"db": 30.0})
 STEP = 5.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workerpools._core.creation import SAMPLES, WINDOWS, Creation, judged
+from workerpools._stats.rules import SAMPLES, WINDOWS, Creation, judged
 
 
 def story(

@@ -14,9 +14,9 @@ from celery import Celery
 from tests.support.forking import run_in_fork, start_child
 from workerpools import WorkerPools
 from workerpools._celery import alerting
-from workerpools._core.alerts import Alert
-from workerpools._core.monitor import Monitor, log, stopped_among
-from workerpools._core.rules import Thresholds
+from workerpools._stats.alerts import Monitor, log, stopped_among
+from workerpools._stats.rules import Thresholds
+from workerpools._stats.snapshot import Alert
 
 QUICK = Thresholds(sustained=0.0, clear_after=0.0)
 

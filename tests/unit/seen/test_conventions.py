@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.seen.test_counters import row
-from workerpools._core.conventions import (
+from workerpools._stats.export import OF_WORKERS
+from workerpools._stats.metrics import AGES, BOUNDS, DEFINITIONS, Kind
+from workerpools._stats.snapshot import Histogram, ResourceStats
+from workerpools.opentelemetry._conventions import (
     INSTRUMENTS,
     Form,
     Instrument,
@@ -20,9 +23,6 @@ from workerpools._core.conventions import (
     measured,
     recordings,
 )
-from workerpools._core.counters import AGES, BOUNDS, DEFINITIONS, Kind
-from workerpools._core.exported import OF_WORKERS
-from workerpools._core.stats import Histogram, ResourceStats
 
 
 def instrument(name: str) -> Instrument:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, fold, lasting, merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, fold, lasting, merge
 
 
 def row(**numbers: float) -> list[float]:

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from tests.unit.seen.test_stats import stats
-from workerpools._core.alerts import Alert
-from workerpools._core.counters import DEFINITIONS, Definition, Kind
-from workerpools._core.exported import OF_WORKERS, Raised, raised, resources, words
-from workerpools._core.stats import ProcessStats, WorkerStats
+from workerpools._stats.export import OF_WORKERS, Raised, raised, resources, words
+from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
+from workerpools._stats.snapshot import Alert, ProcessStats, WorkerStats
 
 
 def worker(*processes: ProcessStats, **changes: Any) -> WorkerStats:

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from workerpools._core.board import Board
-from workerpools._core.counters import FIRST
-from workerpools._core.failure import FailureKind
-from workerpools._core.meter import Meter, finished
-from workerpools._core.stats import ResourceStats
+from workerpools._run.failure import FailureKind
+from workerpools._stats.meter import Meter, finished
+from workerpools._stats.metrics import FIRST
+from workerpools._stats.shared import Board
+from workerpools._stats.snapshot import ResourceStats
 
 
 def stats(meter: Meter) -> ResourceStats:

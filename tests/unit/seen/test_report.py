@@ -12,11 +12,10 @@ from rich.console import Console
 
 from tests.unit.seen.test_counters import row
 from workerpools._celery.bootstep import readable
-from workerpools._core.alerts import Alert
-from workerpools._core.counters import DEFINITIONS, FIRST, definition
-from workerpools._core.report import document, lines
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
-from workerpools._terminal import Screen, seconds
+from workerpools._celery.cli.table import Screen, seconds
+from workerpools._stats.metrics import DEFINITIONS, FIRST, definition
+from workerpools._stats.report import document, lines
+from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats
 
 NOW = 1_700_000_000.0
 

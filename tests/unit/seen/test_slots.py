@@ -18,10 +18,9 @@ import pytest
 from tests.support.forking import run_in_fork, start_child
 from tests.support.paths import environment
 from tests.unit.seen.test_counters import row
-from workerpools._core import slots
-from workerpools._core.board import Board, SlotState
-from workerpools._core.counters import FIRST, WIDTH, fold
-from workerpools._core.slots import PLACES, SLOTS, Slot
+from workerpools._stats import shared
+from workerpools._stats.metrics import FIRST, WIDTH, fold
+from workerpools._stats.shared import PLACES, SLOTS, Board, Slot, SlotState
 
 
 def everybody(pid: int) -> bool:
@@ -125,7 +124,7 @@ def stop_writes(monkeypatch: pytest.MonkeyPatch, slot: Slot) -> None:
     def now() -> float:
         raise _Interrupted
 
-    monkeypatch.setattr(slots, "time", now)
+    monkeypatch.setattr(shared, "_now", now)
 
 
 def test_a_writer_that_was_killed_half_way_costs_the_reader_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +307,8 @@ def test_another_process_opens_the_file(tmp_path: Path) -> None:
     board = Board.in_file()
     try:
         code = (
-            "import sys; from array import array; from workerpools._core.board import Board;"
-            "from workerpools._core.counters import WIDTH; slot = Board.at(sys.argv[1]).claim(3);"
+            "import sys; from array import array; from workerpools._stats.shared import Board;"
+            "from workerpools._stats.metrics import WIDTH; slot = Board.at(sys.argv[1]).claim(3);"
             "slot.publish(slot.row(slot.place('db', 'database')), array('d', [2.0] * WIDTH))"
         )
         subprocess.run([sys.executable, "-c", code, board.path], env=environment(), check=True, timeout=60)

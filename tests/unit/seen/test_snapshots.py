@@ -8,13 +8,13 @@ import pytest
 
 from tests.support.forking import run_in_fork
 from tests.unit.seen.test_counters import row
-from workerpools._core.adapter import FunctionAdapter
-from workerpools._core.board import Board, SlotState
-from workerpools._core.events import EventKind
-from workerpools._core.registry import Registry
-from workerpools._core.resource import Resource
-from workerpools._core.snapshots import assemble
-from workerpools._core.stats import ProcessStats, ResourceStats, WorkerStats
+from workerpools._pools.adapter import FunctionAdapter
+from workerpools._pools.registry import Registry
+from workerpools._pools.resource import Resource
+from workerpools._run.events import EventKind
+from workerpools._stats.collector import assemble
+from workerpools._stats.shared import Board, SlotState
+from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 NOW, MONOTONIC = 1000.0, 500.0
 

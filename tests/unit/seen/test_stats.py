@@ -8,9 +8,8 @@ import time
 import pytest
 
 from tests.unit.seen.test_counters import row
-from workerpools._core.alerts import Alert
-from workerpools._core.counters import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, definition
-from workerpools._core.stats import Histogram, ProcessStats, ResourceStats, WorkerStats, merged
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, definition
+from workerpools._stats.snapshot import Alert, Histogram, ProcessStats, ResourceStats, WorkerStats, merged
 
 
 def stats(name: str = "db", **numbers: float) -> ResourceStats:

@@ -1,0 +1,163 @@
+"""``celery -A app pools``: loaded by every ``celery`` command, so what it needs is imported when it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from celery.bin.base import COMMA_SEPARATED_LIST
+
+if TYPE_CHECKING:
+    from workerpools._celery.cli.asking import Answers
+    from workerpools._celery.cli.table import Screen
+    from workerpools._stats.report import Workers
+
+__all__ = ["pools"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(name="pools")
+def pools() -> None:
+    """See and recycle the connection pools of running workers."""
+
+
+def _asking(command: F) -> F:
+    for option in (
+        click.option(
+            "-t",
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="How long to wait for the workers' answers, in seconds.",
+        ),
+        click.option(
+            "-d", "--destination", type=COMMA_SEPARATED_LIST, help="Ask these workers alone: their names, with commas."
+        ),
+        click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON document."),
+    ):
+        command = option(command)
+    return command
+
+
+@pools.command()
+@_asking
+@click.option("-w", "--watch", is_flag=True, help="Go on until Ctrl-C; a line a resource where there is no terminal.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="How often --watch looks, in seconds.",
+)
+@click.option("--totals", is_flag=True, help="Leave out the single processes.")
+@click.pass_context
+def status(
+    ctx: click.Context,
+    *,
+    timeout: float,
+    destination: list[str] | None,
+    as_json: bool,
+    watch: bool,
+    interval: float,
+    totals: bool,
+) -> None:
+    """Show what the connection pools of each worker's processes are doing.
+
+    Exits with 0 when workers have answered, all of them where --destination names some, and with 69 otherwise.
+    """
+    if as_json and watch:
+        raise click.UsageError("--json prints one document: leave out --watch, or call it again and again.")
+    screen = None if as_json else _screen(no_color=ctx.obj.no_color, totals=totals)
+    from workerpools._celery.cli.asking import ask
+
+    def look() -> Answers:
+        return ask(ctx.obj.app, "pools", timeout=timeout, destination=destination)
+
+    if screen is not None and watch:
+        _watch(look, screen, interval)
+        return
+    answers = look()
+    if screen is not None:
+        screen.show(answers.snapshots())
+    else:
+        from workerpools._stats.report import document
+
+        _print_json(document(answers.snapshots(), answers.missing, time.time()))
+    answers.check()
+
+
+@pools.command()
+@click.argument("name", required=False)
+@_asking
+@click.pass_context
+def recycle(
+    ctx: click.Context, *, name: str | None, timeout: float, destination: list[str] | None, as_json: bool
+) -> None:
+    """Have each process replace its connections: those of the resource NAME, or all.
+
+    That is done when a process uses the resource next. Tasks, transactions and responses that are under way end
+    undisturbed on the connection that they have. For credentials that were rotated, and after a failover.
+
+    Exits with 0 when workers have agreed, all of them where --destination names some; with 1 when one has no such
+    resource; and with 69 otherwise.
+    """
+    from workerpools._celery.cli.asking import ask
+
+    arguments = {} if name is None else {"name": name}
+    answers = ask(ctx.obj.app, "pools_recycle", arguments=arguments, timeout=timeout, destination=destination)
+    if as_json:
+        _print_json({"version": 1, "workers": dict(sorted(answers.replies.items())), "missing": [*answers.missing]})
+    else:
+        for worker in sorted(answers.replies.keys() - answers.refusals().keys()):
+            names = answers.replies[worker].get("resources", ())
+            click.echo(f"{worker}: {_agreed(names)}")
+    answers.check()
+
+
+def _agreed(names: Collection[str]) -> str:
+    if not names:
+        return "there is no resource"
+    those = "replaces its connections when it is" if len(names) == 1 else "replace their connections when they are"
+    return f"{', '.join(names)} {those} used next"
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    click.echo(json.dumps(document, indent=2))
+
+
+def _screen(*, no_color: bool, totals: bool) -> Screen:
+    try:
+        from workerpools._celery.cli.table import Screen
+    except ImportError:
+        raise click.ClickException(
+            "this needs rich: pip install 'workerpools[cli]'; --json does without it, as celery inspect pools does"
+        ) from None
+    return Screen(no_color=no_color, totals=totals)
+
+
+def _watch(look: Callable[[], Answers], screen: Screen, interval: float) -> None:
+    """Show what there is until Ctrl-C, which is the way to end it."""
+    with contextlib.suppress(KeyboardInterrupt), screen.watching() as update:
+        while True:
+            began = time.monotonic()
+            update(*_seen(look))
+            time.sleep(max(0.0, interval - (time.monotonic() - began)))
+
+
+def _seen(look: Callable[[], Answers]) -> tuple[Workers, str]:
+    # Workers that stop, and brokers that restart, are waited for.
+    workers: Workers = {}
+    try:
+        answers = look()
+        workers = answers.snapshots()
+        answers.check()
+    except click.ClickException as failed:
+        return workers, failed.message
+    return workers, ""

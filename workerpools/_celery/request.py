@@ -1,0 +1,174 @@
+"""What a Celery task says about running again, and how it goes back to its broker."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate, TimeLimitExceeded
+from celery.utils.time import maybe_iso8601
+
+from workerpools._celery.lifecycle import worker_limits
+from workerpools._celery.settings import read_setting
+from workerpools._run.deadline import seconds_allowed
+from workerpools._run.decision import RetryPolicy
+
+__all__ = ["TaskTerms", "check_times"]
+
+#: What is left of a time limit for an error to come back before Celery's own limit strikes, in seconds.
+DEADLINE_MARGIN = 0.1
+
+#: The message header that tells later deliveries how many replays were used.
+REPLAYS = "workerpools_replays"
+
+
+class TaskTerms:
+    """The terms of one task (see :class:`workerpools._run.loop.Terms`).
+
+    Args:
+        task: The task; its options are looked up when they are wanted, as annotations may change them late.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    @property
+    def name(self) -> str:
+        return str(self._task.name)
+
+    @property
+    def idempotent(self) -> bool:
+        return bool(self._task.idempotent)
+
+    @property
+    def policy(self) -> RetryPolicy | None:
+        return RetryPolicy.of(self._task.replay, self.name)
+
+    def requests(self) -> list[Any]:
+        found: list[Any] = self._task.request_stack.stack
+        return found
+
+    def is_control(self, error: BaseException) -> bool:
+        return isinstance(error, TaskPredicate)
+
+    def retries(self, request: Any) -> int:
+        return int(getattr(request, "retries", 0) or 0)
+
+    def replays(self, request: Any) -> int:
+        headers = getattr(request, "headers", None) or {}
+        try:
+            return max(0, int(headers.get(REPLAYS, 0)))
+        except (TypeError, ValueError):
+            return 0
+
+    def carry(self, request: Any, replays: int) -> None:
+        if request is not None:
+            # Celery copies a request's headers to whatever retries it, be it ours, the body's or autoretry_for's.
+            request.headers = {**(request.headers or {}), REPLAYS: replays}
+
+    def no_broker(self, request: Any, error: BaseException) -> str:
+        task = self._task
+        if request is None or request.called_directly:
+            return "it was called directly, and has no broker to wait at"
+        if request.is_eager:
+            return "it runs eagerly, and has no broker to wait at"
+        wanted: Any = tuple(getattr(task, "autoretry_for", ()))
+        unwanted: Any = tuple(getattr(task, "dont_autoretry_for", ()))
+        if isinstance(error, wanted) and not isinstance(error, unwanted):
+            return "autoretry_for of the task decides about retries of this error"
+        return ""
+
+    def allowed(self, request: Any, elapsed: float) -> float | None:
+        if request is None or request.called_directly:
+            return None
+        task = self._task
+        hard, soft = self._limits(request)
+        if not hard and not soft and request.expires is None:
+            return None
+        margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
+        expires_in = self.expires_in(request)
+        # The limits count from the start; what is left until it expires is told as of now.
+        return seconds_allowed([hard, soft, None if expires_in is None else elapsed + expires_in], margin)
+
+    def _limits(self, request: Any) -> tuple[float | None, float | None]:
+        hard, soft = getattr(request, "timelimit", None) or (None, None)
+        of_worker = worker_limits(self._task.app)
+        return hard or self._task.time_limit or of_worker[0], soft or self._task.soft_time_limit or of_worker[1]
+
+    def expires_in(self, request: Any) -> float | None:
+        return _seconds_until(getattr(request, "expires", None))
+
+    def visibility(self) -> float | None:
+        return _visibility_timeout(self._task.app)
+
+    def time_limit_exceeded(self, request: Any) -> Exception:
+        hard, soft = self._limits(request)
+        error: Exception = TimeLimitExceeded(hard) if hard and not soft else SoftTimeLimitExceeded(soft)
+        return error
+
+    def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
+        # Not Task.retry(): that one counts against the task's own max_retries and, with autoretry_for, would keep a
+        # max_retries that it is given for later calls.
+        signature = self._task.signature_from_request(request, countdown=delay, retries=self.retries(request) + 1)
+        signature.apply_async()
+        retry: Exception = Retry(exc=error, when=delay, is_eager=False, sig=signature)
+        return retry
+
+
+def _seconds_until(expires: Any) -> float | None:
+    if isinstance(expires, str):
+        try:
+            expires = maybe_iso8601(expires)
+        except ValueError:
+            return None
+    if not isinstance(expires, datetime):
+        return None
+    if expires.tzinfo is None:
+        expires = expires.replace(tzinfo=timezone.utc)
+    seconds: float = (expires - datetime.now(timezone.utc)).total_seconds()
+    return seconds
+
+
+#: How long a broker waits for an acknowledgement by default, in seconds, by kombu's name of its transport; a message
+#: that waits longer in a worker, for its countdown, is delivered a second time (Celery documentation, "Visibility
+#: timeout").
+VISIBILITY_TIMEOUTS = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0}
+
+
+def check_times(app: Any) -> list[str]:
+    """Return a warning for each task of ``app`` whose times do not fit those of its broker or its worker.
+
+    - A delay before a retry, or a time limit, that is longer than the broker's visibility timeout: the broker would
+      deliver the task a second time.
+    - A hard limit below the worker's soft limit: Celery starts the hard limit's timer after the soft one's, and so
+      does not keep it in time.
+    """
+    visibility = _visibility_timeout(app)
+    hard_of_worker, soft_of_worker = worker_limits(app)
+    warnings = []
+    for name, task in sorted(app.tasks.items()):
+        if not hasattr(task, "replay"):
+            continue
+        policy = TaskTerms(task).policy
+        hard, soft = task.time_limit or hard_of_worker, task.soft_time_limit or soft_of_worker
+        waits = {"a retry may wait": 0.0 if policy is None else policy.longest_delay, "it may run for": hard or soft}
+        for what, seconds in waits.items():
+            if visibility is not None and seconds and seconds > visibility:
+                warnings.append(
+                    f"{name}: {what} {seconds:g} s, longer than the broker's visibility timeout of {visibility:g} s: "
+                    "the task would be delivered twice. Lower it, or raise visibility_timeout in "
+                    "broker_transport_options"
+                )
+        if task.time_limit and soft_of_worker and not task.soft_time_limit and task.time_limit < soft_of_worker:
+            warnings.append(
+                f"{name}: its time_limit of {task.time_limit:g} s is below the worker's soft limit of "
+                f"{soft_of_worker:g} s, and so is not kept in time: give the task a soft_time_limit, too"
+            )
+    return warnings
+
+
+def _visibility_timeout(app: Any) -> float | None:
+    default = VISIBILITY_TIMEOUTS.get(str(app.connection_for_write().transport_cls).lower())
+    if default is None:
+        return None
+    return float((app.conf.broker_transport_options or {}).get("visibility_timeout", default))

@@ -1,1 +1,0 @@
-"""The core: standard library only, no celery and no client library."""

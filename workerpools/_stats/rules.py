@@ -1,0 +1,405 @@
+"""The rules by which alerts are found: pure functions of snapshots."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from workerpools._run.budget import REPLAY_COST
+from workerpools._stats.metrics import FIRST, definition
+from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
+
+__all__ = ["RULES", "WINDOWS", "Creation", "Finding", "Key", "Rule", "Seen", "Spike", "Thresholds", "examine", "judged"]
+
+#: How many windows before the present one say what is usual.
+WINDOWS = 10
+
+#: How many samples of a window are kept at most.
+SAMPLES = 60
+
+
+class Creation(NamedTuple):
+    """What was seen of a counter of opened connections.
+
+    Attributes:
+        samples: ``(when, how many so far)``, the oldest first; counters that started over go on where they were.
+        last: What the counter said last.
+        spike: Since when there is a spike, and how many connections a window were usual before; None for none.
+    """
+
+    samples: tuple[tuple[float, float], ...] = ()
+    last: float = 0.0
+    spike: tuple[float, float] | None = None
+
+
+class Spike(NamedTuple):
+    """What is so now.
+
+    Attributes:
+        bad: Whether it is a spike.
+        good: Whether it is none, with room to spare.
+        recent: How many connections were opened within the last window.
+        usual: How many a window are usual.
+        threshold: How many are a spike.
+    """
+
+    bad: bool
+    good: bool
+    recent: float
+    usual: float
+    threshold: float
+
+
+def judged(
+    before: Creation, opened: float, now: float, *, factor: float, floor: float, window: float
+) -> tuple[Creation, Spike]:
+    """Return what is remembered from now on, and whether there is a spike.
+
+    Nothing is judged before two windows have passed: a worker that starts opens its connections. Until there are ten
+    before the present one, those that there were say what is usual.
+
+    Args:
+        before: What was remembered.
+        opened: What the counter says.
+        now: In seconds, on any clock that does not go back.
+        factor: How many times as many as usual are a spike.
+        floor: How many are none in any case.
+        window: The length of a window, in seconds.
+    """
+    samples, spike = _continued(before, opened, now, window), before.spike
+    edge = _last_until(samples, now - window)
+    if spike is not None and now - spike[0] >= WINDOWS * window:
+        # It has gone on for so long that it is what is usual now: what was before it says nothing any more.
+        samples, edge, spike = samples[edge:], 0, None
+    recent, past = samples[-1][1] - samples[edge][1], samples[edge][0] - samples[0][0]
+    judge = past >= window
+    usual = (samples[edge][1] - samples[0][1]) * window / past if judge else 0.0
+    if spike is not None:
+        # What a spike has opened does not make it usual while it lasts.
+        usual = spike[1]
+    threshold = max(floor, factor * usual)
+    bad, good = judge and recent > threshold, not judge or recent <= threshold / 2
+    if bad and spike is None:
+        spike = now, usual
+    elif good:
+        spike = None
+    return Creation(samples, opened, spike), Spike(bad, good, recent, usual, threshold)
+
+
+def _continued(before: Creation, opened: float, now: float, window: float) -> tuple[tuple[float, float], ...]:
+    samples = before.samples
+    if not samples:
+        return ((now, opened),)
+    # A counter that started over has counted all of it since then.
+    more = opened - before.last if opened >= before.last else opened
+    new = (now, samples[-1][1] + more)
+    # However often it is looked, a window has no more than so many samples.
+    if len(samples) > 1 and now - samples[-2][0] < window / SAMPLES:
+        samples = samples[:-1]
+    # One sample from before the windows stays: it tells where they began.
+    return (*samples[_last_until(samples, now - (WINDOWS + 1) * window) :], new)
+
+
+def _last_until(samples: tuple[tuple[float, float], ...], when: float) -> int:
+    return max(0, bisect_right(samples, when, key=lambda sample: sample[0]) - 1)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What is too much; times in seconds.
+
+    Attributes:
+        utilisation: Which part of a process's connections may be in use.
+        sustained: For how long it may be more.
+        acquire_wait: How long a caller may wait; one of :data:`workerpools._stats.metrics.BOUNDS`.
+        creation_factor: How many times as many connections as before may be opened in a window.
+        creation_floor: How many may be opened in a window in any case.
+        window: The length of that window.
+        publish_after: For how long a child may be unseen, stopped, or in the middle of a publication.
+        clear_after: For how long all must be well before an alert ends.
+        leak_after: For how long a connection may be in use, by resource; none for any time.
+    """
+
+    utilisation: float = 0.8
+    sustained: float = 60.0
+    acquire_wait: float = 5.0
+    creation_factor: float = 5.0
+    creation_floor: float = 20.0
+    window: float = 60.0
+    publish_after: float = 30.0
+    clear_after: float = 60.0
+    leak_after: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+
+
+class Rule(NamedTuple):
+    """One rule.
+
+    Attributes:
+        name: Its stable name.
+        unit: The unit of an alert's value and threshold.
+        subject: What an alert is about: a ``resource``, or the ``worker``.
+        meaning: When it is raised, in one sentence for people.
+        clears: When it is well again, before ``clear_after`` begins.
+        settings: Its settings, without the prefix.
+        lowest: Whether the lowest value is the worst.
+    """
+
+    name: str
+    unit: str
+    subject: str
+    meaning: str
+    clears: str
+    settings: tuple[str, ...] = ()
+    lowest: bool = False
+
+
+RULES = (
+    Rule(
+        "utilisation",
+        "part",
+        "resource",
+        "More than this part of a process's connections has been in use all the time.",
+        "Nine tenths of the threshold or less are in use.",
+        ("alert_utilisation", "alert_sustained"),
+    ),
+    Rule(
+        "acquire_wait",
+        "s",
+        "resource",
+        "A caller has waited longer than this for a connection, or is waiting that long now.",
+        "No caller waits that long.",
+        ("alert_acquire_wait",),
+    ),
+    Rule(
+        "creation_spike",
+        "connections",
+        "resource",
+        "More connections were opened within the window than the floor (or 3 for each process, if that is more), and "
+        "many times more than in the ten windows before.",
+        "Half of that or less are opened within a window; or it has gone on for ten windows, and is usual now.",
+        ("alert_creation_factor", "alert_creation_floor", "alert_window"),
+    ),
+    Rule(
+        "budget_empty",
+        "tokens",
+        "worker",
+        "A process cannot pay for another replay: failures are raised or put back on the broker.",
+        "The budget can pay for two replays.",
+        ("retry_budget",),
+        lowest=True,
+    ),
+    Rule(
+        "leak_suspected",
+        "connections",
+        "resource",
+        "Attempts have ended with connections in use, or a connection is in use for longer than leak_after.",
+        "Nothing more is left, and nothing is held so long.",
+        ("leak_after",),
+    ),
+    Rule(
+        "publish_stopped",
+        "processes",
+        "worker",
+        "A living child has no place in the statistics, is stopped by a signal, or stopped while it published. A child "
+        "that merely has nothing to do is none of that.",
+        "All living children are seen, and run.",
+        ("alert_publish_after",),
+    ),
+)
+
+
+class Key(NamedTuple):
+    """What a finding is about: the resource is empty, or the process None, where it is not about one."""
+
+    rule: str
+    resource: str = ""
+    pid: int | None = None
+
+
+class Finding(NamedTuple):
+    """What a rule sees in one snapshot.
+
+    Attributes:
+        key: What it is about.
+        bad: Whether it is too much.
+        good: Whether it is well; neither counts as what it was before.
+        value: What was measured, in the rule's unit.
+        threshold: What it should not exceed.
+        hold: For how long it must be too much before it is told, in seconds.
+        message: One sentence, without secrets.
+    """
+
+    key: Key
+    bad: bool
+    good: bool
+    value: float
+    threshold: float
+    hold: float = 0.0
+    message: str = ""
+
+
+class Counted(NamedTuple):
+    """What of a resource's counters is compared from one snapshot to the next."""
+
+    long_waits: float = 0.0
+    longest: float = 0.0
+    leaks: float = 0.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the rules remember of earlier snapshots, by resource."""
+
+    counted: Mapping[str, Counted] = field(default_factory=dict[str, Counted])
+    creation: Mapping[str, Creation] = field(default_factory=dict[str, Creation])
+    #: Whether there was any: what was counted before the first one is nobody's news.
+    any: bool = False
+
+
+def examine(
+    seen: Seen, stats: WorkerStats, now: float, thresholds: Thresholds, stopped: Collection[int] = ()
+) -> tuple[Seen, list[Finding]]:
+    """Return what all rules see, and what they remember.
+
+    Args:
+        seen: What they remember.
+        stats: The snapshot.
+        now: When it was taken, on the clock of :func:`time.monotonic`.
+        thresholds: What is too much.
+        stopped: The processes that the system says are stopped.
+    """
+    findings = [
+        *_utilisation(stats, thresholds),
+        *_budget_empty(stats),
+        *_publish_stopped(stats, thresholds, stopped),
+    ]
+    counted, creation = dict[str, Counted](), dict[str, Creation]()
+    held = _held(stats)
+    for total in stats.totals():
+        name = total.name
+        waits = total.histogram("acquire_wait")
+        is_now = Counted(waits.above(thresholds.acquire_wait), waits.max, total.value("leaks"))
+        before = seen.counted.get(name, Counted() if seen.any else is_now)
+        counted[name] = is_now
+        longest_wait, longest_use = held.get(name, (0.0, 0.0))
+        findings.append(_acquire_wait(name, before, is_now, longest_wait, thresholds))
+        findings.append(_leak_suspected(name, before, is_now, longest_use, thresholds))
+        creation[name], spike = judged(
+            seen.creation.get(name, Creation()),
+            total.value("opened"),
+            now,
+            factor=thresholds.creation_factor,
+            floor=max(thresholds.creation_floor, 3 * len(stats.processes)),
+            window=thresholds.window,
+        )
+        findings.append(
+            Finding(
+                Key("creation_spike", name),
+                spike.bad,
+                spike.good,
+                spike.recent,
+                spike.threshold,
+                message=f"connections of {name!r} opened within {thresholds.window:g} s: {spike.recent:.0f}; "
+                f"usual are {spike.usual:.1f}",
+            )
+        )
+    return Seen(counted, creation, True), findings
+
+
+def _each(stats: WorkerStats) -> Iterator[tuple[ProcessStats, ResourceStats]]:
+    for process in stats.processes:
+        for resource in process.resources:
+            yield process, resource
+
+
+def _held(stats: WorkerStats) -> dict[str, tuple[float, float]]:
+    found: dict[str, tuple[float, float]] = {}
+    for _, each in _each(stats):
+        wait, use = found.get(each.name, (0.0, 0.0))
+        found[each.name] = (max(wait, each.row[_LONGEST_WAIT]), max(use, each.row[_LONGEST_USE]))
+    return found
+
+
+_LONGEST_WAIT, _LONGEST_USE = FIRST[definition("longest_wait").name], FIRST[definition("longest_use").name]
+
+
+def _utilisation(stats: WorkerStats, thresholds: Thresholds) -> Iterator[Finding]:
+    for process, each in _each(stats):
+        if not each.limit:
+            continue
+        # With HTTP/2 more requests than connections are in use; no more connections are than are open.
+        in_use = min(each.in_use, each.open) if each.open else each.in_use
+        value = in_use / each.limit
+        yield Finding(
+            Key("utilisation", each.name, process.pid),
+            value > thresholds.utilisation,
+            value <= 0.9 * thresholds.utilisation,
+            value,
+            thresholds.utilisation,
+            thresholds.sustained,
+            f"{in_use} of {each.limit} connections of {each.name!r} in use in process {process.pid}",
+        )
+
+
+def _acquire_wait(name: str, before: Counted, now: Counted, pending: float, thresholds: Thresholds) -> Finding:
+    bound = thresholds.acquire_wait
+    # Counters that start over have counted all of it since then.
+    more = now.long_waits - before.long_waits if now.long_waits >= before.long_waits else now.long_waits
+    if more:
+        # The longest ever tells how long, if it is one of these; else no more is known than that it was longer.
+        value = now.longest if now.longest > before.longest else max(pending, bound)
+        message = f"callers that have waited longer than {bound:g} s for a connection of {name!r}: {more:.0f}"
+    else:
+        value, message = pending, f"a caller is waiting for a connection of {name!r} for {pending:.1f} s"
+    bad = bool(more) or pending > bound
+    return Finding(Key("acquire_wait", name), bad, not bad, value, bound, message=message)
+
+
+def _leak_suspected(name: str, before: Counted, now: Counted, use: float, thresholds: Thresholds) -> Finding:
+    more = now.leaks - before.leaks if now.leaks >= before.leaks else now.leaks
+    after = thresholds.leak_after.get(name)
+    held = after is not None and use > after
+    message = (
+        f"connections of {name!r} still in use at the end of their attempt: {more:.0f}"
+        if more
+        else f"a connection of {name!r} is in use for {use:.1f} s"
+    )
+    bad = bool(more) or held
+    return Finding(Key("leak_suspected", name), bad, not bad, more or float(held), 0.0, message=message)
+
+
+def _budget_empty(stats: WorkerStats) -> Iterator[Finding]:
+    for process in stats.processes:
+        # With less than the price of one there never was a replay to pay for.
+        if process.capacity >= REPLAY_COST:
+            yield Finding(
+                Key("budget_empty", "", process.pid),
+                process.tokens < REPLAY_COST,
+                process.tokens >= min(2 * REPLAY_COST, process.capacity),
+                process.tokens,
+                REPLAY_COST,
+                message=f"{process.tokens} of {process.capacity} tokens left for replays in process {process.pid}",
+            )
+
+
+def _publish_stopped(stats: WorkerStats, thresholds: Thresholds, stopped: Collection[int]) -> Iterator[Finding]:
+    hold = thresholds.publish_after
+    for process in stats.processes:
+        halted = process.pid in stopped
+        bad = halted or process.interrupted
+        why = "is stopped by a signal" if halted else "has stopped in the middle of publishing"
+        yield Finding(
+            Key("publish_stopped", "", process.pid), bad, not bad, float(bad), 0.0, hold, f"process {process.pid} {why}"
+        )
+    unseen = stats.unseen
+    yield Finding(
+        Key("publish_stopped"),
+        unseen > 0,
+        unseen == 0,
+        unseen,
+        0.0,
+        hold,
+        f"living children that publish nothing: {unseen}",
+    )

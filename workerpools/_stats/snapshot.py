@@ -1,0 +1,355 @@
+"""Snapshots: what the resources of a process or a worker were doing at one moment, as frozen data without secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, Kind, definition, merge
+
+__all__ = ["Alert", "Histogram", "ProcessStats", "ResourceStats", "WorkerStats", "merged"]
+
+#: The version of the JSON form; a reader skips what it does not know, and takes what is missing for 0.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How a time was distributed, in seconds.
+
+    Attributes:
+        buckets: How many were within each of the bounds and above the one before; last, how many above all.
+        sum: All of them together.
+        max: The longest since the process began.
+        bounds: The buckets' upper bounds.
+    """
+
+    buckets: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
+    sum: float = 0.0
+    max: float = 0.0
+    bounds: tuple[float, ...] = BOUNDS
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.buckets)
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 without any."""
+        return self.sum / self.count if self.count else 0.0
+
+    def cumulative(self) -> list[tuple[float, int]]:
+        """Return ``(upper bound, how many were within it)``, as Prometheus wants it; the last bound is infinite."""
+        return list(zip((*self.bounds, float("inf")), accumulate(self.buckets), strict=True))
+
+    def above(self, bound: float) -> int:
+        """Return how many were longer than ``bound``, which must be one of the bounds."""
+        return sum(self.buckets[self.bounds.index(bound) + 1 :])
+
+
+@dataclass(frozen=True)
+class ResourceStats:
+    """The numbers of one resource, of one process or of several together.
+
+    Attributes:
+        name: The resource's name.
+        kind: ``http``, ``database``, or empty for anything else.
+        row: The numbers, as :mod:`workerpools._stats.metrics` lays them out.
+    """
+
+    name: str
+    kind: str = ""
+    row: tuple[float, ...] = field(default=(0.0,) * WIDTH, repr=False)
+
+    def value(self, name: str, label: str = "") -> float:
+        """Return the number ``name``, of a label's value if it has one; all of a label's values together without.
+
+        Raises:
+            KeyError: There is no such number, or it is a histogram.
+        """
+        found, first = definition(name), FIRST[name]
+        if found.kind is Kind.HISTOGRAM:
+            raise KeyError(name)
+        if label:
+            return self.row[first + _place(found, label)]
+        return sum(self.row[first : first + found.width])
+
+    def labelled(self, name: str) -> dict[str, float]:
+        """Return the numbers of ``name`` by its label's values."""
+        first = FIRST[name]
+        return {label: self.row[first + n] for n, label in enumerate(definition(name).values)}
+
+    def histogram(self, name: str) -> Histogram:
+        """Return the histogram ``name``."""
+        first, last = FIRST[name], FIRST[name] + len(BOUNDS) + 1
+        buckets = tuple(int(count) for count in self.row[first:last])
+        return Histogram(buckets, self.row[last], self.row[last + 1], definition(name).bounds)
+
+    @property
+    def open(self) -> int:
+        """Connections that are open."""
+        return int(self.value("open"))
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are in use."""
+        return int(self.value("in_use"))
+
+    @property
+    def idle(self) -> int:
+        """Connections that are open and not in use."""
+        return int(self.value("idle"))
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be open; 0 where there is no limit."""
+        return int(self.value("limit"))
+
+    @property
+    def pending(self) -> int:
+        """Callers that wait for a connection."""
+        return int(self.value("pending"))
+
+    @property
+    def longest_wait_so_far(self) -> float:
+        """The longest that anybody waited for a connection, or has waited by now, in seconds; 0 if nobody has."""
+        return max(self.histogram("acquire_wait").max, self.value("longest_wait"))
+
+    @property
+    def utilisation(self) -> float | None:
+        """Which part of the connections that may be open is in use, from 0 to 1; None without a limit."""
+        return self.in_use / self.limit if self.limit else None
+
+    @property
+    def reuse_ratio(self) -> float | None:
+        """Which part of the acquisitions got an open connection, from 0 to 1; None before the first."""
+        reused, opened = self.value("reused"), self.value("opened")
+        return reused / (reused + opened) if reused + opened else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form that JSON can carry. Numbers that are 0 are left out."""
+        row = self.row
+        answer: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        for name, first, end, kind, unit, values in _PLAN:
+            if end - first == 1:
+                if row[first]:
+                    answer[name] = round(row[first], 6) if unit == "s" else int(row[first])
+                continue
+            part = row[first:end]
+            if not any(part):
+                continue
+            if kind is Kind.HISTOGRAM:
+                buckets = list(map(int, part[:-2]))
+                total, longest = round(part[-2], 6), round(part[-1], 6)
+                answer[name] = {"count": sum(buckets), "sum": total, "max": longest, "buckets": buckets}
+            else:
+                answer[name] = {value: int(number) for value, number in zip(values, part, strict=True) if number}
+        return answer
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ResourceStats:
+        """Return what :meth:`to_dict` was called on, to the microsecond; unknown names are skipped."""
+        row = [0.0] * WIDTH
+        for name, first, end, kind, _, values in _PLAN:
+            value = data.get(name)
+            if value is None:
+                continue
+            if kind is Kind.HISTOGRAM:
+                part = [*value.get("buckets", ()), value.get("sum", 0.0), value.get("max", 0.0)]
+                # Other bounds are of another version.
+                if len(part) == end - first:
+                    row[first:end] = map(float, part)
+            elif values:
+                for n, label in enumerate(values):
+                    row[first + n] = float(value.get(label, 0.0))
+            else:
+                row[first] = float(value)
+        return cls(str(data.get("name", "")), str(data.get("kind", "")), tuple(row))
+
+
+_PLAN = tuple(
+    (each.name, FIRST[each.name], FIRST[each.name] + each.width, each.kind, each.unit, each.values)
+    for each in DEFINITIONS
+)
+
+
+def _place(found: Definition, label: str) -> int:
+    try:
+        return found.values.index(label)
+    except ValueError:
+        raise KeyError(f"{found.name}: {label}") from None
+
+
+def merged(stats: Iterable[ResourceStats]) -> tuple[ResourceStats, ...]:
+    """Return one entry for each name, in the names' order: added up, or the highest where that is what counts."""
+    by_name: dict[str, list[ResourceStats]] = {}
+    for each in stats:
+        by_name.setdefault(each.name, []).append(each)
+    return tuple(
+        ResourceStats(
+            name, next((each.kind for each in found if each.kind), ""), tuple(merge([each.row for each in found]))
+        )
+        for name, found in sorted(by_name.items())
+    )
+
+
+@dataclass(frozen=True)
+class ProcessStats:
+    """One process that runs tasks.
+
+    Attributes:
+        pid: Its process id.
+        index: Its place among the worker's children, from 0; None for the main process.
+        started: When it began, in seconds since the epoch.
+        published: When it last published its numbers, in seconds since the epoch.
+        tokens: How many tokens its retry budget has left.
+        capacity: How many that budget can hold; 0 where that is not known yet.
+        overflow: How many of its resources found no place in shared memory, and are not among these.
+        interrupted: Whether it seems to have stopped in the middle of publishing; these are its numbers from before.
+        resources: Its resources, by name.
+    """
+
+    pid: int
+    index: int | None = None
+    started: float = 0.0
+    published: float = 0.0
+    tokens: int = 0
+    capacity: int = 0
+    overflow: int = 0
+    interrupted: bool = False
+    resources: tuple[ResourceStats, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form that JSON can carry."""
+        return {
+            "pid": self.pid,
+            "index": self.index,
+            "started": round(self.started, 3),
+            "published": round(self.published, 3),
+            "tokens": self.tokens,
+            "capacity": self.capacity,
+            "overflow": self.overflow,
+            "interrupted": self.interrupted,
+            "resources": [each.to_dict() for each in self.resources],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ProcessStats:
+        """Return what :meth:`to_dict` was called on."""
+        index = data.get("index")
+        return cls(
+            pid=int(data.get("pid", 0)),
+            index=None if index is None else int(index),
+            started=float(data.get("started", 0.0)),
+            published=float(data.get("published", 0.0)),
+            tokens=int(data.get("tokens", 0)),
+            capacity=int(data.get("capacity", 0)),
+            overflow=int(data.get("overflow", 0)),
+            interrupted=bool(data.get("interrupted", False)),
+            resources=tuple(ResourceStats.from_dict(each) for each in data.get("resources", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One thing that is wrong at this moment.
+
+    Attributes:
+        rule: The stable name of the rule that found it.
+        resource: The resource it is about; empty where it is about a whole process.
+        pid: The process it is about; None where it is about the worker.
+        since: Since when it has been so, in seconds since the epoch.
+        value: What was measured, in the rule's own unit.
+        threshold: What it should not exceed.
+        message: One sentence for people, without secrets.
+    """
+
+    rule: str
+    resource: str = ""
+    pid: int | None = None
+    since: float = 0.0
+    value: float = 0.0
+    threshold: float = 0.0
+    message: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form that JSON can carry."""
+        return {
+            "rule": self.rule,
+            "resource": self.resource,
+            "pid": self.pid,
+            "since": round(self.since, 3),
+            "value": round(self.value, 6),
+            "threshold": round(self.threshold, 6),
+            "message": self.message,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Alert:
+        """Return what :meth:`to_dict` was called on."""
+        pid = data.get("pid")
+        return cls(
+            rule=str(data.get("rule", "")),
+            resource=str(data.get("resource", "")),
+            pid=None if pid is None else int(pid),
+            since=float(data.get("since", 0.0)),
+            value=float(data.get("value", 0.0)),
+            threshold=float(data.get("threshold", 0.0)),
+            message=str(data.get("message", "")),
+        )
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """A worker: its living processes, and what those that have ended leave to its totals.
+
+    Attributes:
+        taken: When the snapshot was taken, in seconds since the epoch.
+        pid: The main process's id.
+        execution_pool: ``prefork``, ``threads``, …; empty outside a worker.
+        processes: The processes that live: the children, or the main process where tasks run there.
+        past: The counters of the children that have ended, by resource; without gauges.
+        unseen: How many living children publish nothing: they found no place in shared memory, or are just starting.
+        alerts: What wants attention now; raised and cleared by the worker's main process.
+    """
+
+    taken: float
+    pid: int
+    execution_pool: str = ""
+    processes: tuple[ProcessStats, ...] = ()
+    past: tuple[ResourceStats, ...] = ()
+    unseen: int = 0
+    alerts: tuple[Alert, ...] = ()
+
+    def totals(self) -> tuple[ResourceStats, ...]:
+        """Return each resource over all processes of the worker, those that have ended included."""
+        return merged([*self.past, *(each for process in self.processes for each in process.resources)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form that JSON can carry."""
+        return {
+            "version": VERSION,
+            "taken": round(self.taken, 3),
+            "pid": self.pid,
+            "execution_pool": self.execution_pool,
+            "unseen": self.unseen,
+            "processes": [each.to_dict() for each in self.processes],
+            "past": [each.to_dict() for each in self.past],
+            "alerts": [each.to_dict() for each in self.alerts],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WorkerStats:
+        """Return what :meth:`to_dict` was called on."""
+        return cls(
+            taken=float(data.get("taken", 0.0)),
+            pid=int(data.get("pid", 0)),
+            execution_pool=str(data.get("execution_pool", "")),
+            processes=tuple(ProcessStats.from_dict(each) for each in data.get("processes", ())),
+            past=tuple(ResourceStats.from_dict(each) for each in data.get("past", ())),
+            unseen=int(data.get("unseen", 0)),
+            alerts=tuple(Alert.from_dict(each) for each in data.get("alerts", ())),
+        )

@@ -1,0 +1,310 @@
+"""Watches what httpx sends: what is in flight, what left, what a failure proves; and sends again what may be."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import httpx
+
+from workerpools._pools.adapter import Opening
+from workerpools._pools.lifetime import Lifetime
+from workerpools._run import attempts
+from workerpools._run.deadline import Deadline
+from workerpools._run.events import EventKind
+from workerpools._run.failure import Failure, FailureKind, Noted, Phase, noted_of
+from workerpools._text import add_note
+from workerpools.errors import DeadlineExceeded
+from workerpools.httpx._closing import closing_of
+from workerpools.httpx._errors import RESOURCE, classify_transport, is_idempotent
+from workerpools.httpx._trace import Trace
+
+__all__ = ["Traffic", "WatchedTransport"]
+
+
+class Traffic:
+    """What one client has in flight, and where its connections are reported."""
+
+    def __init__(self, opening: Opening, keepalive_expiry: float | None = None) -> None:
+        self.opening = opening
+        #: How long httpx keeps an idle connection, in seconds; None for ever.
+        self.keepalive_expiry = keepalive_expiry
+        #: What its requests may go over: each has connections of its own.
+        self.transports: list[WatchedTransport] = []
+        self._in_flight = 0
+        self._changed = threading.Condition()
+
+    def begin(self) -> None:
+        """Count a request."""
+        with self._changed:
+            self._in_flight += 1
+
+    def end(self) -> None:
+        """Count a request's end."""
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def recycle(self, since: float) -> None:
+        """Have the next requests go over connections that were made later than ``since``."""
+        for transport in self.transports:
+            transport.recycle(since)
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until nothing is in flight, at most ``timeout`` seconds; return whether that was reached."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            return self._changed.wait_for(lambda: self._in_flight == 0, max(0.0, deadline - time.monotonic()))
+
+
+class _Generation:
+    """A transport whose connections are of one age, and how many requests use it."""
+
+    def __init__(self, transport: httpx.BaseTransport, lives: float | None) -> None:
+        #: Why it is used no more, by one of the reasons of :mod:`workerpools._stats.metrics`; empty while it is.
+        self.retired = ""
+        self.transport = transport
+        self.begun = time.monotonic()
+        self.over = None if lives is None else self.begun + lives
+        self.users = 0
+
+
+class WatchedTransport(httpx.BaseTransport):
+    """Passes requests on to another transport, watches them, and sends one again that was lost and may be.
+
+    Args:
+        transport: Where requests go; or a function that makes that, so that a set of connections can be given up.
+        traffic: The client's.
+        traced: Whether the transport is known to tell httpcore's trace of each step.
+        lifetime: How long a set of connections is used; it is replaced then, and ends with its last response.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport],
+        traffic: Traffic,
+        *,
+        traced: bool,
+        lifetime: Lifetime,
+    ) -> None:
+        self._lifetime = lifetime
+        self._make = None if isinstance(transport, httpx.BaseTransport) else transport
+        self._current = self._generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
+        self._lock = threading.Lock()
+        self._traffic = traffic
+        self._traced = traced
+        traffic.transports.append(self)
+
+    def _generation(self, transport: httpx.BaseTransport) -> _Generation:
+        return _Generation(transport, self._lifetime.drawn(random.random()))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._send(request)
+        except httpx.TransportError as error:
+            noted = noted_of(error)
+            if noted is None or noted.failure is None or not self._may_send_again(request, noted, noted.failure):
+                raise
+            failed = noted.failure
+        opening = self._traffic.opening
+        opening.listeners.emit(
+            EventKind.REQUEST_REPLAYED, opening.resource, method=request.method, kind=failed.kind.value
+        )
+        return self._send(request)
+
+    def _may_send_again(self, request: httpx.Request, noted: Noted, failure: Failure) -> bool:
+        # One automatic retry and not more (RFC 9110 §9.2.2): the second one goes out on a fresh connection, whose
+        # failure never is STALE. A body that is no longer whole cannot be sent again.
+        if failure.kind is not FailureKind.STALE or not isinstance(request.stream, httpx.ByteStream):
+            return False
+        attempt = attempts.current()
+        if attempt is None or attempt.allowance is None:
+            return self._traffic.opening.budget.take(timed_out=False)
+        return attempt.allowance.take_replay(noted)
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        before = request.extensions
+        deadline = attempts.deadline()
+        remaining = deadline.remaining()
+        if remaining is not None and remaining <= 0.0:
+            raise DeadlineExceeded(
+                f"{request.method} by the resource {self._traffic.opening.resource!r} was not begun: the task's "
+                "deadline has come"
+            )
+        generation = self._acquire()
+        trace = Trace(
+            self._traffic.opening,
+            request,
+            watched=self._traced,
+            keepalive_expiry=self._traffic.keepalive_expiry,
+        )
+        request.extensions = {**before, "trace": trace}
+        if remaining is not None:
+            request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
+        if not self._traced:
+            trace.leaves()
+        try:
+            response = generation.transport.handle_request(request)
+        except BaseException as error:
+            trace.over(error)
+            self._release(generation)
+            if isinstance(error, httpx.TransportError):
+                self._failed(error, request, trace, generation)
+            raise
+        finally:
+            # A redirect copies the extensions to the next request, which gets a trace of its own.
+            request.extensions = before
+        response.extensions[RESOURCE] = self._traffic.opening.resource
+        closing = closing_of(response)
+        if closing is not None:
+            closing.begin()
+
+        def release() -> None:
+            if closing is not None:
+                closing.end()
+            trace.over()
+            self._release(generation)
+
+        if response.is_closed:
+            # A transport of the user's gave it with its whole body: nobody will read that from a stream.
+            release()
+            return response
+        stream = _WatchedStream(
+            cast(httpx.SyncByteStream, response.stream),
+            trace,
+            release=release,
+            failed=lambda error: self._failed(error, request, trace, generation),
+            deadline=deadline,
+        )
+        trace.answers(response, stream)
+        response.stream = stream
+        return response
+
+    def _failed(
+        self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation
+    ) -> None:
+        resource = self._traffic.opening.resource
+        host = request.url.host or "a URL without a host"
+        add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
+        if isinstance(error, httpx.TimeoutException) and attempts.deadline().remaining() == 0.0:
+            add_note(error, "workerpools: the task's deadline had come")
+            attempts.note_failure(error, Noted(None, Phase.REQUEST, self._traffic.opening, deadline=True))
+            return
+        failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
+        attempts.note_failure(error, Noted(failure, failure.phase if failure else Phase.REQUEST, self._traffic.opening))
+        if trace.progress.head_failed:
+            trace.never_left()
+        if failure is not None and failure.kind is FailureKind.STALE:
+            self._retire(generation, "stale")
+
+    def _acquire(self) -> _Generation:
+        self._traffic.opening.notice()
+        self._traffic.begin()
+        over = self._current.over
+        if over is not None and time.monotonic() >= over:
+            self._retire(self._current, "lifetime")
+        with self._lock:
+            self._current.users += 1
+            return self._current
+
+    def _release(self, generation: _Generation) -> None:
+        with self._lock:
+            generation.users -= 1
+            over = bool(generation.retired) and generation.users == 0
+        if over:
+            self._close(generation)
+        self._traffic.end()
+
+    def _close(self, generation: _Generation) -> None:
+        with self._traffic.opening.meter.closing(generation.retired):
+            generation.transport.close()
+
+    def _retire(self, generation: _Generation, reason: str) -> None:
+        """Give up the connections of a generation: where one was dead, its siblings are suspect."""
+        if self._make is None:
+            return
+        with self._lock:
+            if generation.retired:
+                return
+            generation.retired = reason
+            self._current = self._generation(self._make())
+            over = generation.users == 0
+        if over:
+            self._close(generation)
+
+    def recycle(self, since: float) -> None:
+        """Use connections for nothing new that may have been made before ``since``."""
+        current = self._current
+        if current.begun < since:
+            self._retire(current, "recycled")
+
+    def close(self) -> None:
+        self._traffic.opening.ended()
+        self._current.transport.close()
+
+
+class ClampedTimeouts(dict[str, Any]):
+    """httpx's four time-outs in seconds, none of them longer than what remains when it is asked for.
+
+    httpcore asks for each when it begins to wait (the request extension ``timeout``).
+    """
+
+    # A socket with a time-out of 0 does not wait, and says so with an error that is no time-out.
+    _LEAST = 0.001
+
+    def __init__(self, timeouts: Mapping[str, float | None], deadline: Deadline) -> None:
+        super().__init__(timeouts)
+        self._deadline = deadline
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return one time-out; one that is None, or missing, would wait for ever."""
+        timeout, remaining = super().get(name, default), self._deadline.remaining()
+        if remaining is None:
+            return timeout
+        least = max(self._LEAST, remaining)
+        return least if timeout is None else min(timeout, least)
+
+
+class _WatchedStream(httpx.SyncByteStream):
+    """A response's body; its end is the end of the request."""
+
+    def __init__(
+        self,
+        stream: httpx.SyncByteStream,
+        trace: Trace,
+        *,
+        release: Callable[[], object],
+        failed: Callable[[httpx.TransportError], object],
+        deadline: Deadline,
+    ) -> None:
+        self._deadline = deadline
+        self._stream = stream
+        self._trace = trace
+        self._release: Callable[[], object] | None = release
+        self._failed = failed
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._trace.reader = threading.get_ident()
+        try:
+            for chunk in self._stream:
+                yield chunk
+                if self._release is None:
+                    # Given back at the end of its attempt, in the middle of being read.
+                    raise httpx.StreamClosed()
+                # A response that trickles in is within each read's time-out for ever.
+                if self._deadline.remaining() == 0.0:
+                    raise DeadlineExceeded("a response was not read to its end: the task's deadline has come")
+        except httpx.TransportError as error:
+            self._failed(error)
+            raise
+
+    def close(self) -> None:
+        try:
+            self._stream.close()
+        finally:
+            release, self._release = self._release, None
+            if release is not None:
+                release()

@@ -1,0 +1,273 @@
+"""How the statistics are named in OpenTelemetry: by its semantic conventions, and below ``workerpools.`` elsewhere.
+
+The conventions: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools and
+https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client, at the version of :data:`SCHEMA_URL`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from workerpools._stats.export import OF_WORKERS, words
+from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
+from workerpools._stats.snapshot import Histogram, ResourceStats
+
+__all__ = ["ALERT", "INSTRUMENTS", "SCHEMA_URL", "Form", "Instrument", "added", "attributes", "measured", "recordings"]
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+
+Server = tuple[str, int]
+
+
+class Form(str, Enum):
+    """The kinds of instruments."""
+
+    COUNTER = "counter"
+    UP_DOWN_COUNTER = "up-down counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+_FORMS = {
+    Kind.COUNTER: Form.COUNTER,
+    Kind.GAUGE: Form.UP_DOWN_COUNTER,
+    Kind.MAX: Form.GAUGE,
+    Kind.HISTOGRAM: Form.HISTOGRAM,
+}
+
+
+class Part(NamedTuple):
+    """Which number an instrument shows of which resources.
+
+    Attributes:
+        definition: The number.
+        kind: Of resources of this kind; None for all for which no convention has a name for it.
+        state: An attribute that tells it from the instrument's other parts, and its value.
+    """
+
+    definition: Definition
+    kind: str | None = None
+    state: tuple[str, str] | None = None
+
+
+class Instrument(NamedTuple):
+    """One instrument.
+
+    Attributes:
+        name: Its name.
+        unit: In the notation of UCUM.
+        form: What kind it is.
+        meaning: One sentence for people.
+        parts: What it shows; none for a number of the worker itself.
+        bounds: The upper bounds of a histogram's buckets, in seconds.
+    """
+
+    name: str
+    unit: str
+    form: Form
+    meaning: str
+    parts: tuple[Part, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+class _Convention(NamedTuple):
+    kind: str
+    definition: str
+    name: str
+    unit: str
+    meaning: str
+    state: tuple[str, str] | None = None
+
+
+POOL_NAME = "db.client.connection.pool.name"
+_DB_STATE = "db.client.connection.state"
+_HTTP_STATE = "http.connection.state"
+_COUNT = "The number of connections that are currently in the state that the attribute describes."
+_OPEN = "Number of outbound HTTP connections that are currently active or idle on the client."
+
+_CONVENTIONS = (
+    _Convention("database", "in_use", "db.client.connection.count", "{connection}", _COUNT, (_DB_STATE, "used")),
+    _Convention("database", "idle", "db.client.connection.count", "{connection}", _COUNT, (_DB_STATE, "idle")),
+    _Convention(
+        "database",
+        "limit",
+        "db.client.connection.max",
+        "{connection}",
+        "The maximum number of open connections allowed.",
+    ),
+    _Convention(
+        "database",
+        "pending",
+        "db.client.connection.pending_requests",
+        "{request}",
+        "The number of current pending requests for an open connection.",
+    ),
+    _Convention(
+        "database",
+        "acquire_timeouts",
+        "db.client.connection.timeouts",
+        "{timeout}",
+        "The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
+    ),
+    _Convention(
+        "database",
+        "create_time",
+        "db.client.connection.create_time",
+        "s",
+        "The time it took to create a new connection.",
+    ),
+    _Convention(
+        "database",
+        "acquire_wait",
+        "db.client.connection.wait_time",
+        "s",
+        "The time it took to obtain an open connection from the pool; without the time to create one.",
+    ),
+    _Convention(
+        "database",
+        "use_time",
+        "db.client.connection.use_time",
+        "s",
+        "The time between borrowing a connection and returning it to the pool.",
+    ),
+    _Convention("http", "open", "http.client.open_connections", "{connection}", _OPEN, (_HTTP_STATE, "active")),
+    _Convention("http", "idle", "http.client.open_connections", "{connection}", _OPEN, (_HTTP_STATE, "idle")),
+    _Convention(
+        "http",
+        "open_time",
+        "http.client.connection.duration",
+        "s",
+        "The duration of the successfully established outbound HTTP connections.",
+    ),
+)
+
+# What is told by the numbers above: the connections in each state.
+_TOLD = {("database", "open")} | {(each.kind, each.definition) for each in _CONVENTIONS}
+
+_BY_NAME = {each.name: each for each in DEFINITIONS}
+
+
+def _unit(definition: Definition) -> str:
+    if definition.unit == "s":
+        return "s"
+    unit = definition.unit
+    for plural, singular in (("ies", "y"), ("sses", "ss"), ("s", "")):
+        if unit.endswith(plural):
+            return "{" + unit.removesuffix(plural) + singular + "}"
+    return "{" + unit + "}"
+
+
+def _own(definition: Definition) -> str:
+    return ".".join(["workerpools", *words(definition)])
+
+
+def _instruments() -> Iterator[Instrument]:
+    for name in dict.fromkeys(each.name for each in _CONVENTIONS):
+        found = [each for each in _CONVENTIONS if each.name == name]
+        first = _BY_NAME[found[0].definition]
+        yield Instrument(
+            name,
+            found[0].unit,
+            _FORMS[first.kind],
+            found[0].meaning,
+            tuple(Part(_BY_NAME[each.definition], each.kind, each.state) for each in found),
+            first.bounds if first.kind is Kind.HISTOGRAM else (),
+        )
+    for each in DEFINITIONS:
+        yield Instrument(
+            _own(each),
+            _unit(each),
+            _FORMS[each.kind],
+            each.meaning,
+            (Part(each),),
+            each.bounds if each.kind is Kind.HISTOGRAM else (),
+        )
+    for number in OF_WORKERS:
+        # Some are the extreme of the processes: nothing that could be added up.
+        yield Instrument(_own(number.definition), _unit(number.definition), Form.GAUGE, number.definition.meaning)
+
+
+#: Every instrument of resources, then those of the worker, in the order of :data:`OF_WORKERS`.
+INSTRUMENTS = tuple(_instruments())
+
+#: The alerts; with attributes for the rule and the resource.
+ALERT = Instrument(
+    "workerpools.alert.active", "1", Form.GAUGE, "Alerts of the worker's own rules: 1 while raised, 0 once cleared."
+)
+
+
+def applies(part: Part, kind: str) -> bool:
+    """Return whether a part shows resources of a kind."""
+    return part.kind == kind or (part.kind is None and (kind, part.definition.name) not in _TOLD)
+
+
+def attributes(part: Part, stats: ResourceStats, server: Server | None) -> dict[str, str | int]:
+    """Return the attributes of a resource's number, without its label's.
+
+    Args:
+        part: Which number.
+        stats: The resource.
+        server: The host and port that it always connects to, if there is such a one.
+    """
+    found: dict[str, str | int]
+    found = {POOL_NAME: stats.name} if part.kind == "database" else {"workerpools.resource": stats.name}
+    if part.kind == "http" and server is not None:
+        found["server.address"], found["server.port"] = server
+    if part.state is not None:
+        key, value = part.state
+        found[key] = value
+    return found
+
+
+def measured(part: Part, stats: ResourceStats) -> list[tuple[Mapping[str, str], float]]:
+    """Return the values of a resource's number, each with the attribute of its label if it has one."""
+    definition = part.definition
+    if definition.values:
+        labelled = stats.labelled(definition.name)
+        return [({f"workerpools.{definition.label}": value}, int(number)) for value, number in labelled.items()]
+    if part.state == (_HTTP_STATE, "active"):
+        # With HTTP/2 several requests use one connection.
+        return [({}, stats.open - stats.idle)]
+    if definition.name == "limit" and not stats.limit:
+        return []
+    number = stats.value(definition.name)
+    return [({}, number if definition.unit == "s" else int(number))]
+
+
+def recordings(before: Histogram, after: Histogram) -> list[tuple[float, int]]:
+    """Return values to record, each so many times, for what was added to a histogram.
+
+    OpenTelemetry takes single values, and buckets are what is known of them. The values fall into the very buckets and
+    have the very sum; each bucket's are alike.
+
+    Args:
+        before: What was recorded.
+        after: What there is now. What is less than before was read at a bad moment, and adds nothing.
+    """
+    counts = [max(0, now - then) for then, now in zip(before.buckets, after.buckets, strict=True)]
+    lowest = (0.0, *after.bounds)
+    highest = (*after.bounds, max(after.max, math.nextafter(after.bounds[-1], math.inf)))
+    bounds = list(zip(counts, lowest, highest, strict=True))
+    least = sum(count * low for count, low, _ in bounds)
+    most = sum(count * high for count, _, high in bounds)
+    part = min(1.0, max(0.0, (after.sum - before.sum - least) / (most - least))) if most > least else 0.0
+    return [
+        # A bucket's upper bound belongs to it, and its lower one does not.
+        (min(high, max(low + part * (high - low), math.nextafter(low, high) if low else 0.0)), count)
+        for count, low, high in bounds
+        if count
+    ]
+
+
+def added(before: Histogram, after: Histogram) -> Histogram:
+    """Return what has been recorded once :func:`recordings` are: never less than before."""
+    buckets = tuple(max(then, now) for then, now in zip(before.buckets, after.buckets, strict=True))
+    return Histogram(buckets, max(before.sum, after.sum), max(before.max, after.max), after.bounds)
+
+
+def parts_of(instruments: Sequence[Instrument], form: Form) -> Iterator[tuple[Instrument, Part]]:
+    """Return the instruments of a form with each of their parts."""
+    return ((each, part) for each in instruments if each.form is form for part in each.parts)

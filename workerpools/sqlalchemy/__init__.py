@@ -1,0 +1,369 @@
+"""The adapter for SQLAlchemy: one engine a process, and a session for each attempt."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+
+from workerpools._text import explained
+
+try:
+    import sqlalchemy
+except ModuleNotFoundError as error:
+    raise explained(error, "workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy") from None
+
+import sqlalchemy.exc
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+
+from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.execution import ExecutionPool
+from workerpools._pools.lifetime import Lifetime
+from workerpools._pools.resource import Overridable
+from workerpools._run import attempts
+from workerpools._run.failure import Failure
+from workerpools._text import add_note, refusal
+from workerpools.errors import ConfigurationError
+from workerpools.sqlalchemy import _events
+from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code
+from workerpools.sqlalchemy._greenlets import suit_greenlets
+from workerpools.sqlalchemy._pool import Recycled, timed
+from workerpools.sqlalchemy._queue import DeadlineQueuePool
+from workerpools.sqlalchemy._session import BodysSession
+from workerpools.sqlalchemy._url import about_driver, check_options, parsed
+
+if TYPE_CHECKING:
+    from workerpools._pools.resource import Resource
+
+__all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
+
+#: libpq's bounds: seconds, but ``tcp_user_timeout`` in milliseconds. Keepalives alone do not bound data that nobody
+#: acknowledges, and ``tcp_user_timeout`` alone does not bound waiting for a reply: it takes both
+#: (PostgreSQL documentation, "Parameter Key Words").
+LIBPQ_DEFAULTS: Mapping[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+
+_LIBPQ_DRIVERS = frozenset(("psycopg2", "psycopg"))
+_MYSQL_DRIVERS = frozenset(("pymysql", "mysqldb"))
+
+#: Bounds for waiting on a socket, in seconds, of every statement: neither driver asks the system for a shorter one.
+MYSQL_DEFAULTS: Mapping[str, Any] = {"read_timeout": 30, "write_timeout": 30}
+
+
+def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict[str, Any]:
+    """Return driver arguments that bound every wait, and name the connection on the server.
+
+    Args:
+        url: The database. What its query sets already is left out.
+        resource: The resource's name, which the server shows in ``application_name``, with this process's id.
+        connect_timeout: In seconds; libpq counts in whole ones, and in no fewer than 2.
+    """
+    driver = url.get_driver_name()
+    whole = max(2, round(connect_timeout))
+    if driver in _LIBPQ_DRIVERS:
+        wanted = {
+            "connect_timeout": whole,
+            "application_name": application_name(resource, os.getpid()),
+            **LIBPQ_DEFAULTS,
+        }
+    elif driver in _MYSQL_DRIVERS:
+        wanted = {"connect_timeout": whole, **MYSQL_DEFAULTS}
+    else:
+        wanted = {}
+    return {key: value for key, value in wanted.items() if key not in url.query}
+
+
+def application_name(resource: str, pid: int) -> str:
+    """Return what the server shows of a connection: ``workerpools db pid=4711``.
+
+    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and turns what is not ASCII into question marks: a long name is cut, the
+    process id is not.
+    """
+    start, end = f"workerpools {resource}".encode("ascii", "replace").decode(), f" pid={pid}"
+    return start[: 63 - len(end)] + end
+
+
+def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict[str, Any]:
+    """Return the connection pool's options: a connection for each task that runs at a time, and one to spare.
+
+    The spare one means that tasks that need two connections at a time make progress, one after the other. Outside a
+    worker SQLAlchemy's own sizes apply.
+    """
+    options: dict[str, Any] = {"pool_timeout": acquire_timeout, "pool_use_lifo": True}
+    if execution_pool.concurrency is not None:
+        options.update(pool_size=execution_pool.concurrency, max_overflow=1)
+    return options
+
+
+class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
+    """Declares a ``sqlalchemy.Engine``: its sockets never cross a fork, and every wait has a bound.
+
+    Args:
+        url: The database, as for ``sqlalchemy.create_engine``.
+        connect_timeout: Bound for opening a connection, in seconds.
+        acquire_timeout: Bound for waiting for a free connection of the pool, in seconds; SQLAlchemy calls it
+            ``pool_timeout``.
+        pool_size: Connections a process keeps; by default 1 under prefork and solo, else the concurrency.
+        max_overflow: Connections a process may open beyond ``pool_size``; by default 1 in a worker.
+        resolve_commit: Whether to find out, where a COMMIT's acknowledgement was lost, if it was done: with PostgreSQL
+            13 and later, for one round trip a COMMIT and one a connection.
+        resolve_timeout: How long to ask for that, in seconds.
+        check_after: A connection that was used less than this ago is trusted; an older one is checked when it is taken
+            from the pool, and replaced if it is dead. In seconds; None for never. ``pool_pre_ping=True`` replaces it.
+        max_idle: A connection that was idle for so long is replaced when it is taken, in seconds; None for never.
+        max_lifetime: One that is so old is replaced when it is taken, in seconds; None for never.
+        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        credentials: Called for each new connection; returns its ``(user, password)``. For passwords that change.
+        pgbouncer: The URL is that of a PgBouncer in transaction mode: nothing is kept in a session, and psycopg 3
+            prepares no statements.
+        leak_after: For how long a connection may be in use, in seconds, before that is logged with where it was
+            acquired; None for what the setting ``workerpools_leak_after`` says.
+        options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
+            ``connect_args`` or the URL's query sets.
+
+    Raises:
+        ConfigurationError: ``url`` is no URL, or an option is misspelt.
+    """
+
+    kind = "database"
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        connect_timeout: float = 5.0,
+        acquire_timeout: float = 10.0,
+        pool_size: int | None = None,
+        max_overflow: int | None = None,
+        resolve_commit: bool = True,
+        resolve_timeout: float = 30.0,
+        check_after: float | None = 1.0,
+        max_idle: float | None = 600.0,
+        max_lifetime: float | None = 1800.0,
+        max_lifetime_jitter: float = 0.1,
+        credentials: Callable[[], tuple[str, str]] | None = None,
+        pgbouncer: bool = False,
+        leak_after: float | None = None,
+        **options: Any,
+    ) -> None:
+        self._url, self._shown = parsed(url)
+        check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
+        self._connect_timeout = connect_timeout
+        self._acquire_timeout = acquire_timeout
+        self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
+        self._credentials = credentials
+        self._pgbouncer = pgbouncer
+        self.leak_after = leak_after
+        self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
+        sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
+        self._recycled: weakref.WeakKeyDictionary[sqlalchemy.Engine, Recycled] = weakref.WeakKeyDictionary()
+        self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
+
+    def prepare(self) -> None:
+        """Import the driver."""
+        try:
+            _dialect(self._url).import_dbapi()
+        except ImportError as error:
+            add_note(error, about_driver(self._url))
+            raise
+
+    def open(self, opening: Opening) -> sqlalchemy.Engine:
+        chosen = self._pool_options(opening.execution_pool)
+        options = {**chosen, **self._options}
+        recycled = Recycled()
+        if chosen:
+            options["poolclass"] = timed(chosen["poolclass"], opening, recycled)
+        defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
+        options["connect_args"] = {**defaults, **options.get("connect_args", {})}
+        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
+            options["connect_args"].setdefault("prepare_threshold", None)
+        try:
+            engine = sqlalchemy.create_engine(self._url, **options)
+        except ImportError as error:
+            add_note(error, about_driver(self._url))
+            raise
+        opening.meter.limited(_limit(engine, options))
+        recycled.watch(engine)
+        suit_greenlets(engine, opening.resource)
+        if (credentials := self._credentials) is not None:
+
+            @event.listens_for(engine, "do_connect")
+            def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+                parameters["user"], parameters["password"] = credentials()
+
+        lifetime = self._lifetime
+        if options.get("pool_pre_ping"):
+            # The user has chosen another way to check.
+            lifetime = replace(lifetime, check_after=None)
+        _events.watch(
+            engine,
+            opening,
+            recycled,
+            resolve_timeout=self._resolve_timeout,
+            lifetime=lifetime,
+            session_settings=not self._pgbouncer,
+        )
+        self._recycled[engine] = recycled
+        return engine
+
+    def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
+        if "pool" in self._options:
+            return {}
+        pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
+        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
+        defaults = pool_defaults(execution_pool, self._acquire_timeout) if issubclass(pool_class, QueuePool) else {}
+        # A class of the user's own stays.
+        return {**defaults, "poolclass": DeadlineQueuePool if pool_class is QueuePool else pool_class}
+
+    def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
+        """Close the idle connections; wait at most ``timeout`` seconds for those that are in use."""
+        deadline = time.monotonic() + timeout
+        while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        value.dispose()
+
+    def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
+        """Close the idle connections, and each that is in use when it is given back."""
+        recycled = self._recycled.get(value)
+        if recycled is not None:
+            recycled.recycle(value.pool, since)
+        return recycled is not None
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        # Only what no event of the engine tells of. The errors of another engine are not for this one to judge.
+        if isinstance(error, sqlalchemy.exc.TimeoutError):
+            return POOL_EXHAUSTED
+        return earlier[0] if earlier and _follows(error) else None
+
+    def describe(self) -> str:
+        return f"SQLAlchemyEngine {self._shown}"
+
+
+def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:
+    """Return how many connections the engine's pool opens at most; 0 where there is no limit, or it does not tell."""
+    size = engine.pool.size() if isinstance(engine.pool, QueuePool) and "pool" not in options else 0
+    # SQLAlchemy's own default; there is nothing public to ask.
+    overflow = int(options.get("max_overflow", 10))
+    return 0 if size == 0 or overflow < 0 else size + overflow
+
+
+def _dialect(url: URL) -> type[DefaultDialect]:
+    # Every dialect derives from it, though the annotation of get_dialect() promises less.
+    return cast("type[DefaultDialect]", url.get_dialect())
+
+
+class _GivesEngine(Protocol):
+    def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
+
+class TaskSession(Overridable[Session]):
+    """Gives a task body its session: one an attempt, made on first use, committed when the body returns.
+
+    It is rolled back and closed on every other way out. As a class attribute it gives a ``sqlalchemy.orm.Session``; one
+    that ``override()`` puts in its place stays its maker's: no attempt commits, rolls back or closes it.
+
+    Args:
+        engine: The resource whose engine the session uses.
+        options: Options of ``sqlalchemy.orm.Session``.
+
+    Raises:
+        ConfigurationError: ``engine`` is no resource, or ``Session`` has no such option.
+    """
+
+    __workerpools__ = True
+
+    def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
+        super().__init__()
+        given: Any = engine
+        if callable(given) or not hasattr(type(given), "__get__"):
+            name = getattr(given, "__name__", type(given).__name__)
+            raise ConfigurationError(
+                f"TaskSession({name}): wanted: the resource, so that each process has an engine of its own: "
+                "TaskSession(pools.add(SQLAlchemyEngine(url)))"
+            )
+        known = inspect.signature(Session).parameters
+        if unknown := options.keys() - known.keys():
+            # It takes autocommit to refuse all but False: nobody should be led there.
+            shown = refusal(unknown, known.keys() - {"autocommit"})
+            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {shown}")
+        self._engine = engine
+        self._options = options
+        self._name = "session"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        self._where = self._where or f"{owner.__name__}.{name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> TaskSession: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Session: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> TaskSession | Session:
+        if instance is None:
+            return self
+        if self._overrides:
+            return self._overrides[-1]
+        attempt = attempts.current()
+        if attempt is None:
+            attempt = attempts.require(f"{type(instance).__name__}.{self._name}")
+        lent: Any = attempt.lent.get(self)
+        if lent is None:
+            lent = attempt.lent[self] = self._make(instance, owner)
+        return lent  # type: ignore[no-any-return]
+
+    def _make(self, instance: Any, owner: type | None) -> BodysSession:
+        engine = self._engine.__get__(instance, owner)
+        # A test's stand-in may be a Connection: that has a dialect, too.
+        if not hasattr(engine, "dialect"):
+            resource = getattr(self._engine, "name", type(self._engine).__name__)
+            raise ConfigurationError(
+                f"{type(instance).__name__}.{self._name}: the resource {resource!r} gives a {type(engine).__name__}, "
+                "not a sqlalchemy.Engine; TaskSession wants the resource of an engine"
+            )
+        made = BodysSession(engine, **self._options) if self._options else BodysSession(engine)
+        made.lent_as = (type(instance), self._name)
+        return made
+
+    def _misplaced(self, name: str) -> str:
+        return (
+            f"{self._where or self._name} is the declaration: a session exists in a task body, as "
+            f"self.{self._name}.{name}; elsewhere make one of your own: sqlalchemy.orm.Session(engine)"
+        )
+
+
+def classify(error: BaseException) -> Failure | None:
+    """Return what an exception of SQLAlchemy proves; None if it is no failure of a connection.
+
+    For the exceptions of any engine. What a :class:`SQLAlchemyEngine` raises is known more closely:
+    :func:`workerpools.classify` tells that.
+    """
+    if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return POOL_EXHAUSTED
+    return classify_unwatched(error) if isinstance(error, sqlalchemy.exc.DBAPIError) else None
+
+
+def _follows(error: BaseException) -> bool:
+    """Return whether ``error`` says no more than that an earlier one was not dealt with."""
+    if isinstance(error, sqlalchemy.exc.DBAPIError):
+        return error_code(error.orig) == "25P02"
+    return isinstance(error, sqlalchemy.exc.PendingRollbackError)
+
+
+def from_settings(settings: Mapping[str, Any]) -> SQLAlchemyEngine:
+    """Return the adapter for an app's ``workerpools_database_…`` settings; ``database_url`` must be among them."""
+    names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
+    options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
+    return SQLAlchemyEngine(settings["database_url"], **options)

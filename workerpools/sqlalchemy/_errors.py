@@ -1,0 +1,202 @@
+"""What a database error proves: pure decisions over its code, its text and what was being done."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from workerpools._run.failure import Failure, FailureKind, Phase, Sent
+
+__all__ = [
+    "POOL_EXHAUSTED",
+    "classify_connect",
+    "classify_statement",
+    "classify_unwatched",
+    "error_code",
+    "is_client_side",
+    "is_read_only",
+    "is_timeout",
+]
+
+#: SQLAlchemy's ``TimeoutError``.
+POOL_EXHAUSTED = Failure(
+    FailureKind.POOL_EXHAUSTED,
+    Sent.NOTHING,
+    phase=Phase.ACQUIRE,
+    timed_out=True,
+    known="no connection of the connection pool came free in time",
+)
+
+#: At connect the drivers carry no SQLSTATE, so the server's words are all there is. Only what will not mend itself is
+#: looked for; anything else is a server that cannot serve now.
+_PERMANENT = re.compile(
+    r"password authentication failed|no password supplied|authentication failed"
+    r"|(?:role|database|user) .* (?:does not exist|is not permitted)"
+    r"|no pg_hba\.conf entry|certificate verify failed|root certificate file|server does not support SSL"
+    r"|SSL is required|no encryption|no such (?:database|user)|unsupported authentication"
+    r"|Access denied for user|Unknown database",
+    re.IGNORECASE,
+)
+
+#: SQLSTATE 40001, 40P01 and 55P03 (PostgreSQL documentation, appendix A); 1205 and 1213 of MySQL (MySQL Server Error
+#: Message Reference); SQLite's result code 5 (SQLITE_BUSY).
+_ABORTED = frozenset(("40001", "40P01", "55P03", "1205", "1213", "SQLITE_BUSY"))
+
+#: Read-only after a failover: 25006 of PostgreSQL, 1836 of MySQL; 1290 names the option that forbids a statement, and
+#: there are others (--secure-file-priv).
+_READ_ONLY = frozenset(("25006", "1836"))
+_READ_ONLY_OPTION = re.compile(r"read.only", re.IGNORECASE)
+
+#: A statement that took longer than it may: 57014 of PostgreSQL (for a cancelled one, too), 1969 of MariaDB, 3024 of
+#: MySQL.
+_TIMEOUT = frozenset(("57014", "1969", "3024"))
+
+#: The socket's own time-out, in PyMySQL's words: nobody knows whether the server is gone or slow.
+_NO_ANSWER = re.compile(r"\(timed out\)|\(The (?:read|write) operation timed out\)|TimeoutError\('")
+
+#: A session that waited idle in its transaction for too long: a bug of the task, which would wait again.
+_IDLE_IN_TRANSACTION = re.compile(r"idle.in.transaction", re.IGNORECASE)
+
+#: PgBouncer's words for "no server connection now", over a client connection that it then closes.
+_PGBOUNCER = re.compile(
+    r"query_wait_timeout|server login has been failing|cannot connect to server|no more connections allowed"
+    r"|server_login_retry|pgbouncer",
+    re.IGNORECASE,
+)
+
+#: 57P03 cannot_connect_now, 53300 too_many_connections; 1040 and 1203 of MySQL.
+_UNAVAILABLE = frozenset(("57P03", "53300", "1040", "1203"))
+
+
+def error_code(error: BaseException | None) -> str:
+    """Return the SQLSTATE of a driver's error, or the driver's own number or name; empty if it carries none."""
+    first = error.args[0] if error is not None and error.args else None
+    # The MySQL drivers' errors are (number, text). The number comes first: PyMySQL has a SQLSTATE as well from 1.2 on,
+    # which is the same for most of them (HY000).
+    if isinstance(first, int) and not isinstance(first, bool):
+        return str(first)
+    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
+        code = getattr(error, name, None)
+        if isinstance(code, str) and code:
+            return code
+    # Python 3.10's sqlite3 tells nothing but the text.
+    return "SQLITE_BUSY" if isinstance(first, str) and first.startswith("database is locked") else ""
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether the server refused a write because it is no primary any more: the connection is of no use."""
+    code = error_code(error)
+    return code in _READ_ONLY or (code == "1290" and _READ_ONLY_OPTION.search(str(error)) is not None)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether a statement took longer than the server, or the driver's read_timeout, allows."""
+    code = error_code(error)
+    return code in _TIMEOUT or (code in ("2006", "2013") and _NO_ANSWER.search(str(error)) is not None)
+
+
+def is_client_side(error: BaseException) -> bool:
+    """Return whether a PostgreSQL driver failed without a word of the server's: it has lost the connection.
+
+    A server's error has a SQLSTATE. SQLAlchemy looks at the driver's connection and at some texts, and does not know
+    all of them ("connection socket closed" of psycopg 3, for one).
+    """
+    cls = type(error)
+    from_driver = cls.__module__.partition(".")[0] in ("psycopg", "psycopg2")
+    return from_driver and cls.__name__ == "OperationalError" and not error_code(error)
+
+
+def classify_connect(error: BaseException, *, resource: str) -> Failure:
+    """Return what a failure to connect proves: nothing was sent.
+
+    Args:
+        error: The driver's exception.
+        resource: The resource's name.
+    """
+    text, code = str(error), error_code(error)
+    timed_out = "timeout" in text.lower() or "timed out" in text.lower()
+    if _PERMANENT.search(text) or code in ("28000", "28P01", "3D000", "1044", "1045", "1049"):
+        kind, known = FailureKind.PERMANENT, "the server refuses these credentials, this database or this encryption"
+    else:
+        kind, known = FailureKind.UNAVAILABLE, "the server cannot be reached or takes no connection now"
+    return Failure(kind, Sent.NOTHING, resource, Phase.CONNECT, code, timed_out=timed_out, known=known)
+
+
+def classify_statement(
+    error: BaseException,
+    *,
+    resource: str,
+    phase: Phase,
+    disconnected: bool,
+    autocommit: bool = False,
+    commit_sent: bool = True,
+    outcome: str = "",
+) -> Failure | None:
+    """Return what a failure over an open connection proves; None if it is no failure of the connection.
+
+    Args:
+        error: The driver's exception.
+        resource: The resource's name.
+        phase: STATEMENT, COMMIT or ROLLBACK.
+        disconnected: Whether the connection was lost.
+        autocommit: Whether it was in autocommit.
+        commit_sent: In phase COMMIT: whether COMMIT may have left.
+        outcome: In phase COMMIT: ``aborted`` where the server said so afterwards; empty if it is not known.
+    """
+    code, text = error_code(error), str(error)
+
+    def failure(kind: FailureKind, sent: Sent, known: str) -> Failure:
+        return Failure(kind, sent, resource, phase, code, known=known)
+
+    if not disconnected:
+        if is_read_only(error):
+            return failure(FailureKind.STALE, Sent.ALL, "the server is read-only, as after a failover")
+        if code in _ABORTED:
+            return failure(FailureKind.ABORTED, Sent.ALL, f"the server rolled the transaction back ({code})")
+        if code in _UNAVAILABLE:
+            return failure(FailureKind.UNAVAILABLE, Sent.ALL, "the server takes no connection now")
+        return None
+    if code in ("25P03",) or _IDLE_IN_TRANSACTION.search(text):
+        return None
+    if phase is Phase.COMMIT and commit_sent:
+        if outcome != "aborted":
+            return failure(FailureKind.INDETERMINATE, Sent.ALL, "the connection was lost during COMMIT")
+        return failure(
+            FailureKind.STALE,
+            Sent.ALL,
+            "the connection was lost during COMMIT, and the server says that it rolled back",
+        )
+    if is_timeout(error):
+        # As with HTTP: a statement that is slow would be as slow again, and hold its locks beside the first one's.
+        known = "the driver has waited for an answer for as long as its read_timeout allows"
+        return Failure(FailureKind.INDETERMINATE, Sent.ALL, resource, phase, code, timed_out=True, known=known)
+    if phase is Phase.STATEMENT and _PGBOUNCER.search(text):
+        return failure(FailureKind.UNAVAILABLE, Sent.NOTHING, "PgBouncer has no server connection now")
+    if autocommit:
+        return failure(
+            FailureKind.INDETERMINATE, Sent.UNKNOWN, "the connection was lost during a statement in autocommit"
+        )
+    return failure(
+        FailureKind.STALE, Sent.UNKNOWN, "the connection was lost and the server rolled the transaction back"
+    )
+
+
+def classify_unwatched(error: Any) -> Failure | None:
+    """Return what a ``sqlalchemy.exc.DBAPIError`` proves that no engine of ours raised.
+
+    What was being done is not known, so a lost connection leaves the outcome open.
+
+    Args:
+        error: The exception.
+    """
+    original = error.orig
+    if original is None:
+        return None
+    if error.statement is None and not error.connection_invalidated and not error_code(original):
+        return classify_connect(original, resource="")
+    found = classify_statement(
+        original, resource="", phase=Phase.STATEMENT, disconnected=bool(error.connection_invalidated), autocommit=True
+    )
+    if found is not None and error.statement is None and found.kind is FailureKind.INDETERMINATE:
+        return Failure(found.kind, found.sent, "", Phase.COMMIT, found.code, known=found.known)
+    return found
