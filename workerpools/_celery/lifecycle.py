@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from workerpools._pools.execution import UNKNOWN, ExecutionPool
+from workerpools._pools.shared import UNKNOWN, ExecutionPool
 
 if TYPE_CHECKING:
     from workerpools._celery.pools import WorkerPools
