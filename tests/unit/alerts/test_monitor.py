@@ -30,10 +30,10 @@ class Busy:
         self.meter.limited(1)
 
     def use(self) -> None:
-        self.meter.taken(1)
+        self.lease = self.meter.taken()
 
     def end(self) -> None:
-        self.meter.returned(1)
+        self.lease.returned()
 
 
 def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
