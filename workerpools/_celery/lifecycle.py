@@ -20,7 +20,7 @@ from typing import Any
 
 from celery import signals
 
-from workerpools._pools.execution import UNKNOWN, ExecutionPool
+from workerpools._pools.shared import UNKNOWN, ExecutionPool
 
 __all__ = ["connect", "execution_pool", "keep_limits", "worker_limits"]
 
