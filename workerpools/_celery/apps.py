@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-
 __all__ = ["add", "all_of", "of_namesake"]
 
 # The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
