@@ -58,8 +58,8 @@ def switches_while_locks_are_held(url: str, api_url: str) -> dict[str, list[str]
     transport: Any = client._transport
     locks = {
         "resource": db._lock,
-        "meter": db.meter._lock,
-        "budget": pools.budget._lock,
+        "meter": db.meter.lock,
+        "budget": pools.shared.budget._lock,
         "transport": transport._lock,
         "traffic": transport._traffic._changed,
         "turn": pool._turn,
@@ -283,5 +283,5 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
         "in use": stats.in_use,
         "open": stats.open,
         "watched": len(_watchdog._watched),
-        "connecting": len(live.descriptors._connecting) if live else 0,
+        "connecting": len(live.opening.descriptors._connecting) if live else 0,
     }

@@ -17,7 +17,7 @@ from tests.support.proxy import TcpProxy
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 from workerpools import ConfigurationError, Resource, WorkerPools
-from workerpools._pools.execution import ExecutionPool
+from workerpools._pools.shared import ExecutionPool
 from workerpools.httpx import DEFAULT_TIMEOUT, HttpxClient, default_limits
 
 Add = Callable[..., Resource[httpx.Client]]

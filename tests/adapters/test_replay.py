@@ -226,7 +226,7 @@ def test_a_body_that_sent_only_what_may_be_sent_again_is_replayed(
 def test_an_idle_http_connection_that_died_costs_nothing(
     shop: Shop, api: TcpProxy, echo: EchoUpstream, how: Any
 ) -> None:
-    """Seen before it is used again, the connection is replaced: even a POST goes out once."""
+    """SocketNumber before it is used again, the connection is replaced: even a POST goes out once."""
 
     @shop.task()
     def task(self: Any) -> int:

@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from tests.support.databases import Database
 from tests.support.inspect import backends
 from workerpools import ConfigurationError, WorkerPools
-from workerpools._pools.execution import ExecutionPool
+from workerpools._pools.shared import ExecutionPool
 from workerpools.sqlalchemy import LIBPQ_DEFAULTS, MYSQL_DEFAULTS, SQLAlchemyEngine, connect_defaults, pool_defaults
 
 DRIVERS = ["psycopg2", "psycopg"]

@@ -215,7 +215,7 @@ def test_a_repr_for_a_bug_report(pools: WorkerPools) -> None:
     assert repr(resource) == f"<Resource 'own' Own open pid={os.getpid()}>"
 
 
-def test_a_registry_goes_with_its_last_user() -> None:
+def test_pools_go_with_its_last_user() -> None:
     """Receivers of signals hold a WorkerPools weakly."""
     pools = WorkerPools()
     pools.add(Factory(), name="client").get()
@@ -286,7 +286,7 @@ def test_a_child_discards_the_connections_it_is_told_of(pools: WorkerPools) -> N
 
 
 def test_closing_waits_for_the_attempts_that_use_these_resources_alone(pools: WorkerPools) -> None:
-    """A registry is closed at once while an attempt of another one runs, and waits for one of its own."""
+    """A WorkerPools is closed at once while an attempt of another one runs, and waits for one of its own."""
     own, other = pools.add(lambda: Client(), name="own"), WorkerPools()
     others = other.add(lambda: Client(), name="other")
     client = own.get()

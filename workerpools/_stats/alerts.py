@@ -15,7 +15,7 @@ from workerpools._stats.rules import RULES, Finding, Key, Seen, Thresholds, exam
 from workerpools._stats.snapshot import Alert, WorkerStats
 
 if TYPE_CHECKING:
-    from workerpools._pools.registry import Registry
+    from workerpools._celery.pools import WorkerPools as Registry
 
 __all__ = ["Alert", "AlertListener", "Monitor", "Outcome", "State", "evaluate", "stopped_among"]
 
