@@ -20,7 +20,6 @@ from workerpools._celery import apps
 from workerpools._celery.lifecycle import execution_pool
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._celery.sharing import children
-from workerpools._pools.registry import Registry
 from workerpools._run.events import ALERTS
 from workerpools._stats.alerts import Monitor
 from workerpools._stats.metrics import FIRST
@@ -151,7 +150,7 @@ class AlertsStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         self._cancel: Callable[[], object] = _nothing
-        self._monitors: dict[int, tuple[Registry, Monitor]] = {}
+        self._monitors: dict[int, tuple[Any, Monitor]] = {}
         self._thresholds = Thresholds()
         self._failure = ""
         super().__init__(worker, **options)
