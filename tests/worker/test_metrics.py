@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from demo_tasks.servers import Workspace
-from tests.flower.stand import FlowerProcess
+from tests.support.flower import FlowerProcess
 from tests.support.inspect import socket_inodes
 from tests.support.promtool import check_metrics
+from tests.support.stand import PATIENCE, Stand, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.scraping import Series, address, exported, fallen, fetch, scrape, series, summed, total
 from tests.worker.seeing import look, run
-from tests.worker.stand import PATIENCE, Stand, wait_until
 from workerpools._stats.snapshot import ResourceStats, WorkerStats, merged
 
 pytestmark = pytest.mark.worker

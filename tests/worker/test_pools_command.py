@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import environment
-from tests.worker.stand import PATIENCE, SHOP, Stand, wait_until
+from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 from tests.worker.test_recycle_command import pools, worker_of
 from tests.worker.test_seen import run
 
