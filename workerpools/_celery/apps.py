@@ -1,4 +1,4 @@
-"""Which WorkerPools serve which app."""
+"""Which WorkerPools serve which app: known here, so that a worker and the command line need not know the class."""
 
 from __future__ import annotations
 

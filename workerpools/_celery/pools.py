@@ -100,7 +100,7 @@ class WorkerPools:
         pools = cls.all_of(app)
         if not pools and sharing.child_index() is not None:
             # Celery hands a spawned child a copy of the app that the child has imported, and what is declared there.
-            pools = cast("list[WorkerPools]", apps.of_namesake(app))
+            pools = apps.of_namesake(app)
             if pools:
                 pools[0].init_app(app)
         return pools[0] if pools else cls(app)
@@ -108,7 +108,7 @@ class WorkerPools:
     @staticmethod
     def all_of(app: Celery) -> list[WorkerPools]:
         """Return every WorkerPools of ``app``, the first one first."""
-        return cast("list[WorkerPools]", apps.all_of(app))
+        return apps.all_of(app)
 
     def stats(self) -> WorkerStats:
         """Return what the resources of this process are doing; in a worker's main process, those of its children."""
