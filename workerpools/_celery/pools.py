@@ -138,6 +138,23 @@ class WorkerPools:
     ) -> Resource[Any]:
         """Declare a resource. Opens nothing.
 
+        >>> import io
+        >>> from workerpools import WorkerPools
+        >>> pools = WorkerPools()
+        >>> def notes():
+        ...     value = io.StringIO()
+        ...     yield value         # opened on first use, once per process
+        ...     value.close()       # at the end of the process, or by close()
+        >>> resource = pools.add(notes, name="notes")
+        >>> resource.is_open
+        False
+        >>> value = resource.get()
+        >>> resource.get() is value
+        True
+        >>> pools.close()
+        >>> value.closed
+        True
+
         Args:
             adapter: An adapter; or a function that returns the value; or a generator function that yields it once
                 and closes it after the ``yield``.

@@ -190,6 +190,25 @@ class Adapter(Protocol[T]):
     An adapter holds the declaration alone. Each process opens a value of its own through it. Subclass it, and override
     what differs; :mod:`workerpools.adapter` tells when each method is called, in which process and thread.
 
+    >>> import socket
+    >>> from workerpools import Adapter, WorkerPools
+    >>> class Line(Adapter[socket.socket]):
+    ...     kind = "line"
+    ...     def __init__(self, address):
+    ...         self.server = address
+    ...     def open(self, opening):
+    ...         connection = socket.create_connection(self.server, timeout=3)
+    ...         opening.connected(connection)
+    ...         return connection
+    ...     def close(self, value, timeout):
+    ...         value.close()
+    ...     def describe(self):
+    ...         return f"Line {self.server[0]}:{self.server[1]}"
+    >>> with socket.create_server(("127.0.0.1", 0)) as server, WorkerPools() as pools:
+    ...     line = pools.add(Line(server.getsockname()), name="line")
+    ...     line.get().getpeername() == server.getsockname()
+    True
+
     Attributes:
         kind: What it connects to, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``; exporters choose
             their names by it.

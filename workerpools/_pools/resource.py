@@ -119,15 +119,15 @@ class Resource(Overridable[T]):
 
     >>> from workerpools import WorkerPools
     >>> pools = WorkerPools()
-    >>> clock = pools.add(lambda: time, name="clock")
-    >>> clock
-    <Resource 'clock' FunctionAdapter closed pid=...>
-    >>> clock.get() is time
-    True
-    >>> with clock.override("a stand-in"):
-    ...     clock.get()
-    'a stand-in'
-    >>> clock.close()
+    >>> prices = pools.add(lambda: {"teapot": 12}, name="prices")
+    >>> prices
+    <Resource 'prices' FunctionAdapter closed pid=...>
+    >>> prices.get()
+    {'teapot': 12}
+    >>> with prices.override({"teapot": 10}):
+    ...     prices.get()
+    {'teapot': 10}
+    >>> prices.close()
     """
 
     #: The WorkerPools it was declared in.
