@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from workerpools._values import WEEK, seconds
+
 __all__ = ["NO_DEADLINE", "Deadline", "seconds_allowed"]
 
 
@@ -25,7 +27,13 @@ class Deadline:
         return None if self._at is None else max(0.0, self._at - time.monotonic())
 
     def clamp(self, timeout: float | None) -> float | None:
-        """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds."""
+        """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
+        """
+        if timeout is not None:
+            timeout = seconds(timeout, "Deadline.clamp(): timeout", most=WEEK, optional=True)
         remaining = self.remaining()
         if remaining is None:
             return timeout
