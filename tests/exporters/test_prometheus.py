@@ -14,10 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from tests.support.promtool import check_metrics
 from tests.unit.seen.test_exported import process, worker
 from tests.unit.seen.test_stats import stats
-from workerpools._stats.export import OF_WORKERS
 from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind
-from workerpools._stats.snapshot import Alert, ResourceStats, WorkerStats
-from workerpools.prometheus import ALERT, register, series_name
+from workerpools._stats.snapshot import OF_WORKERS, Alert, ResourceStats, WorkerStats
+from workerpools.prometheus import ALERT, register
 
 FULL = ResourceStats("db", "database", tuple(float(number + 1) for number in range(WIDTH)))
 WORKERS: dict[str, list[WorkerStats]] = {
@@ -50,7 +49,7 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
 
 def test_the_names_are_stable() -> None:
     """Dashboards and rules are written against them: a new one changes this test."""
-    assert [series_name(each) for each in DEFINITIONS] == [
+    assert [each.prometheus for each in DEFINITIONS] == [
         "workerpools_connections_open",
         "workerpools_connections_in_use",
         "workerpools_connections_idle",
@@ -76,7 +75,7 @@ def test_the_names_are_stable() -> None:
         "workerpools_attempts_total",
         "workerpools_leaks_total",
     ]
-    assert [series_name(each.definition) for each in OF_WORKERS] == [
+    assert [each.definition.prometheus for each in OF_WORKERS] == [
         "workerpools_processes_running",
         "workerpools_processes_unseen",
         "workerpools_processes_interrupted",
@@ -91,7 +90,7 @@ def test_the_names_are_stable() -> None:
 def test_every_definition_is_exposed(definition: object) -> None:
     """With its meaning, its type, and the totals of a worker: two processes and what has ended."""
     name, kind = definition.name, definition.kind  # type: ignore[attr-defined]
-    text, first, series = exposed(), FIRST[definition.name], series_name(definition)  # type: ignore[arg-type,attr-defined]
+    text, first, series = exposed(), FIRST[definition.name], definition.prometheus  # type: ignore[attr-defined]
     types = {Kind.COUNTER: "counter", Kind.HISTOGRAM: "histogram"}
     assert f"# HELP {series} {definition.meaning}\n# TYPE {series} {types.get(kind, 'gauge')}\n" in text  # type: ignore[attr-defined]
     of = {"worker": "celery@one", "resource": "db"}

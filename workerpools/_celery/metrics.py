@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import bootsteps, signals
 
 from workerpools._celery.bootstep import snapshots
 from workerpools._celery.settings import read_setting
-
-if TYPE_CHECKING:
-    from workerpools._stats.endpoint import Endpoint
 
 __all__ = ["HOST", "MetricsStep"]
 
@@ -29,7 +26,7 @@ class MetricsStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **_: Any) -> None:
-        self._endpoint: Endpoint | None = None
+        self._endpoint: Any = None
         self._worker: Any = None
         self._uid = f"workerpools-metrics-{id(self)}"
 

@@ -79,6 +79,29 @@ class Definition(NamedTuple):
             return len(self.bounds) + 3
         return len(self.values) or 1
 
+    @property
+    def prometheus(self) -> str:
+        """Its series in Prometheus: base units in the plural, counters with ``total``; without a histogram's suffixes.
+
+        See https://prometheus.io/docs/practices/naming/.
+        """
+        parts = ["workerpools", *self._words]
+        if self.unit == "s":
+            parts.append("seconds")
+        if self.kind is Kind.COUNTER:
+            parts.append("total")
+        return "_".join(parts)
+
+    @property
+    def opentelemetry(self) -> str:
+        """Its metric in OpenTelemetry, where no semantic convention names it."""
+        return ".".join(["workerpools", *self._words])
+
+    @property
+    def _words(self) -> list[str]:
+        # ``open`` and ``opened`` name a state and an event; the unit says of what.
+        return [self.name] if self.unit == "s" or self.name.endswith("s") else [self.unit, self.name]
+
 
 DEFINITIONS = (
     Definition("open", "connections", Kind.GAUGE, "Connections that are open."),
