@@ -1,6 +1,134 @@
-"""What an adapter of your own is made of: the protocol, what it is told when it opens, and the one for functions."""
+"""All that an adapter needs: the protocol to implement, and the functions to report with.
+
+An adapter teaches workerpools one client library. The built-in ones for httpx and SQLAlchemy use nothing else of the
+project. Subclass :class:`Adapter`, open the client in :meth:`Adapter.open`, and hand the :class:`Opening` to whatever
+watches it::
+
+    class Memcached(Adapter[Client]):
+        kind = "cache"
+        libraries = ("pymemcache",)
+
+        def open(self, opening: Opening) -> Client: ...
+        def close(self, value: Client, timeout: float) -> None: ...
+
+===============  =====================================  ==================================  =======================
+method           called                                 in the process                      in the thread
+===============  =====================================  ==================================  =======================
+``prepare``      before the fork, once per worker       a worker's main process             its main thread
+``open``         on first use, once per process         each that uses the resource         the task's
+``recycle``      at the next use after a request        each that has a value               the task's
+``classify``     after an attempt failed                each                                the task's
+``close``        at shutdown, or once replaced          each that has a value               one of its own
+``describe``     for messages                           any                                 any
+===============  =====================================  ==================================  =======================
+
+What a value reports, through its :class:`Opening`:
+
+- **Connections** (:meth:`Opening.connected`, :meth:`Opening.disconnected`): a forked child discards their sockets.
+- **Leases** (:meth:`Opening.wait`, :class:`Lease`): waiting, then acquired and returned, or given up. Every statistic
+  of use, wait and leak follows from them.
+- **Failures** (:meth:`Opening.failed`): what an exception proves. It decides about replay and retry.
+- **Effects** (:meth:`Opening.effect`): what leaves and cannot be taken back. It forbids a replay.
+- **The deadline** (:func:`deadline`): no wait is to reach past it.
+- **What belongs to an attempt** (:func:`scoped`, :class:`Scoped`): committed when the body returns, rolled back on
+  every other way out, given back in both cases.
+
+Times are in seconds, as floats; instants are those of :func:`time.monotonic`. An adapter of another distribution is
+found through the entry-point group ``workerpools.adapters``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 from workerpools._pools.adapter import Adapter, FunctionAdapter, Opening
-from workerpools._pools.execution import ExecutionPool
+from workerpools._pools.lifetime import Due, Lifetime, due
+from workerpools._pools.resource import Overridable, Resource
+from workerpools._pools.shared import UNKNOWN, ExecutionPool
+from workerpools._process.descriptors import Descriptors, SocketNumber
+from workerpools._process.greenlets import library as greenlet_library
+from workerpools._process.greenlets import time_limit as greenlet_time_limit
+from workerpools._process.watchdog import Watchdog
+from workerpools._run.attempts import Effect, Scoped, concerned, current, deadline, require
+from workerpools._run.deadline import Deadline
+from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
+from workerpools._stats.meter import Lease
+from workerpools._text import add_note, explained, meant, redact_url, refusal
 
-__all__ = ["Adapter", "ExecutionPool", "FunctionAdapter", "Opening"]
+__all__ = [
+    "UNKNOWN",
+    "Adapter",
+    "Deadline",
+    "Descriptors",
+    "Due",
+    "Effect",
+    "ExecutionPool",
+    "Failure",
+    "FailureKind",
+    "FunctionAdapter",
+    "Lease",
+    "Lifetime",
+    "Opening",
+    "Overridable",
+    "Phase",
+    "Resource",
+    "Scoped",
+    "Sent",
+    "SocketNumber",
+    "Watchdog",
+    "add_note",
+    "causes",
+    "deadline",
+    "due",
+    "explained",
+    "failure_of",
+    "greenlet_library",
+    "greenlet_time_limit",
+    "in_attempt",
+    "in_own_attempt",
+    "meant",
+    "redact_url",
+    "refusal",
+    "scoped",
+]
+
+S = TypeVar("S")
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """Return what :meth:`Opening.failed` was told of this very exception; None if nothing."""
+    noted = noted_of(error)
+    return None if noted is None else noted.failure
+
+
+def in_attempt() -> bool:
+    """Return whether what is done here and now may belong to an attempt.
+
+    True in a thread without an attempt, too, while any attempt of the process runs: it may have started the thread.
+    """
+    return current() is not None or bool(concerned())
+
+
+def in_own_attempt() -> bool:
+    """Return whether an attempt runs in the calling context."""
+    return current() is not None
+
+
+def scoped(key: object, make: Callable[[], S], what: str, instead: str = "") -> S:
+    """Return what the attempt of the calling context holds under ``key``; made on first use, and ended with it.
+
+    Args:
+        key: Identifies it within the attempt.
+        make: Returns it: an object with the methods of :class:`Scoped`.
+        what: What it is, for the message of the error.
+        instead: What to do outside of an attempt, for that message.
+
+    Raises:
+        NoAttemptError: No attempt runs here.
+    """
+    attempt = current() or require(what, instead)
+    found: S | None = attempt.scoped.get(key)
+    if found is None:
+        found = attempt.scoped[key] = make()
+    return found

@@ -22,13 +22,13 @@ from workerpools._text import explained
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 except ModuleNotFoundError as error:
-    raise explained(error, "workerpools.prometheus", "prometheus_client", "prometheus") from None
+    raise explained(error, "workerpools.prometheus", "prometheus_client", "prometheus", "prometheus-client") from None
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
+from workerpools._stats.metrics import DEFINITIONS, Definition, MetricType
 from workerpools._stats.snapshot import OF_WORKERS, Raised, ResourceStats, WorkerStats, raised, resources
 
 __all__ = ["Source", "WorkerPoolsCollector", "register", "serve"]
@@ -103,9 +103,9 @@ class WorkerPoolsCollector(Collector):
 def _family(definition: Definition) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
     labels = ["worker", "resource", *([definition.label] if definition.label else [])]
     name = definition.prometheus
-    if definition.kind is Kind.COUNTER:
+    if definition.type is MetricType.COUNTER:
         return CounterMetricFamily(name, definition.meaning, labels=labels)
-    if definition.kind is Kind.HISTOGRAM:
+    if definition.type is MetricType.HISTOGRAM:
         return HistogramMetricFamily(name, definition.meaning, labels=labels)
     return GaugeMetricFamily(name, definition.meaning, labels=labels)
 

@@ -104,7 +104,7 @@ class _FromSettings(Adapter[T], Generic[T]):
         return self._made
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> str:  # type: ignore[override]
         """The made adapter's, once there is one."""
         return str(getattr(self._made, "kind", ""))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -13,35 +13,31 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
-from workerpools._celery import lifecycle, sharing
+from workerpools._celery import apps, lifecycle, sharing
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
-from workerpools._pools.adapter import Adapter, FunctionAdapter, Opening
-from workerpools._pools.execution import UNKNOWN, ExecutionPool
-from workerpools._pools.registry import CLOSE_TIMEOUT, Registry
+from workerpools._pools.adapter import Adapter, FunctionAdapter
 from workerpools._pools.resource import Resource
-from workerpools._process.descriptors import Descriptors
-from workerpools._run.budget import CAPACITY
+from workerpools._pools.shared import UNKNOWN, ExecutionPool, Shared
+from workerpools._process.bounded import remaining, run_bounded
+from workerpools._run import attempts
 from workerpools._run.events import Listener
-from workerpools._stats.alerts import AlertListener
-from workerpools._stats.meter import Meter
+from workerpools._stats.collector import Collector
 from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from workerpools._stats.alerts import AlertListener
     from workerpools._stats.snapshot import WorkerStats
 
 __all__ = ["WorkerPools", "is_adapter"]
 
 T = TypeVar("T")
-L = TypeVar("L", bound=AlertListener)
+L = TypeVar("L", bound="AlertListener")
 
 logger = logging.getLogger("workerpools")
 
 # What tells an adapter from a client: many of those have open() and close(), too.
 _ADAPTER = ("prepare", "open", "close", "describe")
-
-# The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
-_pools_by_app: weakref.WeakKeyDictionary[Any, list[WorkerPools]] = weakref.WeakKeyDictionary()
 
 
 def is_adapter(value: object) -> bool:
@@ -55,13 +51,13 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Any) -> None:
-    from workerpools._celery import alerting, bootstep, metrics
+    from workerpools._celery import worker
 
-    app.steps["worker"].update((bootstep.PoolsStep, alerting.AlertsStep, metrics.MetricsStep))
-    bootstep.register_command()
+    app.steps["worker"].update(worker.STEPS)
+    worker.register_commands()
 
 
-class WorkerPools(Registry):
+class WorkerPools:
     """The resources that an app's tasks share: declared once, opened once in each process, closed with it.
 
     Works in workers of every execution pool, and outside of them: ``with pools:`` closes what the block opened.
@@ -71,11 +67,14 @@ class WorkerPools(Registry):
     """
 
     def __init__(self, app: Celery | None = None) -> None:
-        super().__init__()
+        attempts.protect()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._worker: Any = None
-        self._execution_pool = UNKNOWN
-        self._failure: Exception | None = None
+        # Where no worker is seen: a spawned child, or none at all.
+        self._unseen = UNKNOWN
+        self.shared = Shared(self._setting, self._execution_pool)
+        #: Called when an alert is raised or cleared.
+        self.alert_listeners: tuple[AlertListener, ...] = ()
         self._number = lifecycle.connect(self)
         if app is not None:
             self.init_app(app)
@@ -88,7 +87,7 @@ class WorkerPools(Registry):
                 # The ``celery`` command, or a worker: what the command does not know of it refuses. Other programs are
                 # spared the import.
                 _tell_worker(app)
-            _pools_by_app.setdefault(app, []).append(self)
+            apps.add(app, self)
 
     @property
     def has_app(self) -> bool:
@@ -98,10 +97,10 @@ class WorkerPools(Registry):
     @classmethod
     def of(cls, app: Celery) -> WorkerPools:
         """Return the first WorkerPools of ``app``; one is made if it has none."""
-        pools = _pools_by_app.get(app)
-        if not pools and sharing.child_index() is not None and app.main is not None:
+        pools = cls.all_of(app)
+        if not pools and sharing.child_index() is not None:
             # Celery hands a spawned child a copy of the app that the child has imported, and what is declared there.
-            pools = next((known for other, known in list(_pools_by_app.items()) if other.main == app.main), None)
+            pools = apps.of_namesake(app)
             if pools:
                 pools[0].init_app(app)
         return pools[0] if pools else cls(app)
@@ -109,7 +108,7 @@ class WorkerPools(Registry):
     @staticmethod
     def all_of(app: Celery) -> list[WorkerPools]:
         """Return every WorkerPools of ``app``, the first one first."""
-        return list(_pools_by_app.get(app, ()))
+        return apps.all_of(app)
 
     def stats(self) -> WorkerStats:
         """Return what the resources of this process are doing; in a worker's main process, those of its children."""
@@ -183,13 +182,57 @@ class WorkerPools(Registry):
                 f"pools.add({type(adapter).__name__}(…)): close= and connections= are for functions; an adapter has "
                 "methods for that"
             )
-        resource: Resource[Any] = Resource(self, cast("Adapter[Any]", adapter), name)
-        self.enrol(resource, name)
+        resource: Resource[Any] = Resource(self.shared, cast("Adapter[Any]", adapter), name)
+        if name is not None:
+            if name in self.shared.names:
+                raise ConfigurationError(
+                    f"two resources are named {name!r} in one WorkerPools: {self.shared.names[name]!r} and "
+                    f"{resource!r}; give one another name: pools.add(…, name='…')"
+                )
+            self.shared.names[name] = resource
+        resource.pools = self
+        self.shared.resources.append(resource)
         return resource
+
+    @property
+    def resources(self) -> list[Resource[Any]]:
+        """The declared resources, by name."""
+        return self.shared.by_name()
+
+    @property
+    def collector(self) -> Collector:
+        """What counts, and reads what children count."""
+        return self.shared.collector
+
+    def has(self, name: str) -> bool:
+        """Return whether a resource has this name."""
+        return name in self.shared.names
+
+    def recycle(self, name: str | None = None) -> list[str]:
+        """Have connections replaced that are open now: each process does it when it uses the resource next.
+
+        What is in flight ends undisturbed on the connection that it has. In the main process of a worker this reaches
+        its children, too; elsewhere it is about this process alone.
+
+        Args:
+            name: The resource; every one if None.
+
+        Returns:
+            The names of the resources that will do it.
+
+        Raises:
+            ConfigurationError: No resource has that name.
+        """
+        names = self.collector.names()
+        if name is not None and name not in names:
+            known = ", ".join(names) or "there are none"
+            raise ConfigurationError(f"no resource is named {name!r}; the resources: {known}")
+        self.collector.recycle([] if name is None else [name])
+        return names if name is None else [name]
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` with every event of these resources in this process and its later children."""
-        self.listeners.add(listener)
+        self.shared.listeners.add(listener)
 
     def on_alert(self, listener: L) -> L:
         """Call ``listener(alert, raised)`` in a worker's main process whenever an alert is raised or cleared.
@@ -205,47 +248,43 @@ class WorkerPools(Registry):
     @property
     def close_timeout(self) -> float:
         """How long closing may take, in seconds: the setting ``workerpools_close_timeout``, or 5."""
-        # What is wrong with the settings was told when they were needed; what is open is to be closed all the same.
-        with contextlib.suppress(ConfigurationError):
-            for app in self._apps:
-                return float(read_settings(app.conf).get("close_timeout", CLOSE_TIMEOUT))
-        return CLOSE_TIMEOUT
+        return self.shared.close_timeout
 
     def close(self, timeout: float | None = None) -> None:
-        # Where nothing is open the settings need not be read: a process may exit because of them.
-        if any(resource.is_open for resource in self.resources):
-            super().close(timeout)
+        """Close every value that this process has open, the last one opened first; the next use opens another.
 
-    @property
-    def budget_capacity(self) -> int:
-        """How many tokens each process has for replays: the setting ``workerpools_retry_budget``, or 500."""
-        for app in self._apps:
-            return int(read_settings(app.conf).get("retry_budget", CAPACITY))
-        return CAPACITY
+        First waits for the attempts of other threads that use these resources. A close that hangs or fails is logged,
+        and the others are closed all the same.
 
-    @property
-    def leak_after(self) -> float | None:
-        """For how long a connection may be in use, in seconds, before that is logged with where it was acquired:
-        the setting ``workerpools_leak_after``, or None for any time.
+        Args:
+            timeout: The bound for all of it, in seconds; ``close_timeout`` if None.
         """
-        for app in self._apps:
-            return cast("float | None", read_setting(app.conf, "leak_after", None))
-        return None
+        # A value may need another one to close, and has opened later then.
+        resources = sorted(
+            (resource for resource in self.resources if resource.is_open),
+            key=lambda resource: resource.opened_as,
+            reverse=True,
+        )
+        # Where nothing is open the settings need not be read: a process may exit because of them.
+        if not resources:
+            return
+        deadline = time.monotonic() + (self.close_timeout if timeout is None else timeout)
+        attempts.wait_for_others(resources, remaining(deadline))
+        for resource in resources:
+            _close(resource, deadline)
 
-    @property
-    def execution_pool(self) -> ExecutionPool:
-        """What runs the tasks of this process."""
+    def _execution_pool(self) -> ExecutionPool:
         # Asked late: worker_init comes before the worker has resolved its execution pool and concurrency.
-        return self._execution_pool if self._worker is None else lifecycle.execution_pool(self._worker)
+        return self._unseen if self._worker is None else lifecycle.execution_pool(self._worker)
 
-    def opening(self, name: str, descriptors: Descriptors, meter: Meter) -> Opening:
-        if self._failure is not None:
-            raise self._failure
-        return super().opening(name, descriptors, meter)
+    def _setting(self, name: str) -> Any:
+        for app in self._apps:
+            return read_setting(app.conf, name, None)
+        return None
 
     def record_failure(self, error: Exception) -> None:
         """Raise ``error`` in every task that opens a resource from now on."""
-        self._failure = error
+        self.shared.failure = error
 
     def worker_starts(self, worker: Any) -> None:
         """Prepare what children can inherit; called in the parent, before any of them exists."""
@@ -253,7 +292,7 @@ class WorkerPools(Registry):
             # A worker of another app in the same process: this app's own one decides about sizes.
             return
         self._worker = worker
-        self._failure = None
+        self.shared.failure = None
         lifecycle.keep_limits(worker)
         with sharing.unharmed():
             for app in self._apps:
@@ -264,7 +303,14 @@ class WorkerPools(Registry):
             if WorkerPools.of(app) is self:
                 for warning in check_times(app):
                     logger.warning(warning)
-        self.prepare()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        for resource in self.resources:
+            try:
+                resource.adapter.prepare()
+            except Exception:
+                logger.exception("could not prepare %r; its tasks will fail with this error", resource)
 
     def worker_ended(self, worker: Any) -> None:
         """Close everything, unless it was the worker of another app, and this app's own one still runs here."""
@@ -283,7 +329,7 @@ class WorkerPools(Registry):
         """Note that this process runs tasks; connects and builds nothing."""
         if self._worker is None:
             # A spawned child never sees worker_init; only prefork spawns.
-            self._execution_pool = ExecutionPool("prefork", 1)
+            self._unseen = ExecutionPool("prefork", 1)
             self.collector.share(sharing.found_board(self._number))
         with sharing.unharmed():
             index = sharing.child_index()
@@ -306,3 +352,15 @@ class WorkerPools(Registry):
 
     def __repr__(self) -> str:
         return f"<WorkerPools {self.resources!r}>"
+
+
+def _close(resource: Resource[Any], deadline: float) -> None:
+    def close() -> None:
+        try:
+            resource.close(remaining(deadline))
+        except Exception:
+            logger.exception("could not close %r", resource)
+
+    # Even without time left a healthy close gets the moment it needs.
+    if not run_bounded(close, max(remaining(deadline), 0.25)):
+        logger.warning("closing %r did not end in time; its connections end with the process", resource)

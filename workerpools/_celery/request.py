@@ -12,6 +12,7 @@ from workerpools._celery.lifecycle import worker_limits
 from workerpools._celery.settings import read_setting
 from workerpools._run.deadline import seconds_allowed
 from workerpools._run.decision import RetryPolicy
+from workerpools._run.delivery import Terms
 
 __all__ = ["TaskTerms", "check_times"]
 
@@ -22,8 +23,8 @@ DEADLINE_MARGIN = 0.1
 REPLAYS = "workerpools_replays"
 
 
-class TaskTerms:
-    """The terms of one task (see :class:`workerpools._run.loop.Terms`).
+class TaskTerms(Terms):
+    """The terms of one Celery task.
 
     Args:
         task: The task; its options are looked up when they are wanted, as annotations may change them late.
@@ -33,15 +34,15 @@ class TaskTerms:
         self._task = task
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         return str(self._task.name)
 
     @property
-    def idempotent(self) -> bool:
+    def idempotent(self) -> bool:  # type: ignore[override]
         return bool(self._task.idempotent)
 
     @property
-    def policy(self) -> RetryPolicy | None:
+    def policy(self) -> RetryPolicy | None:  # type: ignore[override]
         return RetryPolicy.of(self._task.replay, self.name)
 
     def requests(self) -> list[Any]:

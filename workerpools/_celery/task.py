@@ -10,7 +10,7 @@ from typing import Any, cast
 from celery import Celery, Task
 
 from workerpools._celery.configured import ConfiguredResource
-from workerpools._celery.pools import WorkerPools, is_adapter
+from workerpools._celery.pools import is_adapter
 from workerpools._celery.request import TaskTerms
 from workerpools._celery.settings import read_settings
 from workerpools._pools.resource import Resource
@@ -56,7 +56,7 @@ class PooledTask(Task):
             if isinstance(value, (Resource, ConfiguredResource)) or hasattr(type(value), "__workerpools__"):
                 _check_attribute(cls, name)
             if isinstance(value, Resource):
-                value.registry.check_name(value, f"{cls.__name__}.{name}")
+                value.check_name(f"{cls.__name__}.{name}")
             if is_adapter(value):
                 made = type(value).__name__
                 raise ConfigurationError(
@@ -105,9 +105,9 @@ class PooledTask(Task):
         for name, resource in _resources(cls):
             if isinstance(resource, ConfiguredResource):
                 resource.resource_for(app, name)
-            elif isinstance(resource.registry, WorkerPools) and not resource.registry.has_app:
+            elif not resource.pools.has_app:
                 # Celery registers a task with every app of the process: an app that was chosen stays the only one.
-                resource.registry.init_app(app)
+                resource.pools.init_app(app)
         return bound
 
 

@@ -1,19 +1,20 @@
-"""What knows how one library's object is opened and closed, and the adapter for anything else."""
+"""The adapter's side of a resource: what it implements, and what it reports to."""
 
 from __future__ import annotations
 
 import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from workerpools._pools.execution import ExecutionPool
+from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
+from workerpools._run.attempts import Effect, current, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import EventKind, Listeners
-from workerpools._run.failure import Failure
-from workerpools._stats.meter import Meter
+from workerpools._run.failure import Failure, Noted, Phase, noted_of
+from workerpools._stats.meter import Lease, Meter
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
@@ -24,86 +25,224 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-@dataclass(frozen=True)
 class Opening:
-    """What an adapter is told when it opens a value, and where it reports the value's connections.
+    """One value that an adapter opens: its terms, and the place for everything that becomes of it.
+
+    Given to :meth:`Adapter.open`, which hands it to whatever watches the value. Every method may be called from any
+    thread of the process that opened the value, and none blocks on the network.
 
     Attributes:
-        resource: The resource's name.
+        resource: The resource's name, for messages.
         execution_pool: What runs the tasks of this process: sizes follow from it.
-        descriptors: Every connection the value opens is added here, and dropped when it is closed: that is what
-            keeps it from crossing a fork.
-        listeners: Where events go.
-        budget: What pays for replays.
-        meter: What counts.
-        notice: Has the adapter's :meth:`Adapter.recycle` called, if that was asked for: to be called when a connection
-            is about to be taken, by an adapter whose value is kept and used without asking the resource for it.
-        ended: Has the next use open another value: to be called when whoever used the value has closed it.
+        descriptors: The value's sockets, so that a forked child can discard them.
+        notice: Call it when a connection is about to be taken, where the value is kept and used without asking the
+            resource for it: it has :meth:`Adapter.recycle` called if recycling was asked for.
+        ended: Call it when the value was closed by its user: the next use opens another.
     """
 
-    resource: str
-    execution_pool: ExecutionPool
-    descriptors: Descriptors
-    listeners: Listeners
-    budget: Budget = field(default_factory=Budget)
-    meter: Meter = field(default_factory=Meter)
-    notice: Callable[[], object] = _nothing
-    ended: Callable[[], object] = _nothing
+    def __init__(
+        self,
+        resource: str,
+        execution_pool: ExecutionPool = UNKNOWN,
+        descriptors: Descriptors | None = None,
+        listeners: Listeners | None = None,
+        budget: Budget | None = None,
+        meter: Meter | None = None,
+        *,
+        notice: Callable[[], object] = _nothing,
+        ended: Callable[[], object] = _nothing,
+    ) -> None:
+        self.resource = resource
+        self.execution_pool = execution_pool
+        self.descriptors = descriptors or Descriptors()
+        self.notice = notice
+        self.ended = ended
+        self._listeners = listeners or Listeners()
+        self._budget = budget or Budget()
+        meter = meter or Meter()
+        self._meter = meter
+        #: See :meth:`Meter.wait`: begins a lease. Bound here, as it is called for each use of a connection.
+        self.wait: Callable[[], Lease] = meter.wait
+
+    # Connections.
 
     def connected(self, connection: Any, detail: str = "") -> None:
-        """Note that the value opened ``connection``, which has a ``fileno()``; ``detail`` goes with the event."""
+        """Report a connection that the value opened.
+
+        Args:
+            connection: Anything with a ``fileno()``, or a connection that :meth:`Descriptors.look` was asked about.
+                Held weakly.
+            detail: Goes with the event.
+        """
         self.descriptors.add(connection)
-        self.meter.opened()
-        self.listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
+        self.opened(detail)
+
+    def opened(self, detail: str = "") -> None:
+        """Report a connection without a socket of its own (a file, an embedded database)."""
+        self._meter.opened()
+        self._listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
     def disconnected(self, connection: object, detail: str = "", reason: str = "", age: float | None = None) -> None:
-        """Note that the value closed ``connection``.
+        """Report that the value closed a connection.
 
         Args:
             connection: What :meth:`connected` was told.
             detail: Goes with the event.
-            reason: Why, for the statistics: one of their reasons for closing.
-            age: For how long the connection was open, in seconds; None where that is not known.
+            reason: Why: ``idle``, ``lifetime``, ``stale``, ``recycled``, ``shutdown``; else it counts as ``other``.
+            age: Seconds that the connection was open; None where that is not known.
         """
         self.descriptors.drop(connection)
-        why = self.meter.closed(reason, age)
-        self.listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
+        why = self._meter.closed(reason, age)
+        self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
 
     def replaced(self, reason: str) -> None:
-        """Note that an idle connection is replaced by another one as it is wanted; it is ``stale``, for one."""
-        self.listeners.emit(EventKind.CONNECTION_REPLACED, self.resource, reason=reason)
+        """Report that an idle connection is replaced as it is wanted, because it is ``stale``, for one."""
+        self._listeners.emit(EventKind.CONNECTION_REPLACED, self.resource, reason=reason)
 
-    def failed(self, failure: Failure) -> None:
-        """Count a failure of one of the value's connections."""
-        self.meter.failed(failure.kind)
+    def closing(self, reason: str) -> AbstractContextManager[None]:
+        """Have whatever is closed in the block counted as closed for ``reason``."""
+        return self._meter.closing(reason)
+
+    def limited(self, limit: int) -> None:
+        """Report how many connections may be open; 0 for any number."""
+        self._meter.limited(limit)
+
+    def created(self, seconds: float) -> None:
+        """Report how long opening a connection took, with TLS and log-in, in seconds."""
+        self._meter.created(seconds)
+
+    def checked(self, *, alive: bool) -> None:
+        """Report a check of an idle connection, and replace the connection if it was found dead."""
+        self._meter.checked(alive=alive)
+
+    # Leases: :meth:`wait` begins one, with the wait for a connection.
+
+    def lease(self, reclaim: Callable[[], bool] | None = None) -> Lease:
+        """Begin a lease of a connection that is in use at once, where nothing tells of the wait for it.
+
+        Args:
+            reclaim: See :meth:`Lease.acquired`.
+        """
+        return self._meter.taken(reclaim)
+
+    # Failures and effects.
+
+    def failed(
+        self, error: BaseException, failure: Failure | None, *, phase: Phase | None = None, deadline: bool = False
+    ) -> None:
+        """Note what is known of an exception that is about to be raised: on it, and in the attempt.
+
+        Args:
+            error: The exception. Never replaced nor wrapped.
+            failure: What it proves; None if it is no failure of a connection, though the client raised it.
+            phase: What was being done; that of ``failure`` if None.
+            deadline: Whether the task's deadline ended it: the task then fails with its own time limit.
+        """
+        if failure is not None and noted_of(error) is None:
+            self._meter.failed(failure.kind)
+        phase = phase or (Phase.STATEMENT if failure is None else failure.phase)
+        note_failure(error, Noted(failure, phase, deadline, self._budget, self._listeners))
+
+    def effect(self, what: str) -> Effect:
+        """Note that something leaves which cannot be taken back; see :meth:`Effect.withdraw`.
+
+        It counts for the attempt of the calling context and for those it runs inside of; in a thread without an
+        attempt for every attempt of the process, since any of them may have started the thread.
+
+        Args:
+            what: A short phrase without secrets: ``"POST by 'api'"``.
+        """
+        effect = Effect(what)
+        note_effect(effect)
+        return effect
+
+    def replay(self, error: BaseException, **fields: object) -> bool:
+        """Ask whether a request that failed with ``error`` may be sent again now; pay for it, and report it.
+
+        Policy and budget of the task decide, outside an attempt the budget alone. That repeating is safe is the
+        adapter's to know.
+
+        Args:
+            error: The exception that :meth:`failed` was told.
+            fields: Go with the event.
+        """
+        noted = noted_of(error)
+        if noted is None or noted.failure is None:
+            return False
+        attempt = current()
+        if attempt is None or attempt.delivery is None:
+            allowed = self._budget.take(timed_out=noted.failure.timed_out)
+        else:
+            allowed = attempt.delivery.take_replay(noted)
+        if allowed:
+            kind = noted.failure.kind.value
+            self._listeners.emit(EventKind.REQUEST_REPLAYED, self.resource, **fields, kind=kind)
+        return allowed
+
+    def resolved(self, outcome: str) -> None:
+        """Report that the outcome of a commit whose acknowledgement was lost was found out."""
+        self._listeners.emit(EventKind.COMMIT_RESOLVED, self.resource, outcome=outcome)
 
 
 class Adapter(Protocol[T]):
-    """How the object of one library is prepared, opened and closed.
+    """How the object of one library is prepared, opened, closed and judged.
 
-    An adapter holds the declaration alone. Each process opens a value of its own through it. It may have an attribute
-    ``kind``: what it connects to, ``"http"`` or ``"database"``, by which exporters choose their names. And it may have
-    an attribute ``server``: the host and port that it always connects to, None if there is no such one.
+    An adapter holds the declaration alone. Each process opens a value of its own through it. Subclass it, and override
+    what differs; :mod:`workerpools.adapter` tells when each method is called, in which process and thread.
+
+    Attributes:
+        kind: What it connects to, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``; exporters choose
+            their names by it.
+        server: The host and port that it always connects to, for exporters; None if there is no such one.
+        libraries: Top-level packages whose exceptions are this client's: the client's own and its drivers'. What they
+            raise over another exception may mask it.
+        leak_after: Seconds after which a connection in use is reported with its stack; None for the setting
+            ``workerpools_leak_after``.
     """
+
+    kind: str = ""
+    server: tuple[str, int] | None = None
+    libraries: Sequence[str] = ()
+    leak_after: float | None = None
 
     def prepare(self) -> None:
         """Build what can be built without a socket (a TLS context, a driver's import).
 
-        Called in the parent before it forks, where it is inherited by every child; not called at all in a script.
-        ``open`` must work without it.
+        Called in a worker's main process before it forks, where every child inherits it; not called at all in a
+        script. ``open`` must work without it.
+
+        Raises:
+            Exception: Logged; ``open`` is expected to raise it in the task.
         """
         return
 
     def open(self, opening: Opening) -> T:
-        """Return a new value for this process. Called once a process, under a lock."""
+        """Return a new value for this process.
+
+        Called on first use, in the thread of the task, under a lock: once per process.
+
+        Args:
+            opening: Where the value reports its connections, leases, failures and effects.
+
+        Raises:
+            Exception: Raised in the task as it is, with a note that names the resource; the next use tries again.
+        """
         ...
 
     def close(self, value: T, timeout: float) -> None:
-        """Close ``value`` and its connections; wait at most ``timeout`` seconds for work in flight."""
+        """Close ``value`` and its connections.
+
+        Called once per value, in a thread of its own: at shutdown, by ``close()``, or where another value has taken
+        its place. Must work after a failure half-way.
+
+        Args:
+            value: The value.
+            timeout: Seconds to wait for work in flight at most.
+        """
         ...
 
     def recycle(self, value: T, since: float) -> bool:
-        """Have the connections of ``value`` replaced, each once it is idle: what is in flight ends on it.
+        """Have the connections of ``value`` replaced, each once it is idle: what is in flight ends undisturbed.
 
         Called at the next use after :meth:`workerpools.WorkerPools.recycle`, in whichever thread that is.
 
@@ -112,16 +251,16 @@ class Adapter(Protocol[T]):
             since: When that was asked for, on the clock of :func:`time.monotonic`. What was opened later may stay.
 
         Returns:
-            Whether that is seen to. If not, the value is closed, and another opened in its place: for the next attempt,
-            once those that have used it have ended.
+            Whether that is done or on its way. If not, the next attempt gets another value, and this one is closed
+            once the attempts that have used it have ended.
         """
         return False
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         """Return what an exception of this library proves; None if it is no failure of a connection, or not known.
 
-        Asked after an attempt has failed, for exceptions that were not noted when they were raised. Without an answer
-        the exception is raised, and nothing is run again.
+        Called after an attempt has failed, in its thread, for exceptions that :meth:`Opening.failed` was not told of.
+        Without an answer the exception is raised, and nothing is run again.
 
         Args:
             error: The exception.
@@ -140,7 +279,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
     The code after the ``yield`` closes the value; it never runs in a forked child for a value of the parent.
 
     Args:
-        factory: Called without arguments, once a process.
+        factory: Called without arguments, once per process.
         close: Called with the value when the process is done with it; for plain functions. Without it the value's
             own ``close()`` is called if it has one.
         connections: Called with the value at a fork; returns the objects with a ``fileno()`` that the value owns, so
@@ -158,7 +297,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         self._close = close
         self._connections = connections
         self._running: dict[int, Iterator[T]] = {}
-        self._meters: dict[int, tuple[Meter, float]] = {}
+        self._openings: dict[int, tuple[Opening, float]] = {}
 
     def open(self, opening: Opening) -> T:
         made = self._factory()
@@ -175,14 +314,14 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         elif hasattr(value, "fileno"):
             opening.descriptors.add(cast(Any, value))
         # One value, one connection: nothing tells of more.
-        opening.meter.opened()
-        self._meters[id(value)] = (opening.meter, time.monotonic())
+        opening._meter.opened()
+        self._openings[id(value)] = (opening, time.monotonic())
         return value
 
     def close(self, value: T, timeout: float) -> None:
-        meter, since = self._meters.pop(id(value), (None, 0.0))
-        if meter is not None:
-            meter.closed(age=time.monotonic() - since)
+        opening, since = self._openings.pop(id(value), (None, 0.0))
+        if opening is not None:
+            opening._meter.closed(age=time.monotonic() - since)
         running = self._running.pop(id(value), None)
         if running is not None:
             next(running, None)

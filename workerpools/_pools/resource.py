@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -11,20 +12,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
-from workerpools._pools.adapter import Adapter
-from workerpools._pools.turnover import Live, Turnover
+from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.shared import Shared
 from workerpools._process import fork
 from workerpools._process.bounded import remaining, run_bounded
 from workerpools._process.descriptors import Descriptors
-from workerpools._run import attempts
+from workerpools._run.attempts import Attempt, current, line
 from workerpools._run.events import EventKind
-from workerpools._run.failure import Failure, Noted, is_interruption
-from workerpools._stats.meter import Meter, Use
+from workerpools._run.failure import Failure, Noted, is_interruption, know_libraries
+from workerpools._stats.meter import Meter
 from workerpools._text import add_note
 from workerpools.errors import ConfigurationError, OpenTimeoutError
-
-if TYPE_CHECKING:
-    from workerpools._pools.registry import Registry
 
 __all__ = ["Overridable", "Resource"]
 
@@ -80,22 +78,71 @@ class Overridable(Generic[T]):
         return f"{where} is the handle, not the value: write {where}.get().{name}, or self.{attribute}.{name} in a body"
 
 
+class _Live(Generic[T]):
+    """A value that is open in this process.
+
+    Attributes:
+        value: The value.
+        opening: What its adapter was given, whose descriptors are its connections.
+        born: When opening began, or when its connections were replaced last, on the clock of :func:`time.monotonic`.
+        number: Its place in the order in which this process has opened values.
+        version: The version of the requests to recycle that it is known to be up to date with.
+        users: The attempts that began with it and run.
+        outside: Whether it was given out outside of an attempt, so that nothing tells when its use ends.
+    """
+
+    __slots__ = ("born", "number", "opening", "outside", "users", "value", "version")
+
+    def __init__(self, value: T, opening: Opening, born: float) -> None:
+        self.value = value
+        self.opening = opening
+        self.born = born
+        self.number = next(_numbers)
+        self.version = -1.0
+        self.users: set[Attempt] = set()
+        self.outside = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody uses it."""
+        return not self.outside and not self.users
+
+
+_numbers = itertools.count(1)
+
+
 class Resource(Overridable[T]):
     """One declared connection-holding object, and the value of it that this process has.
 
     As a class attribute of a task base it gives the value (``self.api``); on the class itself, or kept in a variable,
-    it is a handle: ``ShopTask.api.get()``. Made by :meth:`workerpools.WorkerPools.add`.
+    it is a handle. Made by :meth:`workerpools.WorkerPools.add`.
+
+    >>> from workerpools import WorkerPools
+    >>> pools = WorkerPools()
+    >>> clock = pools.add(lambda: time, name="clock")
+    >>> clock
+    <Resource 'clock' FunctionAdapter closed pid=...>
+    >>> clock.get() is time
+    True
+    >>> with clock.override("a stand-in"):
+    ...     clock.get()
+    'a stand-in'
+    >>> clock.close()
     """
 
-    def __init__(self, registry: Registry, adapter: Adapter[T], name: str | None) -> None:
+    #: The WorkerPools it was declared in.
+    pools: Any = None
+
+    def __init__(self, shared: Shared, adapter: Adapter[T], name: str | None) -> None:
         super().__init__()
-        self.registry = registry
+        self.shared = shared
         self.adapter = adapter
-        self._recycles = registry.recycles
+        self._recycles = shared.recycles
         self._name = name
-        self._live: Live[T] | None = None
-        #: How many connections were inherited by a fork and dropped; None where there was no value to drop.
+        self._live: _Live[T] | None = None
+        #: Connections that were inherited by a fork and dropped; None where there was no value to drop.
         self._discarded: int | None = None
+        know_libraries(getattr(adapter, "libraries", ()))
         self._forget()
         fork.guard(self)
 
@@ -103,9 +150,9 @@ class Resource(Overridable[T]):
         self._lock = threading.RLock()
         self.meter = Meter()
         self._opening: Descriptors | None = None
-        self._closing: list[Live[T]] = []
-        #: Values that were replaced while they were in use.
-        self.turnover: Turnover[T] = Turnover()
+        self._closing: list[_Live[T]] = []
+        #: Values that another one has replaced, each until its last user ends.
+        self._retired: list[_Live[T]] = []
         self._asked = 0.0
 
     @property
@@ -117,8 +164,26 @@ class Resource(Overridable[T]):
         if self._name is None:
             # A refusal must wait for __init_subclass__: before Python 3.12 what is raised here becomes RuntimeError.
             self._name = name
-            self.registry.adopt(self)
+            # The first owner of a name keeps it.
+            self.shared.names.setdefault(name, self)
         self._where = self._where or f"{owner.__name__}.{name}"
+
+    def check_name(self, where: str) -> None:
+        """Refuse an attribute name that another resource has already.
+
+        Args:
+            where: The attribute, for the message.
+
+        Raises:
+            ConfigurationError: See above.
+        """
+        other = self.shared.names.get(self.name)
+        if other is not None and other is not self:
+            self.shared.resources.remove(self)
+            raise ConfigurationError(
+                f"{where}: another resource of the same WorkerPools is named {self.name!r} ({other!r}); "
+                "use that one here, or name this one: pools.add(…, name='…')"
+            )
 
     @overload
     def __get__(self, instance: None, owner: type | None = None) -> Resource[T]: ...
@@ -144,64 +209,119 @@ class Resource(Overridable[T]):
         """Return what :meth:`get` returns, for a descriptor's ``__get__``."""
         if self._overrides:
             return self._overrides[-1]
-        attempt = attempts.current()
-        begins = attempt is None
-        if attempt is not None and self not in attempt.used:
-            attempt.used += (self,)
-            begins = True
-        live = self._live
+        attempt = current()
+        live: _Live[T] | None = self._live if attempt is None else attempt.values.get(self)
         if live is None:
-            live = self._open(attempt)
+            live = self._begin(attempt)
         # Most of the time this one look is all that recycling costs.
-        if live.looked != self._recycles.cells[0]:
-            live = self._look(live, attempt, begins=begins)
+        elif live.version != self._recycles.cells[0]:
+            if attempt is None:
+                live = self._begin(attempt)
+            else:
+                self._renew(live)
         if attempt is None:
-            live.lent = True
+            live.outside = True
         return live.value
 
     def notice(self) -> None:
-        """Look whether connections are to be replaced, for an adapter whose value is used without :meth:`use`."""
+        """Have connections replaced if that was asked for; see :attr:`Opening.notice`."""
         live = self._live
-        if live is not None and live.looked != self._recycles.cells[0]:
-            self._look(live, attempts.current(), begins=False)
+        if live is not None and live.version != self._recycles.cells[0]:
+            self._renew(live)
 
-    def _look(self, live: Live[T], attempt: attempts.Attempt | None, *, begins: bool) -> Live[T]:
-        """Return the value to use, after a look at whether it is to be recycled, or was.
+    def _begin(self, attempt: Attempt | None) -> _Live[T]:
+        """Return the value to use from now on, opened if there is none; an attempt keeps it to its end."""
+        replaced: _Live[T] | None = None
+        opened = False
+        if not self._lock.acquire(timeout=OPEN_TIMEOUT):
+            raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
+        try:
+            if attempt is not None and self not in attempt.values:
+                # Before anything can fail: its adapter is asked about the error then.
+                attempt.values[self] = None
+                attempt.callback(self._attempt_ended)
+                if attempt.budget is None:
+                    attempt.budget = self.shared.budget
+            # One that runs inside of another one goes on with the outer one's value.
+            outer: _Live[T] | None = next((found for each in line(attempt) if (found := each.values.get(self))), None)
+            live = outer or self._live
+            if live is not None and outer is None and not self._renew(live):
+                self._live, replaced, live = None, live, None
+                self._retired.append(replaced)
+            if live is None:
+                live, opened = self._open(attempt), True
+            if attempt is not None:
+                attempt.values[self] = live
+                live.users.add(attempt)
+        finally:
+            self._lock.release()
+            if replaced is not None and replaced.is_free:
+                self._end(replaced)
+        if opened:
+            # Told now: right after a fork no code may run that takes a lock, and logging does.
+            discarded, self._discarded = self._discarded, None
+            if discarded is not None:
+                self.shared.listeners.emit(
+                    EventKind.VALUE_DISCARDED, self.name, "inherited by a fork", connections=discarded
+                )
+            self.shared.listeners.emit(EventKind.VALUE_OPENED, self.name)
+        return live
 
-        Args:
-            live: The present one.
-            attempt: Who asks.
-            begins: Whether the attempt has not used the resource before, so that it may get another value.
-        """
-        with self._lock:
-            bound = self.turnover.of(attempt)
-            if bound is not None:
-                return bound
-            version = self._recycles.cells[0]
-            asked = max(self._asked, self._recycles.at(self.name))
-            recycled, idle = live is self._live and asked > live.born, False
-            if recycled and self._recycle(live.value, asked):
-                live.born = asked
-            elif recycled:
-                if not begins:
-                    # Not in the middle of an attempt.
-                    return live
-                # In this order: who does not find it any more is not given it.
-                self._live = None
-                users = [each for each in attempts.running() if each is not attempt and self in each.used]
-                idle = self.turnover.supersede(live, users)
-            if live is self._live and not self.turnover.bound:
-                live.looked = version
-        if recycled:
-            self.registry.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
-        if self._live is live:
+    def _open(self, attempt: Attempt | None) -> _Live[T]:
+        if self._opening is not None:
+            raise ConfigurationError(f"{self!r}: its factory uses the resource that it is to make")
+        if self.shared.failure is not None:
+            raise self.shared.failure
+        born = time.monotonic()
+        # From here on a fork knows of the value's connections, even while it is half open.
+        self._opening = descriptors = Descriptors()
+        shared = self.shared
+        try:
+            # Its name is final now: an attribute may have given it.
+            shared.collector.attach(self)
+            self.meter.closes("")
+            if (leak_after := self.leak_after) is not None:
+                self.meter.leak_after = leak_after
+                shared.leaks.watch(self.name, self.meter, shared.listeners)
+            opening = Opening(
+                self.name,
+                shared.execution_pool,
+                descriptors,
+                shared.listeners,
+                shared.budget,
+                self.meter,
+                notice=self.notice,
+                ended=lambda: self._closed_by_user(descriptors),
+            )
+            live = self._live = _Live(self.adapter.open(opening), opening, born)
             return live
-        if idle:
-            self._end(live)
-        return self._open(attempt)
+        except Exception as error:
+            add_note(error, f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})")
+            raise
+        finally:
+            self._opening = None
+            if attempt is not None:
+                # What a factory acquires for its value lives as long as that, and not as long as the attempt.
+                for used in attempt.values:
+                    used.meter.disown(attempt, born)
+
+    def _renew(self, live: _Live[T]) -> bool:
+        """Have the connections of ``live`` replaced if that was asked for; return whether it can be used on."""
+        version = self._recycles.cells[0]
+        if live.version == version:
+            return True
+        with self._lock:
+            asked = max(self._asked, self._recycles.at(self.name))
+            if asked > live.born:
+                if live is not self._live or not self._recycle(live.value, asked):
+                    return False
+                live.born = asked
+                self.shared.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
+            live.version = version
+        return True
 
     def _recycle(self, value: T, since: float) -> bool:
-        # Not every adapter derives from the protocol.
+        # Not every adapter derives from Adapter.
         recycle = getattr(self.adapter, "recycle", None)
         if recycle is None:
             return False
@@ -210,34 +330,47 @@ class Resource(Overridable[T]):
         except Exception as error:
             if is_interruption(error):
                 raise
-            logger.exception("%r could not recycle its connections; its value is closed instead", self)
+            logger.exception("%r: recycling failed; closing its value instead", self)
             return False
 
-    def _end(self, live: Live[T]) -> None:
-        """Close a value whose place another one takes."""
+    def _attempt_ended(self, attempt: Attempt) -> BaseException | None:
+        """Count an attempt that has used the resource, take back what it left, and let go of its value."""
+        interruption: BaseException | None = None
+        left = self.meter.attempt_ended(attempt)
+        if left:
+            # Loaded by the first attempt that leaves something.
+            from workerpools._stats.leaks import give_back
+
+            interruption = give_back(self.name, self.shared.listeners, left, attempt.task)
+            self.meter.publish()
+        live: _Live[T] | None = attempt.values.get(self)
+        if live is not None:
+            with self._lock:
+                live.users.discard(attempt)
+                free = live is not self._live and live in self._retired and live.is_free
+            if free:
+                self._end(live)
+        return interruption
+
+    def _end(self, live: _Live[T]) -> None:
+        """Close a value that another one has replaced."""
 
         def close() -> None:
             try:
                 with self.meter.closing("recycled"):
-                    self.adapter.close(live.value, self.registry.close_timeout)
+                    self.adapter.close(live.value, self.shared.close_timeout)
             except Exception:
                 logger.exception("could not close a value of %r", self)
             finally:
                 with self._lock:
-                    self.turnover.ended(live)
+                    if live in self._retired:
+                        self._retired.remove(live)
 
         if not run_bounded(close, END_TIMEOUT):
-            logger.warning("closing a value of %r takes its time; its task does not wait for it", self)
-
-    def release(self, attempt: attempts.Attempt) -> None:
-        """Note that an attempt has ended that may have begun with a value that was replaced since."""
-        with self._lock:
-            live = self.turnover.release(attempt)
-        if live is not None:
-            self._end(live)
+            logger.warning("closing a value of %r takes long; its task does not wait for it", self)
 
     def ask(self, now: float) -> None:
-        """Have this process replace what was opened before ``now``, when it uses the resource next.
+        """Have this process replace what was opened before ``now``, at the next use.
 
         Args:
             now: On the clock of :func:`time.monotonic`.
@@ -245,66 +378,20 @@ class Resource(Overridable[T]):
         with self._lock:
             self._asked = now
             if self._live is not None:
-                self._live.looked = -1.0
+                self._live.version = -1.0
 
     def recycle(self) -> None:
         """Have its connections replaced (see :meth:`workerpools.WorkerPools.recycle`)."""
-        self.registry.collector.recycle([self.name])
-
-    def _open(self, attempt: attempts.Attempt | None) -> Live[T]:
-        if not self._lock.acquire(timeout=OPEN_TIMEOUT):
-            raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
-        try:
-            live = self.turnover.of(attempt) or self._live
-            if live is not None:
-                return live
-            if self._opening is not None:
-                raise ConfigurationError(f"{self!r}: its factory uses the resource that it is to make")
-            born = time.monotonic()
-            # From here on a fork knows of the value's connections, even while it is half open.
-            self._opening = descriptors = Descriptors()
-            try:
-                # Its name is final now: an attribute may have given it.
-                self.registry.collector.attach(self)
-                self.meter.closes("")
-                if (leak_after := self.leak_after) is not None:
-                    self.meter.leak_after = leak_after
-                    self.registry.held.watch(self)
-                opening = self.registry.opening(self.name, descriptors, self.meter)
-                opening = replace(opening, notice=self.notice, ended=lambda: self._ended(descriptors))
-                live = self._live = Live(self.adapter.open(opening), descriptors, born)
-            except Exception as error:
-                add_note(
-                    error,
-                    f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})",
-                )
-                raise
-            finally:
-                self._opening = None
-                if attempt is not None:
-                    # What a factory acquires for its value lives as long as that, and not as long as the attempt.
-                    for used in attempt.used:
-                        used.meter.disown(attempt, born)
-            discarded, self._discarded = self._discarded, None
-        finally:
-            self._lock.release()
-        if discarded is not None:
-            # Told now: right after a fork no code may run that takes a lock, and logging does.
-            self.registry.listeners.emit(
-                EventKind.VALUE_DISCARDED, self.name, "inherited by a fork", connections=discarded
-            )
-        self.registry.listeners.emit(EventKind.VALUE_OPENED, self.name)
-        return live
+        self.shared.collector.recycle([self.name])
 
     def close(self, timeout: float | None = None) -> None:
         """Close this process's value, if it has one; the next use opens another.
 
         Args:
-            timeout: How long to wait for work in flight, in seconds; the registry's ``close_timeout`` if None.
+            timeout: Seconds to wait for work in flight; the setting ``workerpools_close_timeout`` if None.
         """
         with self._lock:
-            values = self.turnover.superseded
-            self.turnover = Turnover()
+            values, self._retired = self._retired, []
             if self._live is not None:
                 values.append(self._live)
                 self._live = None
@@ -313,27 +400,27 @@ class Resource(Overridable[T]):
             # Still ours until its last connection is closed: a fork meanwhile must discard it.
             self._closing += values
         self.meter.closes("shutdown")
-        deadline = time.monotonic() + (self.registry.close_timeout if timeout is None else timeout)
+        deadline = time.monotonic() + (self.shared.close_timeout if timeout is None else timeout)
         with ExitStack() as closing:
             for live in values:
                 closing.callback(self._closing.remove, live)
                 closing.callback(self._close, live, deadline)
-        self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name)
+        self.shared.listeners.emit(EventKind.VALUE_CLOSED, self.name)
 
-    def _ended(self, descriptors: Descriptors) -> None:
-        with self._lock:
-            # Its owner has let go of it before it closes it.
-            if self._live is None or self._live.descriptors is not descriptors:
-                return
-            self._live = None
-        logger.warning("%r was closed by who used it; the next use opens another: leave closing to workerpools", self)
-        self.registry.listeners.emit(EventKind.VALUE_CLOSED, self.name, "by who used it")
-
-    def _close(self, live: Live[T], deadline: float) -> None:
+    def _close(self, live: _Live[T], deadline: float) -> None:
         self.adapter.close(live.value, remaining(deadline))
 
+    def _closed_by_user(self, descriptors: Descriptors) -> None:
+        with self._lock:
+            # Closing by workerpools lets go of the value first.
+            if self._live is None or self._live.opening.descriptors is not descriptors:
+                return
+            self._live = None
+        logger.warning("%r was closed by its user; reopening on next use. Do not close pooled clients.", self)
+        self.shared.listeners.emit(EventKind.VALUE_CLOSED, self.name, "by its user")
+
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Noted | None:
-        """Return what an exception proves, if its adapter knows it for one of this resource."""
+        """Return what an exception proves, if its adapter takes it for one of this resource."""
         try:
             failure = self.adapter.classify(error, earlier)
         except Exception:  # somebody else's function: the task's own error matters more
@@ -341,16 +428,18 @@ class Resource(Overridable[T]):
             return None
         if failure is None or failure.resource not in ("", self.name):
             return None
-        return Noted(replace(failure, resource=self.name), failure.phase, self.registry)
+        self.meter.failed(failure.kind)
+        shared = self.shared
+        return Noted(replace(failure, resource=self.name), failure.phase, False, shared.budget, shared.listeners)
 
     def pin(self) -> object:
         """Return what must not be finalized in a forked child (see :mod:`workerpools._process.fork`)."""
-        return [(held, held.descriptors.pin()) for held in self._held()], self._opening
+        return [(held, held.opening.descriptors.pin()) for held in self._held()], self._opening
 
     def discard(self) -> tuple[object, Sequence[int]]:
         """Forget the inherited value, in a forked child, without a byte to its peer."""
         held = self._held()
-        ledgers = [live.descriptors for live in held]
+        ledgers = [live.opening.descriptors for live in held]
         if self._opening is not None:
             ledgers.append(self._opening)
         kept = (held, ledgers, [ledger.pin() for ledger in ledgers])
@@ -362,30 +451,30 @@ class Resource(Overridable[T]):
             self._discarded = len(inherited)
         return kept, inherited
 
-    def _held(self) -> list[Live[T]]:
-        return [*self._closing, *self.turnover.superseded, *([self._live] if self._live is not None else [])]
+    def _held(self) -> list[_Live[T]]:
+        return [*self._closing, *self._retired, *([self._live] if self._live is not None else [])]
 
     @property
     def kind(self) -> str:
-        """What its adapter connects to: ``http``, ``database``, or empty where that is not known."""
+        """What its adapter connects to, such as ``http``; empty where that is not known."""
         return str(getattr(self.adapter, "kind", ""))
 
     @property
     def leak_after(self) -> float | None:
-        """For how long a connection may be in use, in seconds, before a line with its stack is logged; None for any."""
+        """Seconds after which a connection in use is reported with its stack; None for never."""
         own = getattr(self.adapter, "leak_after", None)
-        return self.registry.leak_after if own is None else float(own)
-
-    def give_back(self, left: Sequence[Use], attempt: attempts.Attempt) -> BaseException | None:
-        """Give back what an attempt has left in use, and log it; return what interrupted the process meanwhile."""
-        from workerpools._stats.leaks import give_back
-
-        return give_back(self, left, "" if attempt.allowance is None else attempt.allowance.task)
+        return self.shared.leak_after if own is None else float(own)
 
     @property
     def is_open(self) -> bool:
         """Whether this process has opened a value of its own."""
-        return self._live is not None or bool(self.turnover.superseded)
+        return self._live is not None or bool(self._retired)
+
+    @property
+    def opened_as(self) -> int:
+        """The place of its value in the order in which this process has opened values; 0 for none."""
+        live = self._live
+        return 0 if live is None else live.number
 
     def __repr__(self) -> str:
         if self._overrides:

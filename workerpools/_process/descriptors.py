@@ -11,10 +11,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-__all__ = ["Descriptors", "HasFileno", "Seen", "is_socket", "made_since", "numbers"]
+__all__ = ["Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since", "numbers"]
 
 
-class Seen:
+class SocketNumber:
     """A socket that is known by its number alone, which may be another file's once it is closed.
 
     Args:
@@ -105,7 +105,7 @@ class Descriptors:
         self._sources: list[Callable[[], Iterable[Any]]] = []
         self._kept: list[object] = []
         self._connecting: dict[int, tuple[frozenset[tuple[int, int]], int | None]] = {}
-        self._seen: weakref.WeakKeyDictionary[object, Seen] = weakref.WeakKeyDictionary()
+        self._seen: weakref.WeakKeyDictionary[object, SocketNumber] = weakref.WeakKeyDictionary()
 
     def connecting(self, port: int | None) -> None:
         """Note that the calling thread begins to connect, until it calls :meth:`add` or :meth:`gave_up`.
@@ -121,7 +121,7 @@ class Descriptors:
         """Note that the calling thread connects no longer."""
         self._connecting.pop(threading.get_ident(), None)
 
-    def look(self, connection: Any) -> Seen | None:
+    def look(self, connection: Any) -> SocketNumber | None:
         """Find the socket of a connection without a ``fileno()`` that the calling thread has just made.
 
         Returns:
@@ -131,7 +131,7 @@ class Descriptors:
         found = [] if begun is None else made_since(*begun)
         if len(found) != 1:
             return None
-        seen = self._seen[connection] = Seen(found[0])
+        seen = self._seen[connection] = SocketNumber(found[0])
         return seen
 
     def add(self, connection: Any) -> None:

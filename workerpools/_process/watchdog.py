@@ -18,7 +18,7 @@ import time
 from _socket import SHUT_RDWR
 from _socket import socket as native_socket
 
-from workerpools._process.descriptors import Seen
+from workerpools._process.descriptors import SocketNumber
 from workerpools._process.greenlets import Threads
 
 __all__ = ["Watchdog"]
@@ -38,7 +38,7 @@ class Watchdog:
         self._threads = Threads()
         self._numbers = itertools.count(1)
         #: By number: when, and which socket.
-        self._watched: dict[int, tuple[float, Seen]] = {}
+        self._watched: dict[int, tuple[float, SocketNumber]] = {}
         #: The numbers whose sockets are being shut down now, or were forgotten at the last moment.
         self._shutting: set[int] = set()
         #: When the thread looks again by itself.
@@ -58,7 +58,7 @@ class Watchdog:
             # The thread did not come along in the fork.
             self._reset()
         number = next(self._numbers)
-        self._watched[number] = (at, Seen(descriptor))
+        self._watched[number] = (at, SocketNumber(descriptor))
         # Read after that is written, as the thread writes it before it reads that.
         if at < self._looks:
             self._rouse()

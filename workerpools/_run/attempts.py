@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from workerpools._process import fork
-from workerpools._run import attempts, failure
+from workerpools._run.budget import Budget
 from workerpools._run.deadline import NO_DEADLINE, Deadline
-from workerpools._run.failure import Noted
+from workerpools._run.delivery import Delivery
+from workerpools._run.failure import Noted, attach
 from workerpools.errors import NoAttemptError
 
-if TYPE_CHECKING:
-    from workerpools._pools.resource import Resource
-
 __all__ = [
-    "Allowance",
     "Attempt",
     "Effect",
     "Scoped",
@@ -34,7 +31,6 @@ __all__ = [
     "require",
     "running",
     "wait_for_others",
-    "withdraw_effect",
 ]
 
 logger = logging.getLogger("workerpools")
@@ -48,76 +44,105 @@ MAX_ROUNDS = 20
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
 
-class Scoped(Protocol):
-    """Something that an attempt ends: a session."""
+class Effect:
+    """Something that left in an attempt and cannot be taken back. Two of the same text are two effects.
+
+    Attributes:
+        what: A short phrase without secrets, like ``POST by 'api'``.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def withdraw(self) -> None:
+        """Take it back: it turned out that the server cannot have acted on it."""
+        for attempt in {*running(), *concerned()}:
+            attempt.effects = tuple(noted for noted in attempt.effects if noted is not self)
+
+    def __repr__(self) -> str:
+        return f"Effect({self.what!r})"
+
+    def __str__(self) -> str:
+        return self.what
+
+
+class Scoped:
+    """Something that belongs to one attempt and ends with it: a session, a batch, a lock.
+
+    The attempt calls these in its own thread: :meth:`finish` when the body has returned, :meth:`rollback` on every
+    other way out, then :meth:`end` in both cases. Raising from :meth:`finish` fails the attempt.
+    """
 
     def finish(self) -> bool:
-        """Make what was done permanent; return whether there was anything."""
-        ...
+        """Commit; return whether there was anything to commit.
+
+        Called again until every scoped object of the attempt returns False: a commit's listeners may begin more work.
+        """
+        return False
 
     def rollback(self) -> object:
-        """Undo what was done."""
+        """Undo what was done. Must not raise what it can avoid: the attempt has failed already."""
 
     def end(self) -> object:
-        """Give the connection back, for good."""
+        """Give back what is held, for good."""
 
     def invalidate(self) -> object:
-        """Throw the connection away, when giving it back failed."""
-
-
-class Allowance(Protocol):
-    """What a task may still replay."""
-
-    def take_replay(self, noted: Noted) -> bool:
-        """Count one replay because of ``noted``, if there may be one; return whether there may."""
-        ...
-
-    @property
-    def deadline(self) -> Deadline:
-        """When the task must have ended."""
-        ...
-
-    @property
-    def task(self) -> str:
-        """The task's name."""
-        ...
-
-    @property
-    def request(self) -> object:
-        """The Celery request it runs for, whose identity tells one run from another; None outside a worker."""
-        ...
+        """Throw the connection away: rolling back or giving back has failed."""
 
 
 class Attempt:
     """One run of a task body.
 
     Args:
-        allowance: What it may still replay; None where nothing is known of that.
+        delivery: The delivery it is an attempt of; None where nothing is known of that.
         parent: The attempt that it runs inside of.
     """
 
-    # At the class until they are set: most attempts need few of them, and every one would pay.
+    # Class attributes until they are set: most attempts need few of them, and every one would pay.
 
     #: What left that cannot be taken back.
     effects: tuple[Effect, ...] = ()
     #: What is known of the exceptions that its resources raised.
     noted: tuple[Noted, ...] = ()
-    #: The resources it has used.
-    used: tuple[Resource[Any], ...] = ()
-    #: Whether it has been left, as a whole.
-    left = False
+    #: Gets a token back for a success without replays: the budget of the first resource it used.
+    budget: Budget | None = None
+    #: Whether it has ended, as a whole.
+    ended = False
+    _deadline: Deadline | None = None
 
-    def __init__(self, allowance: Allowance | None = None, parent: Attempt | None = None) -> None:
-        self.allowance = allowance
+    def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
+        self.delivery = delivery
         self.parent = parent
-        #: What it has lent to its body and ends with it, by whoever lent it.
-        self.lent: dict[object, Scoped] = {}
+        #: The resources it has used, each with the value that it began with.
+        self.values: dict[Any, Any] = {}
+        #: What belongs to it and ends with it, by whoever made it.
+        self.scoped: dict[object, Any] = {}
+        self._callbacks: list[Callable[[Attempt], BaseException | None]] = []
+
+    @property
+    def task(self) -> str:
+        """The task's name; empty where it is not known."""
+        return "" if self.delivery is None else self.delivery.terms.name
 
     @property
     def deadline(self) -> Deadline:
         """When the attempt must have ended: its own task's limit, or that of the attempt it runs inside of."""
-        own = NO_DEADLINE if self.allowance is None else self.allowance.deadline
-        return own if self.parent is None else own.nearest(self.parent.deadline)
+        found = self._deadline
+        if found is None:
+            own = NO_DEADLINE if self.delivery is None else self.delivery.deadline
+            self._deadline = found = own if self.parent is None else own.nearest(self.parent.deadline)
+        return found
+
+    def callback(self, function: Callable[[Attempt], BaseException | None]) -> None:
+        """Call ``function`` with the attempt once it has ended, in its thread, in the order of registration.
+
+        Args:
+            function: Returns what interrupted the process meanwhile (SystemExit, GreenletExit), if anything did. Must
+                not raise.
+        """
+        self._callbacks.append(function)
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
@@ -125,11 +150,11 @@ class Attempt:
         _active.attempts.add(self)
 
     def leave(self) -> None:
-        """Restore the attempt that was current before. To be called again where a signal struck in the middle."""
+        """Restore the attempt that was current before. Called again where a signal struck in the middle."""
         if _current.get() is self:
             _current.set(self.parent)
         _active.attempts.discard(self)
-        self.left = True
+        self.ended = True
 
     def commit(self) -> None:
         """Commit what the body did, in the order in which it began.
@@ -140,7 +165,7 @@ class Attempt:
         for _ in range(MAX_ROUNDS):
             # Listeners of one session may use another one, which is begun by that, or was committed before.
             committed = False
-            for scoped in tuple(self.lent.values()):
+            for scoped in tuple(self.scoped.values()):
                 if scoped.finish():
                     committed = True
             if not committed:
@@ -157,27 +182,38 @@ class Attempt:
             BaseException: SystemExit, KeyboardInterrupt or GreenletExit that arrived during the clean-up, after it.
         """
         interruption: BaseException | None = None
-        while self.lent:
-            scoped = self.lent.popitem()[1]
+        while self.scoped:
+            scoped = self.scoped.popitem()[1]
             if rollback:
                 interruption = _guarded(scoped.rollback, scoped) or interruption
             interruption = _guarded(scoped.end, scoped) or interruption
         if interruption is not None:
             raise interruption
 
+    def end(self) -> None:
+        """Leave the attempt and call back whoever asked for it.
+
+        Raises:
+            BaseException: What interrupted the process during a callback.
+        """
+        self.leave()
+        interruption: BaseException | None = None
+        for function in self._callbacks:
+            interruption = function(self) or interruption
+        if interruption is not None:
+            raise interruption
+
     def classify(self, error: BaseException) -> Noted | None:
-        """Ask the resources that were used what is known of ``error``, where nothing was noted when it was raised."""
+        """Ask the resources that were used what ``error`` proves, where nothing was noted when it was raised."""
         earlier = tuple(noted.failure for noted in self.noted if noted.failure is not None)
-        for resource in self.used:
-            noted = resource.classify(error, earlier)
+        for resource in self.values:
+            noted: Noted | None = resource.classify(error, earlier)
             if noted is not None:
-                if noted.owner is not None and noted.failure is not None:
-                    noted.owner.failed(noted.failure)
                 return noted
         return None
 
 
-def _guarded(step: Callable[[], object], scoped: Scoped) -> BaseException | None:
+def _guarded(step: Callable[[], object], scoped: Any) -> BaseException | None:
     """Do one step of the clean-up; return what interrupts the process."""
     try:
         step()
@@ -191,20 +227,20 @@ def _guarded(step: Callable[[], object], scoped: Scoped) -> BaseException | None
 
 
 class _Active:
-    """The attempts that run in this process now."""
+    """The attempts that run in this process."""
 
     def __init__(self) -> None:
         self.attempts: set[Attempt] = set()
 
     def pin(self) -> object:
-        return [list(attempt.lent.values()) for attempt in list(self.attempts)]
+        return [list(attempt.scoped.values()) for attempt in list(self.attempts)]
 
     def discard(self) -> tuple[object, Sequence[int]]:
         kept = []
         for attempt in list(self.attempts):
             # Its transaction is the parent's. What the child does from here on begins a session of its own.
-            kept.append((attempt, attempt.lent))
-            attempt.lent = {}
+            kept.append((attempt, attempt.scoped, attempt.values))
+            attempt.scoped, attempt.values = {}, {}
         self.attempts = set()
         return kept, ()
 
@@ -227,19 +263,22 @@ def deadline() -> Deadline:
     return NO_DEADLINE if attempt is None else attempt.deadline
 
 
-def require(what: str) -> Attempt:
+def require(what: str, instead: str = "") -> Attempt:
     """Return the attempt of the calling context.
 
+    Args:
+        what: What belongs to it, for the message.
+        instead: What to do elsewhere, for the message.
+
     Raises:
-        NoAttemptError: There is none; the message names ``what`` was asked for.
+        NoAttemptError: There is none.
     """
     attempt = _current.get()
     if attempt is None:
         raise NoAttemptError(
             f"{what} belongs to one run of a task body, and none runs here. Use it in the body itself, not in "
-            "__call__, before_start, on_failure or after_return, nor in a thread that the body started; elsewhere "
-            "make a session of your own: sqlalchemy.orm.Session(engine). If this is the body itself, the task's base "
-            "must be a PooledTask"
+            "__call__, before_start, on_failure or after_return, nor in a thread that the body started"
+            f"{instead and '; elsewhere '}{instead}. If this is the body itself, the task's base must be a PooledTask"
         )
     return attempt
 
@@ -270,29 +309,27 @@ def line(attempt: Attempt | None) -> list[Attempt]:
 
 def note_failure(error: BaseException, noted: Noted) -> None:
     """Note what is known of ``error``, which is about to be raised: on it, and in the attempt."""
-    if noted.owner is not None and noted.failure is not None and failure.noted_of(error) is None:
-        noted.owner.failed(noted.failure)
-    failure.attach(error, noted)
+    attach(error, noted)
     attempt = _current.get()
     if attempt is not None:
         attempt.noted = (*attempt.noted, noted)[:MAX_NOTED]
 
 
-def wait_for_others(owner: object, timeout: float) -> bool:
-    """Wait until no attempt that uses resources of ``owner`` runs, but the caller's own.
+def wait_for_others(resources: Collection[object], timeout: float) -> bool:
+    """Wait until no attempt that uses one of ``resources`` runs, but the caller's own.
 
     Args:
-        owner: The registry.
+        resources: The resources.
         timeout: How long to wait, in seconds.
 
     Returns:
         Whether they all ended.
     """
-    own = set(line(_current.get()))
-    deadline = time.monotonic() + timeout
+    own, wanted = set(line(_current.get())), set(resources)
+    until = time.monotonic() + timeout
     # Polled, so that an attempt's end costs no notification.
-    while any(used.registry is owner for attempt in _active.attempts.copy() - own for used in attempt.used):
-        if time.monotonic() >= deadline:
+    while any(not wanted.isdisjoint(attempt.values) for attempt in _active.attempts.copy() - own):
+        if time.monotonic() >= until:
             return False
         time.sleep(0.01)
     return True
@@ -300,25 +337,6 @@ def wait_for_others(owner: object, timeout: float) -> bool:
 
 #: How many effects an attempt remembers: the first one decides already, the others are there to be read.
 MAX_EFFECTS = 100
-
-
-class Effect:
-    """Something that left in an attempt and cannot be taken back. Two of the same text are two effects.
-
-    Attributes:
-        what: A short phrase without secrets, like ``POST by 'api'``.
-    """
-
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __repr__(self) -> str:
-        return f"Effect({self.what!r})"
-
-    def __str__(self) -> str:
-        return self.what
 
 
 def note_effect(effect: Effect) -> None:
@@ -330,16 +348,10 @@ def note_effect(effect: Effect) -> None:
     Args:
         effect: What leaves. The same object may be noted again: it counts once.
     """
-    for attempt in attempts.concerned():
+    for attempt in concerned():
         if len(attempt.effects) < MAX_EFFECTS and effect not in attempt.effects:
             # A new tuple: another thread may be looking at this one.
             attempt.effects = (*attempt.effects, effect)
-
-
-def withdraw_effect(effect: Effect) -> None:
-    """Take back a noted effect: it turned out that the server cannot have acted on it."""
-    for attempt in {*attempts.running(), *attempts.concerned()}:
-        attempt.effects = tuple(noted for noted in attempt.effects if noted is not effect)
 
 
 def declare_effect(what: str) -> None:
@@ -351,6 +363,6 @@ def declare_effect(what: str) -> None:
     Raises:
         NoAttemptError: No task body runs in this process.
     """
-    if not attempts.concerned():
+    if not concerned():
         raise NoAttemptError(f"the effect {what!r} belongs to one run of a task body, and none runs here")
     note_effect(Effect(what))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import NamedTuple
 
-from workerpools._run.attempts import Effect
 from workerpools._run.failure import Failure, FailureKind
 from workerpools.errors import ConfigurationError
 
@@ -101,7 +100,7 @@ class Situation(NamedTuple):
         chance: A number from 0 to 1, drawn at random, for the jitter.
     """
 
-    effects: Sequence[Effect] = ()
+    effects: Sequence[object] = ()
     idempotent: bool = False
     policy: RetryPolicy | None = DEFAULT_POLICY
     replays: int = 0
@@ -181,8 +180,8 @@ def _raise(reason: str) -> Decision:
     return Decision(Action.RAISE, reason=reason)
 
 
-def describe(effects: Sequence[Effect]) -> str:
+def describe(effects: Sequence[object]) -> str:
     """Return the effects as a short phrase."""
-    names = list(dict.fromkeys(effect.what for effect in effects))
+    names = list(dict.fromkeys(str(effect) for effect in effects))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from workerpools._run.budget import Budget
 from workerpools._run.events import Listeners
 
-__all__ = ["Failure", "FailureKind", "Noted", "Owner", "Phase", "Sent", "Verdict", "attach", "judge", "noted_of"]
+__all__ = [
+    "Failure",
+    "FailureKind",
+    "Noted",
+    "Phase",
+    "Sent",
+    "Verdict",
+    "attach",
+    "causes",
+    "is_interruption",
+    "judge",
+    "know_libraries",
+    "known_libraries",
+    "noted_of",
+]
 
 
 class FailureKind(str, Enum):
@@ -77,23 +91,6 @@ class Failure:
     known: str = ""
 
 
-class Owner(Protocol):
-    """The registry of a resource, or what an adapter was told of it when it opened."""
-
-    @property
-    def listeners(self) -> Listeners:
-        """Who is told of events."""
-        ...
-
-    @property
-    def budget(self) -> Budget:
-        """What pays for replays."""
-        ...
-
-    def failed(self, failure: Failure) -> None:
-        """Count ``failure``."""
-
-
 @dataclass(frozen=True)
 class Noted:
     """What an adapter noted of an exception when it was raised.
@@ -101,18 +98,20 @@ class Noted:
     Attributes:
         failure: None if it is no failure of a connection, though the adapter's library raised it.
         phase: What was being done.
-        owner: Who is told of what follows, and pays for it. None for a connection that is none of ours.
-        deadline: Whether the task's deadline is what ended it.
+        deadline: Whether the task's deadline ended it.
+        budget: Pays for replays; None for a connection that is none of ours.
+        listeners: Hear of what follows; None likewise.
     """
 
     failure: Failure | None
     phase: Phase
-    owner: Owner | None = field(default=None, repr=False, compare=False)
     deadline: bool = False
+    budget: Budget | None = field(default=None, repr=False, compare=False)
+    listeners: Listeners | None = field(default=None, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Celery may pickle the exception that this is attached to.
-        return Noted, (self.failure, self.phase, None, self.deadline)
+        return Noted, (self.failure, self.phase, self.deadline)
 
 
 class Verdict(NamedTuple):
@@ -134,28 +133,19 @@ class Verdict(NamedTuple):
 
 _ATTRIBUTE = "__workerpools__"
 
-#: Top-level packages whose exceptions tell of connections. What they raise over another exception may mask it.
-LIBRARIES = frozenset(
-    (
-        "MySQLdb",
-        "h11",
-        "h2",
-        "hpack",
-        "httpcore",
-        "httpx",
-        "psycopg",
-        "psycopg2",
-        "psycopg_pool",
-        "pymysql",
-        "redis",
-        "requests",
-        "socket",
-        "sqlalchemy",
-        "sqlite3",
-        "ssl",
-        "urllib3",
-    )
-)
+#: Top-level packages whose exceptions tell of connections: what they raise over another exception may mask it. Adapters
+#: add their client's and its drivers'; ``OSError`` counts always.
+_libraries: set[str] = set()
+
+
+def know_libraries(packages: Iterable[str]) -> None:
+    """Take the exceptions of these top-level packages for a connection library's."""
+    _libraries.update(packages)
+
+
+def known_libraries() -> frozenset[str]:
+    """Return the packages given to :func:`know_libraries`."""
+    return frozenset(_libraries)
 
 
 def attach(error: BaseException, noted: Noted) -> None:
@@ -229,4 +219,4 @@ def is_interruption(error: BaseException) -> bool:
 
 def is_library(error: BaseException) -> bool:
     """Return whether ``error`` is a connection library's, or the operating system's."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _libraries

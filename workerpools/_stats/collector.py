@@ -9,36 +9,16 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workerpools._process import fork
-from workerpools._run.events import Event, EventKind
+from workerpools._run.budget import Budget
+from workerpools._run.events import Event, EventKind, Listeners
 from workerpools._stats.meter import finished
 from workerpools._stats.metrics import lasting
-from workerpools._stats.shared import SlotState
-from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats, merged
+from workerpools._stats.shared import Board, Recycles, Slot, SlotState
 
 if TYPE_CHECKING:
-    from workerpools._pools.registry import Registry
-    from workerpools._pools.resource import Resource
-    from workerpools._stats.shared import Board, Slot
-    from workerpools._stats.snapshot import Alert, WorkerStats
+    from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats
 
-__all__ = ["Collector", "assemble", "own"]
-
-
-def own(registry: Registry, started: float) -> ProcessStats:
-    """Return what this process counts.
-
-    Args:
-        registry: Whose resources are counted.
-        started: When this process began to count, in seconds since the epoch.
-    """
-    return ProcessStats(
-        pid=os.getpid(),
-        started=started,
-        published=time.time(),
-        tokens=registry.budget.tokens,
-        capacity=registry.budget.capacity,
-        resources=tuple(ResourceStats(each.name, each.kind, each.meter.snapshot()) for each in registry.resources),
-    )
+__all__ = ["Collector", "assemble"]
 
 
 def assemble(
@@ -64,6 +44,8 @@ def assemble(
         monotonic: On the clock of :func:`time.monotonic`.
         alerts: The alerts of now.
     """
+    from workerpools._stats.snapshot import WorkerStats, merged
+
     living, past = [], []
     for state in states:
         past += _resources(state, state.past, None)
@@ -88,6 +70,8 @@ def assemble(
 
 
 def _process(state: SlotState, monotonic: float) -> ProcessStats:
+    from workerpools._stats.snapshot import ProcessStats
+
     return ProcessStats(
         pid=state.pid,
         index=state.index,
@@ -102,6 +86,8 @@ def _process(state: SlotState, monotonic: float) -> ProcessStats:
 
 
 def _resources(state: SlotState, rows: Sequence[Sequence[float]], monotonic: float | None) -> list[ResourceStats]:
+    from workerpools._stats.snapshot import ResourceStats
+
     return [
         ResourceStats(name, kind, finished(row, monotonic) if monotonic is not None else tuple(lasting(row)))
         for (name, kind), row in zip(state.titles, rows, strict=True)
@@ -121,21 +107,36 @@ _COUNTED = {
 
 
 class Collector:
-    """The statistics of one registry. Counting costs no set-up: without shared memory it is this process's alone.
+    """The statistics of one WorkerPools. Counting needs no set-up: without shared memory it is this process's alone.
 
     Args:
-        registry: Whose resources are counted.
+        listeners: Whose events are counted.
+        recycles: Follows the shared memory's requests to recycle.
+        resources: Returns the resources: each with ``name``, ``kind``, ``meter``, and ``ask()`` to be recycled.
+        budget: Returns this process's budget for replays.
+        execution_pool: Returns the kind of the worker's execution pool.
     """
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        listeners: Listeners,
+        recycles: Recycles,
+        *,
+        resources: Callable[[], Sequence[Any]],
+        budget: Callable[[], Budget],
+        execution_pool: Callable[[], str],
+    ) -> None:
+        self._recycles = recycles
+        self._resources = resources
+        self._budget = budget
+        self._execution_pool = execution_pool
         self._started = time.time()
         self._slot: Slot | None = None
         self._board: Board | None = None
         self._at_end: list[Callable[[], object]] = []
-        #: The alerts of now; set by who looks for them.
+        #: The alerts in force; set by the worker's monitor.
         self.alerts: tuple[Alert, ...] = ()
-        registry.listeners.add(self._count)
+        listeners.add(self._count)
         fork.guard(self)
 
     def pin(self) -> object:
@@ -152,7 +153,7 @@ class Collector:
     def share(self, board: Board | None) -> None:
         """Have children that are started from now on publish into ``board``; what was published is forgotten."""
         before, self._board = self._board, board
-        self._registry.recycles.follow(None if board is None else board.recycles)
+        self._recycles.follow(None if board is None else board.recycles)
         if before is not None:
             before.remove()
 
@@ -176,10 +177,10 @@ class Collector:
         if slot is None:
             return False
         self._slot = slot
-        budget = self._registry.budget
+        budget = self._budget()
         slot.tell_tokens(budget.tokens, budget.capacity)
         budget.tell(slot.tell_tokens)
-        for resource in self._registry.resources:
+        for resource in self._resources():
             self.attach(resource)
         return True
 
@@ -188,7 +189,7 @@ class Collector:
         """Whether this process tells what it counts, and not a parent for it."""
         return self._slot is None and (self._board is None or self._board.owner == os.getpid())
 
-    def attach(self, resource: Resource[Any]) -> None:
+    def attach(self, resource: Any) -> None:
         """Publish what ``resource`` counts from now on, where this process publishes at all."""
         slot = self._slot
         if slot is not None and not resource.meter.is_shown:
@@ -198,7 +199,7 @@ class Collector:
 
     def names(self) -> list[str]:
         """Return the names of the resources of this process, and of those that its children have made themselves."""
-        own = {resource.name for resource in self._registry.resources}
+        own = {resource.name for resource in self._resources()}
         return sorted(own if self._board is None else own | self._board.names())
 
     def recycle(self, names: Sequence[str]) -> None:
@@ -210,17 +211,19 @@ class Collector:
         board, now = self._board, time.monotonic()
         if board is not None and board.owner == os.getpid():
             board.recycles.tell(names, now)
-        for resource in self._registry.resources:
+        for resource in self._resources():
             if not names or resource.name in names:
                 resource.ask(now)
 
     def _count(self, event: Event) -> None:
         counter = _COUNTED.get(event.kind)
-        resource = None if counter is None else self._registry.find(event.resource)
-        if resource is not None and counter is not None:
-            resource.meter.count(counter)
-            # Most are told after the attempt has ended, and so was published.
-            resource.meter.publish()
+        if counter is None:
+            return
+        for resource in self._resources():
+            if resource.name == event.resource:
+                resource.meter.count(counter)
+                # Most come after the attempt has ended, and so was published.
+                resource.meter.publish()
 
     def snapshot(self, children: Collection[int] | None = None) -> WorkerStats:
         """Return what this process counts, and what its children publish.
@@ -228,19 +231,30 @@ class Collector:
         Args:
             children: The process ids of the worker's living children; whoever lives, where that is not known.
         """
-        # Loaded by who looks: a child that only counts, or a web process, has no use for it.
-        from workerpools._stats.collector import assemble, own
-
         alive = _lives if children is None else children.__contains__
         return assemble(
             [] if self._board is None else self._board.read(alive),
-            own(self._registry, self._started),
-            execution_pool=self._registry.execution_pool.kind,
+            self._own(),
+            execution_pool=self._execution_pool(),
             alive=alive,
             children=children or (),
             now=time.time(),
             monotonic=time.monotonic(),
             alerts=self.alerts,
+        )
+
+    def _own(self) -> ProcessStats:
+        # Loaded by readers alone: a child that only counts has no use for it.
+        from workerpools._stats.snapshot import ProcessStats, ResourceStats
+
+        budget = self._budget()
+        return ProcessStats(
+            pid=os.getpid(),
+            started=self._started,
+            published=time.time(),
+            tokens=budget.tokens,
+            capacity=budget.capacity,
+            resources=tuple(ResourceStats(each.name, each.kind, each.meter.snapshot()) for each in self._resources()),
         )
 
 

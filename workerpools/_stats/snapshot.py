@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, Kind, definition, merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, MetricType, definition, merge
 
 __all__ = [
     "OF_WORKERS",
@@ -83,7 +83,7 @@ class ResourceStats:
             KeyError: There is no such number, or it is a histogram.
         """
         found, first = definition(name), FIRST[name]
-        if found.kind is Kind.HISTOGRAM:
+        if found.type is MetricType.HISTOGRAM:
             raise KeyError(name)
         if label:
             return self.row[first + _place(found, label)]
@@ -153,7 +153,7 @@ class ResourceStats:
             part = row[first:end]
             if not any(part):
                 continue
-            if kind is Kind.HISTOGRAM:
+            if kind is MetricType.HISTOGRAM:
                 buckets = list(map(int, part[:-2]))
                 total, longest = round(part[-2], 6), round(part[-1], 6)
                 answer[name] = {"count": sum(buckets), "sum": total, "max": longest, "buckets": buckets}
@@ -169,7 +169,7 @@ class ResourceStats:
             value = data.get(name)
             if value is None:
                 continue
-            if kind is Kind.HISTOGRAM:
+            if kind is MetricType.HISTOGRAM:
                 part = [*value.get("buckets", ()), value.get("sum", 0.0), value.get("max", 0.0)]
                 # Other bounds are of another version.
                 if len(part) == end - first:
@@ -183,7 +183,7 @@ class ResourceStats:
 
 
 _PLAN = tuple(
-    (each.name, FIRST[each.name], FIRST[each.name] + each.width, each.kind, each.unit, each.values)
+    (each.name, FIRST[each.name], FIRST[each.name] + each.width, each.type, each.unit, each.values)
     for each in DEFINITIONS
 )
 
@@ -440,21 +440,24 @@ def _taken(snapshots: Sequence[WorkerStats]) -> float | None:
 
 OF_WORKERS = (
     OfWorker(
-        Definition("running", "processes", Kind.GAUGE, "Processes that run tasks and whose numbers are known."),
+        Definition("running", "processes", MetricType.GAUGE, "Processes that run tasks and whose numbers are known."),
         _processes,
     ),
     OfWorker(
         Definition(
             "unseen",
             "processes",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "Children that publish nothing: they found no slot in shared memory, or are just starting.",
         ),
         _unseen,
     ),
     OfWorker(
         Definition(
-            "interrupted", "processes", Kind.GAUGE, "Processes that seem to have stopped in the middle of publishing."
+            "interrupted",
+            "processes",
+            MetricType.GAUGE,
+            "Processes that seem to have stopped in the middle of publishing.",
         ),
         _interrupted,
     ),
@@ -462,7 +465,7 @@ OF_WORKERS = (
         Definition(
             "overflowing",
             "resources",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "Resources, counted in each process, that found no place in shared memory and are in no other series.",
         ),
         _overflow,
@@ -471,21 +474,21 @@ OF_WORKERS = (
         Definition(
             "retry_budget_tokens",
             "tokens",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "Tokens that the retry budget has left, in the process that has the smallest part left; a replay takes 5, "
             "10 after a time-out.",
         ),
         _tokens,
     ),
     OfWorker(
-        Definition("retry_budget_capacity_tokens", "tokens", Kind.GAUGE, "Tokens that this budget can hold."),
+        Definition("retry_budget_capacity_tokens", "tokens", MetricType.GAUGE, "Tokens that this budget can hold."),
         _capacity,
     ),
     OfWorker(
         Definition(
             "snapshot_timestamp",
             "s",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "When these numbers were taken, in seconds since the epoch.",
         ),
         _taken,

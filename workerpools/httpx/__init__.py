@@ -12,21 +12,16 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-from workerpools._text import explained
+from workerpools.adapter import explained
 
 try:
     import httpx
 except ModuleNotFoundError as error:
     raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
 
-from workerpools._pools.adapter import Adapter, Opening
-from workerpools._pools.execution import ExecutionPool
-from workerpools._pools.lifetime import Lifetime
-from workerpools._run.failure import Failure
-from workerpools._text import redact_url, refusal
+from workerpools.adapter import Adapter, ExecutionPool, Failure, Lifetime, Opening, redact_url, refusal
 from workerpools.errors import ConfigurationError
 from workerpools.httpx._errors import classify_status, classify_unwatched
-from workerpools.httpx._trace import reclaim
 from workerpools.httpx._transport import Traffic, WatchedTransport
 
 __all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
@@ -95,6 +90,7 @@ class HttpxClient(Adapter[httpx.Client]):
     """
 
     kind = "http"
+    libraries = ("httpx", "httpcore", "h11", "h2", "hpack")
 
     def __init__(
         self,
@@ -155,7 +151,6 @@ class HttpxClient(Adapter[httpx.Client]):
         self.prepare()
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         traffic = Traffic(opening, limits.keepalive_expiry)
-        opening.meter.reclaim = reclaim
 
         def watched(
             transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
@@ -182,7 +177,7 @@ class HttpxClient(Adapter[httpx.Client]):
         )
         # Each of them has a connection pool of its own.
         networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
-        opening.meter.limited(networks * (limits.max_connections or 0))
+        opening.limited(networks * (limits.max_connections or 0))
         client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
         self._traffic[client] = traffic
         return client

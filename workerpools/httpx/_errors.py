@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes
+from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes
 
 __all__ = ["RESOURCE", "Progress", "classify_transport", "classify_unwatched", "is_idempotent", "retry_after"]
 

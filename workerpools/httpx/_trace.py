@@ -1,4 +1,4 @@
-"""Follows one request on the wire through httpcore's trace (the request extension ``trace``, a documented hook)."""
+"""The wire: one request followed through httpcore's trace (the request extension ``trace``, a documented hook)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,74 @@ from typing import Any
 
 import httpx
 
-from workerpools._pools.adapter import Opening
-from workerpools._run import attempts
-from workerpools._run.attempts import Effect, note_effect, withdraw_effect
-from workerpools.httpx._closing import FAILING, Closing
+from workerpools.adapter import Effect, Lease, Opening
 from workerpools.httpx._errors import Progress, is_idempotent
 
-__all__ = ["Trace", "reclaim"]
+__all__ = ["FAILING", "Closing", "Trace", "closing_of"]
+
+#: The threads that are closing a connection because a request has failed on it.
+FAILING: set[int] = set()
+
+
+class Closing:
+    """Stands for the ``close`` of a connection's network stream: the trace has no event for it, and every way of
+    closing a connection ends there.
+
+    Args:
+        stream: The network stream.
+        connection: What it was reported as.
+        opening: Where it was reported.
+        keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
+    """
+
+    def __init__(self, stream: Any, connection: object, opening: Opening, keepalive_expiry: float | None) -> None:
+        self._stream = stream
+        self._close = stream.close
+        self._connection = connection
+        self._opening = opening
+        self._keepalive_expiry = keepalive_expiry
+        self._users = 0
+        self._idle_since: float | None = None
+        self._made = time.monotonic()
+        self._told = False
+
+    def begin(self) -> None:
+        """Note that a response comes over the connection."""
+        self._users += 1
+        self._idle_since = None
+
+    def end(self) -> None:
+        """Note that a response has ended."""
+        self._users -= 1
+        if self._users == 0:
+            self._idle_since = time.monotonic()
+
+    def __call__(self) -> None:
+        # Asked first: a closed one tells nothing.
+        reason = "" if self._told else self._reason()
+        self._close()
+        if not self._told:
+            self._told = True
+            self._opening.disconnected(self._connection, reason=reason, age=time.monotonic() - self._made)
+
+    def _reason(self) -> str:
+        if self._idle_since is None:
+            return ""
+        failed = threading.get_ident() in FAILING
+        if (
+            not failed
+            and self._keepalive_expiry is not None
+            and time.monotonic() - self._idle_since >= self._keepalive_expiry
+        ):
+            return "idle"
+        # There is nothing to read from an idle connection but its end.
+        return "stale" if self._stream.get_extra_info("is_readable") else ""
+
+
+def closing_of(response: httpx.Response) -> Closing | None:
+    """Return what stands for the close of the connection that ``response`` comes over, if it is known."""
+    found = getattr(response.extensions.get("network_stream"), "close", None)
+    return found if isinstance(found, Closing) else None
 
 
 class _Handshake:
@@ -50,15 +111,14 @@ class Trace:
         self._effect: Effect | None = None
         self._number = -1
         self._handshake = _Handshake(-1)
-        self._wanted: float | None = opening.meter.waiting() if watched else None
+        # A transport that tells nothing does not tell when it has got a connection.
+        self._lease: Lease = opening.wait() if watched else opening.lease(self._reclaim)
+        self._acquired = not watched
         self._connecting = 0.0
         self._response: weakref.ref[httpx.Response] | None = None
         self._stream: httpx.SyncByteStream | None = None
         #: The thread that reads the response; 0 before it does.
         self.reader = 0
-        if not watched:
-            # It does not tell when it has got a connection.
-            opening.meter.taken(id(self), attempts.current(), self)
 
     def __call__(self, name: str, info: Any) -> Any:
         # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
@@ -102,7 +162,7 @@ class Trace:
 
     def _head_starts(self, info: Any) -> None:
         self.progress.head_started = True
-        self._acquired()
+        self._acquire()
         self.leaves()
 
     def _head_failed(self, info: Any) -> None:
@@ -123,23 +183,22 @@ class Trace:
         if not self.progress.answered:
             FAILING.discard(threading.get_ident())
 
-    def _acquired(self) -> None:
-        wanted, meter = self._wanted, self._opening.meter
-        if wanted is None:
+    def _acquire(self) -> None:
+        if self._acquired:
             return
-        self._wanted = None
+        self._acquired = True
         # The first sign of a connection is that something is done with it.
         creating = time.monotonic() - self._connecting if self.progress.fresh else 0.0
         if creating:
-            meter.created(creating)
-        meter.acquired(wanted, id(self), attempts.current(), creating=creating, reused=not creating, holder=self)
+            self._opening.created(creating)
+        self._lease.acquired(creating=creating, reused=not creating, reclaim=self._reclaim)
 
     def answers(self, response: httpx.Response, stream: httpx.SyncByteStream) -> None:
         """Note the response, whose connection is in use until ``stream`` is closed."""
         # Weakly the response and not the stream: httpcore keeps a connection in use though nobody reads it any more.
         self._response, self._stream = weakref.ref(response), stream
 
-    def give_back(self) -> bool:
+    def _reclaim(self) -> bool:
         """Close the response if it is not, unless another thread has read of it last; return whether it was closed."""
         if self._stream is None or self.reader not in (0, threading.get_ident()):
             return False
@@ -153,29 +212,22 @@ class Trace:
 
     def over(self, error: BaseException | None = None) -> None:
         """Note that the request needs no connection any more, because of ``error`` or as it is answered."""
-        wanted, self._wanted = self._wanted, None
         self._stream = None
-        if wanted is None:
-            self._opening.meter.returned(id(self))
+        if self._acquired:
+            self._lease.returned()
         else:
-            self._opening.meter.gave_up(wanted, timed_out=isinstance(error, httpx.PoolTimeout))
+            self._lease.gave_up(timed_out=isinstance(error, httpx.PoolTimeout))
 
     def leaves(self) -> None:
         """Note the effect that the request may have, once."""
         if self._effect is None and not is_idempotent(self._request):
-            self._effect = Effect(f"{self._request.method} by {self._opening.resource!r}")
-            note_effect(self._effect)
+            self._effect = self._opening.effect(f"{self._request.method} by {self._opening.resource!r}")
 
     def never_left(self) -> None:
         """Take the effect back: the server cannot have acted on the request."""
         if self._effect is not None:
-            withdraw_effect(self._effect)
+            self._effect.withdraw()
             self._effect = None
-
-
-def reclaim(trace: Any) -> bool:
-    """Close the response of ``trace``; return whether it was open, and the calling thread's."""
-    return isinstance(trace, Trace) and trace.give_back()
 
 
 _STEPS: dict[str, Callable[[Trace, Any], None]] = {

@@ -10,17 +10,11 @@ from typing import Any, cast
 
 import httpx
 
-from workerpools._pools.adapter import Opening
-from workerpools._pools.lifetime import Lifetime
-from workerpools._run import attempts
-from workerpools._run.deadline import Deadline
-from workerpools._run.events import EventKind
-from workerpools._run.failure import Failure, FailureKind, Noted, Phase, noted_of
-from workerpools._text import add_note
+from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Opening, Phase, add_note, failure_of
+from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
-from workerpools.httpx._closing import closing_of
 from workerpools.httpx._errors import RESOURCE, classify_transport, is_idempotent
-from workerpools.httpx._trace import Trace
+from workerpools.httpx._trace import Trace, closing_of
 
 __all__ = ["Traffic", "WatchedTransport"]
 
@@ -105,29 +99,20 @@ class WatchedTransport(httpx.BaseTransport):
         try:
             return self._send(request)
         except httpx.TransportError as error:
-            noted = noted_of(error)
-            if noted is None or noted.failure is None or not self._may_send_again(request, noted, noted.failure):
+            if not self._may_send_again(request, error, failure_of(error)):
                 raise
-            failed = noted.failure
-        opening = self._traffic.opening
-        opening.listeners.emit(
-            EventKind.REQUEST_REPLAYED, opening.resource, method=request.method, kind=failed.kind.value
-        )
         return self._send(request)
 
-    def _may_send_again(self, request: httpx.Request, noted: Noted, failure: Failure) -> bool:
+    def _may_send_again(self, request: httpx.Request, error: httpx.TransportError, failure: Failure | None) -> bool:
         # One automatic retry and not more (RFC 9110 §9.2.2): the second one goes out on a fresh connection, whose
         # failure never is STALE. A body that is no longer whole cannot be sent again.
-        if failure.kind is not FailureKind.STALE or not isinstance(request.stream, httpx.ByteStream):
+        if failure is None or failure.kind is not FailureKind.STALE or not isinstance(request.stream, httpx.ByteStream):
             return False
-        attempt = attempts.current()
-        if attempt is None or attempt.allowance is None:
-            return self._traffic.opening.budget.take(timed_out=False)
-        return attempt.allowance.take_replay(noted)
+        return self._traffic.opening.replay(error, method=request.method)
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         before = request.extensions
-        deadline = attempts.deadline()
+        deadline = current_deadline()
         remaining = deadline.remaining()
         if remaining is not None and remaining <= 0.0:
             raise DeadlineExceeded(
@@ -189,12 +174,12 @@ class WatchedTransport(httpx.BaseTransport):
         resource = self._traffic.opening.resource
         host = request.url.host or "a URL without a host"
         add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
-        if isinstance(error, httpx.TimeoutException) and attempts.deadline().remaining() == 0.0:
+        if isinstance(error, httpx.TimeoutException) and current_deadline().remaining() == 0.0:
             add_note(error, "workerpools: the task's deadline had come")
-            attempts.note_failure(error, Noted(None, Phase.REQUEST, self._traffic.opening, deadline=True))
+            self._traffic.opening.failed(error, None, phase=Phase.REQUEST, deadline=True)
             return
         failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
-        attempts.note_failure(error, Noted(failure, failure.phase if failure else Phase.REQUEST, self._traffic.opening))
+        self._traffic.opening.failed(error, failure, phase=failure.phase if failure else Phase.REQUEST)
         if trace.progress.head_failed:
             trace.never_left()
         if failure is not None and failure.kind is FailureKind.STALE:
@@ -219,7 +204,7 @@ class WatchedTransport(httpx.BaseTransport):
         self._traffic.end()
 
     def _close(self, generation: _Generation) -> None:
-        with self._traffic.opening.meter.closing(generation.retired):
+        with self._traffic.opening.closing(generation.retired):
             generation.transport.close()
 
     def _retire(self, generation: _Generation, reason: str) -> None:

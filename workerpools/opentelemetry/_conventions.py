@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
+from workerpools._stats.metrics import DEFINITIONS, Definition, MetricType
 from workerpools._stats.snapshot import OF_WORKERS, Histogram, ResourceStats
 
 __all__ = [
@@ -44,10 +44,10 @@ class Form(str, Enum):
 
 
 _FORMS = {
-    Kind.COUNTER: Form.COUNTER,
-    Kind.GAUGE: Form.UP_DOWN_COUNTER,
-    Kind.MAX: Form.GAUGE,
-    Kind.HISTOGRAM: Form.HISTOGRAM,
+    MetricType.COUNTER: Form.COUNTER,
+    MetricType.GAUGE: Form.UP_DOWN_COUNTER,
+    MetricType.MAX: Form.GAUGE,
+    MetricType.HISTOGRAM: Form.HISTOGRAM,
 }
 
 
@@ -179,19 +179,19 @@ def _instruments() -> Iterator[Instrument]:
         yield Instrument(
             name,
             found[0].unit,
-            _FORMS[first.kind],
+            _FORMS[first.type],
             found[0].meaning,
             tuple(Part(_BY_NAME[each.definition], each.kind, each.state) for each in found),
-            first.bounds if first.kind is Kind.HISTOGRAM else (),
+            first.bounds if first.type is MetricType.HISTOGRAM else (),
         )
     for each in DEFINITIONS:
         yield Instrument(
             each.opentelemetry,
             _unit(each),
-            _FORMS[each.kind],
+            _FORMS[each.type],
             each.meaning,
             (Part(each),),
-            each.bounds if each.kind is Kind.HISTOGRAM else (),
+            each.bounds if each.type is MetricType.HISTOGRAM else (),
         )
     for number in OF_WORKERS:
         # Some are the extreme of the processes: nothing that could be added up.

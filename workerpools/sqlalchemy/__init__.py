@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
-from workerpools._text import explained
+from workerpools.adapter import explained
 
 try:
     import sqlalchemy
@@ -24,18 +24,23 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
-from workerpools._pools.adapter import Adapter, Opening
-from workerpools._pools.execution import ExecutionPool
-from workerpools._pools.lifetime import Lifetime
-from workerpools._pools.resource import Overridable
-from workerpools._run import attempts
-from workerpools._run.failure import Failure
-from workerpools._text import add_note, refusal
+from workerpools.adapter import (
+    Adapter,
+    ExecutionPool,
+    Failure,
+    Lifetime,
+    Opening,
+    Overridable,
+    Resource,
+    add_note,
+    refusal,
+    scoped,
+)
 from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy import _events
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code
 from workerpools.sqlalchemy._greenlets import suit_greenlets
-from workerpools.sqlalchemy._pool import Recycled, timed
+from workerpools.sqlalchemy._pool import Clock, Recycled, timed
 from workerpools.sqlalchemy._queue import DeadlineQueuePool
 from workerpools.sqlalchemy._session import BodysSession
 from workerpools.sqlalchemy._url import about_driver, check_options, parsed
@@ -139,6 +144,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     """
 
     kind = "database"
+    libraries = ("sqlalchemy", "psycopg2", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "sqlite3")
 
     def __init__(
         self,
@@ -183,9 +189,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     def open(self, opening: Opening) -> sqlalchemy.Engine:
         chosen = self._pool_options(opening.execution_pool)
         options = {**chosen, **self._options}
-        recycled = Recycled()
+        recycled, clock = Recycled(), Clock()
         if chosen:
-            options["poolclass"] = timed(chosen["poolclass"], opening, recycled)
+            options["poolclass"] = timed(chosen["poolclass"], opening, recycled, clock)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
@@ -195,7 +201,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         except ImportError as error:
             add_note(error, about_driver(self._url))
             raise
-        opening.meter.limited(_limit(engine, options))
+        opening.limited(_limit(engine, options))
         recycled.watch(engine)
         suit_greenlets(engine, opening.resource)
         if (credentials := self._credentials) is not None:
@@ -212,6 +218,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             engine,
             opening,
             recycled,
+            clock,
             resolve_timeout=self._resolve_timeout,
             lifetime=lifetime,
             session_settings=not self._pgbouncer,
@@ -316,13 +323,12 @@ class TaskSession(Overridable[Session]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        attempt = attempts.current()
-        if attempt is None:
-            attempt = attempts.require(f"{type(instance).__name__}.{self._name}")
-        lent: Any = attempt.lent.get(self)
-        if lent is None:
-            lent = attempt.lent[self] = self._make(instance, owner)
-        return lent  # type: ignore[no-any-return]
+        return scoped(
+            self,
+            lambda: self._make(instance, owner),
+            f"{type(instance).__name__}.{self._name}",
+            "make a session of your own: sqlalchemy.orm.Session(engine)",
+        )
 
     def _make(self, instance: Any, owner: type | None) -> BodysSession:
         engine = self._engine.__get__(instance, owner)

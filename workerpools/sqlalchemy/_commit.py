@@ -17,11 +17,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.engine import Connection
 
-from workerpools._pools.adapter import Opening
-from workerpools._run import attempts
-from workerpools._run.attempts import Effect, note_effect, withdraw_effect
-from workerpools._run.events import EventKind
-from workerpools._run.failure import FailureKind
+from workerpools.adapter import FailureKind, Opening, deadline
 from workerpools.sqlalchemy._errors import classify_connect, error_code
 from workerpools.sqlalchemy._timeouts import POSTGRESQL, Timeouts
 
@@ -127,26 +123,25 @@ def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: 
             if transaction is None:
                 _commit_nothing(dialect, original, proxied)
                 return
-        effect = Effect(f"COMMIT by {opening.resource!r}")
-        note_effect(effect)
+        effect = opening.effect(f"COMMIT by {opening.resource!r}")
         try:
             original(proxied)
         except dialect.loaded_dbapi.Error as error:
             # Anything else has struck meanwhile, as a time limit does, and the server may have done it: it stays noted.
             if not dialect.is_disconnect(error, proxied, None):
                 # The server has answered: it was not committed.
-                withdraw_effect(effect)
+                effect.withdraw()
                 raise
-            within = attempts.deadline().clamp(resolve_timeout) or 0.0
+            within = deadline().clamp(resolve_timeout) or 0.0
             outcome = _resolve(engine, transaction, within) if transaction else ""
             if outcome == "committed":
-                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, outcome="committed")
-                with opening.meter.closing("stale"):
+                opening.resolved("committed")
+                with opening.closing("stale"):
                     _throw_away(engine, proxied)
                 return
             if outcome == "aborted":
-                opening.listeners.emit(EventKind.COMMIT_RESOLVED, opening.resource, outcome="aborted")
-                withdraw_effect(effect)
+                opening.resolved("aborted")
+                effect.withdraw()
             xid = transaction.xid if transaction is not None else ""
             setattr(error, COMMIT_STATE, CommitState(True, outcome, xid))
             raise

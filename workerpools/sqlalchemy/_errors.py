@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from workerpools._run.failure import Failure, FailureKind, Phase, Sent
+from workerpools.adapter import Failure, FailureKind, Phase, Sent
 
 __all__ = [
     "POOL_EXHAUSTED",

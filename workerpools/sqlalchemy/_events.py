@@ -12,12 +12,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import PendingRollbackError
 
-from workerpools._pools.adapter import Opening
-from workerpools._pools.lifetime import Lifetime
-from workerpools._run import attempts
-from workerpools._run.attempts import Effect, note_effect
-from workerpools._run.failure import Noted, Phase
-from workerpools._text import add_note
+from workerpools.adapter import Lifetime, Opening, Phase, add_note, in_own_attempt
+from workerpools.adapter import deadline as current_deadline
 from workerpools.sqlalchemy._commit import (
     COMMIT_STATE,
     CONNECTION,
@@ -34,7 +30,7 @@ from workerpools.sqlalchemy._errors import (
     is_timeout,
 )
 from workerpools.sqlalchemy._lent import LENT
-from workerpools.sqlalchemy._pool import Recycled, watch_pool
+from workerpools.sqlalchemy._pool import Clock, Recycled, watch_pool
 from workerpools.sqlalchemy._timeouts import Timeouts
 
 __all__ = ["watch"]
@@ -58,6 +54,7 @@ def watch(
     engine: sqlalchemy.Engine,
     opening: Opening,
     recycled: Recycled,
+    clock: Clock,
     *,
     resolve_timeout: float,
     lifetime: Lifetime,
@@ -69,12 +66,13 @@ def watch(
         engine: The engine, not yet used.
         opening: What the adapter was told.
         recycled: Which connections are to be replaced.
+        clock: The pool's.
         resolve_timeout: How long to ask for the outcome of a lost COMMIT, in seconds; 0 for not at all.
         lifetime: How long connections are kept and trusted.
         session_settings: Whether a session's settings stay with its connection.
     """
     timeouts = Timeouts(session=session_settings)
-    watch_pool(engine, opening, lifetime, timeouts, recycled, resolves=resolve_timeout > 0)
+    watch_pool(engine, opening, lifetime, timeouts, recycled, clock, resolves=resolve_timeout > 0)
     watch_commits(engine, opening, resolve_timeout, timeouts)
     _watch_transactions(engine, opening, timeouts)
     _watch_errors(engine, opening, timeouts)
@@ -92,7 +90,7 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
     @event.listens_for(engine, "commit")
     def commits(connection: Connection) -> None:
         _phases[connection] = Phase.COMMIT
-        if attempts.current() is not None and is_aborted(connection.connection.dbapi_connection):
+        if in_own_attempt() and is_aborted(connection.connection.dbapi_connection):
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
                 "caught: COMMIT would undo it in silence. Call rollback() where the error is caught, or put the "
@@ -112,26 +110,26 @@ def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening, timeouts: T
     @event.listens_for(engine, "prepare_twophase")
     def prepares(connection: Connection, xid: object) -> None:
         _phases[connection] = Phase.COMMIT
-        note_effect(Effect(f"PREPARE TRANSACTION by {opening.resource!r}"))
+        opening.effect(f"PREPARE TRANSACTION by {opening.resource!r}")
 
     @event.listens_for(engine, "commit_twophase")
     def commits_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
         _phases[connection] = Phase.COMMIT
-        note_effect(Effect(f"COMMIT by {opening.resource!r}"))
+        opening.effect(f"COMMIT by {opening.resource!r}")
 
     @event.listens_for(engine, "rollback_twophase")
     def rolls_back_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
         _phases[connection] = Phase.ROLLBACK
 
-    committed = Effect(f"COMMIT by {opening.resource!r}")
-    executed = Effect(f"a statement in autocommit by {opening.resource!r}")
+    committed = f"COMMIT by {opening.resource!r}"
+    executed = f"a statement in autocommit by {opening.resource!r}"
 
     @event.listens_for(engine, "before_cursor_execute")
     def executes(connection: Connection, cursor: object, statement: str, *_: object) -> None:
         if _commits(connection, statement):
-            note_effect(committed)
+            opening.effect(committed)
         elif commits_each_statement(connection.connection.dbapi_connection):
-            note_effect(executed)
+            opening.effect(executed)
         info = connection.info
         if (lent := info.get(LENT)) is not None:
             lent.thread = threading.get_ident()
@@ -165,7 +163,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
         if connection is None:
             opening.descriptors.gave_up()
             add_note(error, f"workerpools: connecting for the resource {resource!r}")
-            attempts.note_failure(error, Noted(classify_connect(original, resource=resource), Phase.CONNECT, opening))
+            opening.failed(error, classify_connect(original, resource=resource))
             return
         if is_read_only(original) or is_client_side(original):
             # The server is no primary any more, and every ping of this connection would succeed for ever; or the driver
@@ -176,7 +174,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
         phase = _phase(connection, context.statement)
         if _ended_by_deadline(connection, original, timeouts, lost=context.is_disconnect and phase is Phase.COMMIT):
             add_note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
-            attempts.note_failure(error, Noted(None, phase, opening, deadline=True))
+            opening.failed(error, None, phase=phase, deadline=True)
             return
         state: CommitState | None = getattr(original, COMMIT_STATE, None)
         failure = classify_statement(
@@ -194,7 +192,7 @@ def _watch_errors(engine: sqlalchemy.Engine, opening: Opening, timeouts: Timeout
                 f"workerpools: whether transaction {state.xid} was committed could not be found out in time; "
                 f"ask the database: SELECT pg_xact_status('{state.xid}')",
             )
-        attempts.note_failure(error, Noted(failure, phase, opening))
+        opening.failed(error, failure, phase=phase)
 
 
 def _info(connection: Connection) -> dict[Any, Any]:
@@ -211,7 +209,7 @@ def _info(connection: Connection) -> dict[Any, Any]:
 def _ended_by_deadline(connection: Connection, error: BaseException, timeouts: Timeouts, *, lost: bool) -> bool:
     info = _info(connection)
     shut_down = timeouts.after_statement(info)
-    remaining = attempts.deadline().remaining()
+    remaining = current_deadline().remaining()
     if remaining is None:
         return False
     # The user's own timeout may have been shorter. A COMMIT that the driver gave up waiting for may have been done.

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy
 
-from workerpools._process import greenlets
+from workerpools.adapter import greenlet_library, greenlet_time_limit
 
 __all__ = ["advice", "suit_greenlets"]
 
@@ -65,7 +65,7 @@ def suit_greenlets(engine: sqlalchemy.Engine, resource: str) -> None:
         engine: The engine, not yet used.
         resource: The resource's name.
     """
-    library = greenlets.library()
+    library = greenlet_library()
     if not library:
         return
     warning = advice(resource, engine.dialect.driver, library)
@@ -85,7 +85,7 @@ def _bound_connecting(dialect: Any) -> None:
         seconds = float(parameters.get("connect_timeout") or 0) * (str(parameters.get("host", "")).count(",") + 1)
         if seconds <= 0 or _waits_in_c(dialect):
             return connect(*arguments, **parameters)
-        with greenlets.time_limit(seconds, dialect.loaded_dbapi.OperationalError("timeout expired")):
+        with greenlet_time_limit(seconds, dialect.loaded_dbapi.OperationalError("timeout expired")):
             return connect(*arguments, **parameters)
 
     dialect.connect = bounded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,18 +19,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import queue
 
-from workerpools._pools.adapter import Opening
-from workerpools._pools.lifetime import Due, Lifetime, due
-from workerpools._run import attempts
-from workerpools._run.attempts import Effect, note_effect, withdraw_effect
-from workerpools._run.failure import Noted
+from workerpools.adapter import Due, Lease, Lifetime, Opening, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._commit import ASKING, introduce
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
 from workerpools.sqlalchemy._lent import LENT, Lent, reclaim
 from workerpools.sqlalchemy._timeouts import Timeouts
 
-__all__ = ["Recycled", "timed", "watch_pool"]
+__all__ = ["Clock", "Recycled", "timed", "watch_pool"]
 
 logger = logging.getLogger("workerpools")
 
@@ -40,6 +37,32 @@ _LIVES = "workerpools lives"
 _USED = "workerpools used"
 _REASON = "workerpools reason"
 _COUNTED = "workerpools_counted"
+_LEASE = "workerpools lease"
+
+
+class Clock:
+    """How long each thread takes to open a connection, with everything that is asked on it."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, float] = {}
+        self._took: dict[int, float] = {}
+
+    def begins(self) -> None:
+        """Note that the calling thread begins to open a connection."""
+        self._begun[threading.get_ident()] = time.monotonic()
+
+    def ends(self) -> float:
+        """Return how long the calling thread took to open the connection, in seconds."""
+        thread = threading.get_ident()
+        seconds = time.monotonic() - self._begun.pop(thread, time.monotonic())
+        self._took[thread] = self._took.get(thread, 0.0) + seconds
+        return seconds
+
+    def took(self) -> float | None:
+        """Return the seconds that the calling thread has spent opening since it asked last; None for nothing."""
+        thread = threading.get_ident()
+        self._begun.pop(thread, None)
+        return self._took.pop(thread, None)
 
 
 class _Retired(DisconnectionError):
@@ -108,12 +131,11 @@ class Recycled:
             record.invalidate(_Retired("recycled"))
 
 
-def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled) -> type[Pool]:
+def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled, clock: Clock) -> type[Pool]:
     """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out.
 
     A connection that is to be recycled is closed as it comes back: after every listener has seen that.
     """
-    meter = opening.meter
 
     def give_back(pool: Any, record: Any) -> None:
         try:
@@ -124,23 +146,25 @@ def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled) -> type[
     def connect(pool: Pool) -> Any:
         if ASKING.get():
             connection = pool_class.connect(pool)
-            meter.took()
+            clock.took()
             return connection
-        since = meter.waiting()
+        lease = opening.wait()
         try:
             connection = pool_class.connect(pool)
         except BaseException as error:
-            meter.gave_up(since, timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
+            lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
+            clock.took()
             # A time limit or the end of a greenlet may have struck while a connection was made.
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
-                attempts.note_failure(error, Noted(failure, failure.phase, opening))
+                opening.failed(error, failure)
             raise
-        took = meter.took()
+        took = clock.took()
         # Its record's dictionary, by which the events know it, too.
         info = connection.info
-        meter.acquired(since, id(info), attempts.current(), creating=took or 0.0, reused=took is None, holder=info)
+        info[_LEASE] = lease
+        lease.acquired(creating=took or 0.0, reused=took is None, reclaim=lambda: reclaim(info))
         return connection
 
     # Under the name that SQLAlchemy's loggers and a repr show.
@@ -161,6 +185,7 @@ def watch_pool(
     lifetime: Lifetime,
     timeouts: Timeouts,
     recycled: Recycled,
+    clock: Clock,
     *,
     resolves: bool,
 ) -> None:
@@ -174,8 +199,6 @@ def watch_pool(
         recycled: The engine's, too.
         resolves: Whether lost COMMITs are resolved.
     """
-    meter = opening.meter
-    meter.reclaim = reclaim
     # A pool that the user has made is of a class that counts nothing.
     counted = hasattr(engine.pool, _COUNTED)
     speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
@@ -185,10 +208,10 @@ def watch_pool(
     # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
     @event.listens_for(engine, "do_connect")
     def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
-        opening.meter.creating()
+        clock.begins()
         port = parameters.get("port") or (3306 if speaks_mysql and "unix_socket" not in parameters else None)
         opening.descriptors.connecting(int(port) if port else None)
-        remaining = attempts.deadline().remaining()
+        remaining = deadline().remaining()
         if remaining is not None and "connect_timeout" in parameters:
             # libpq counts in whole seconds, and in no fewer than 2.
             parameters["connect_timeout"] = min(parameters["connect_timeout"], max(2, round(remaining)))
@@ -205,7 +228,7 @@ def watch_pool(
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
             opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
-            opening.meter.opened()
+            opening.opened(_purpose())
         try:
             ask(connection, record.info)
         except BaseException:
@@ -213,7 +236,7 @@ def watch_pool(
             connection.close()
             opening.disconnected(connection, _purpose())
             raise
-        opening.meter.made()
+        opening.created(clock.ends())
 
     def ask(connection: Any, info: dict[str, Any]) -> None:
         if speaks_postgresql and not ASKING.get():
@@ -253,16 +276,16 @@ def watch_pool(
                 with timeouts.watched(connection):
                     engine.dialect.do_ping(connection)
             if asked:
-                meter.checked(alive=True)
+                opening.checked(alive=True)
         except engine.dialect.loaded_dbapi.Error as error:
-            meter.checked(alive=False)
+            opening.checked(alive=False)
             opening.replaced("stale")
             # Its idle siblings are of the same age.
             raise InvalidatePoolError("this connection does not answer") from error
 
     @event.listens_for(engine, "checkin")
     def checked_in(connection: Any, record: Any) -> None:
-        meter.returned(id(record.info))
+        _returned(record.info)
         if connection is not None:
             record.info[_USED] = time.monotonic()
 
@@ -271,14 +294,13 @@ def watch_pool(
         opening.descriptors.lend(record, borrower)
         if ASKING.get():
             return
-        attempt = attempts.current()
         if not counted:
-            meter.taken(id(record.info), attempt, record.info)
-        if attempt is not None or attempts.running():
+            info = record.info
+            info[_LEASE] = opening.lease(lambda: reclaim(info))
+        if in_attempt():
             record.info[LENT] = Lent(borrower)
             # Whoever takes a connection past the engine may commit on it unseen, a thread of the body's, too.
-            record.info[_RAW] = effect = Effect(f"a raw connection of {opening.resource!r}")
-            note_effect(effect)
+            record.info[_RAW] = opening.effect(f"a raw connection of {opening.resource!r}")
 
     @event.listens_for(engine, "engine_connect")
     def wrapped(connection: Connection) -> None:
@@ -286,12 +308,12 @@ def watch_pool(
         effect = info.pop(_RAW, None)
         if effect is not None:
             info[LENT].wrapped(connection)
-            withdraw_effect(effect)
+            effect.withdraw()
 
     @event.listens_for(engine, "detach")
     def detached(connection: Any, record: Any) -> None:
         # Its pool opens another one in its place; nobody tells of its end but "close_detached".
-        meter.returned(id(record.info))
+        _returned(record.info)
 
     #: Connections that were opened before are suspect: since one of them was found to be dead.
     suspect = 0.0
@@ -319,6 +341,12 @@ def watch_pool(
     @event.listens_for(engine, "close_detached")
     def closed_detached(connection: Any) -> None:
         opening.disconnected(connection)
+
+
+def _returned(info: dict[Any, Any]) -> None:
+    lease: Lease | None = info.pop(_LEASE, None)
+    if lease is not None:
+        lease.returned()
 
 
 def _purpose() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
-from workerpools._run import attempts
+from workerpools.adapter import deadline
 from workerpools.errors import DeadlineExceeded
 
 __all__ = ["DeadlineQueuePool"]
@@ -54,7 +54,7 @@ class DeadlineQueuePool(QueuePool):
         """
         if self._limit is None or self.checkedout() < self._limit:
             return super().connect()
-        remaining = attempts.deadline().remaining()
+        remaining = deadline().remaining()
         if remaining is None or remaining > self.timeout():
             return super().connect()
         until = time.monotonic() + remaining

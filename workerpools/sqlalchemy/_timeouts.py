@@ -16,9 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from workerpools._process.descriptors import Seen
-from workerpools._process.watchdog import Watchdog
-from workerpools._run import attempts
+from workerpools.adapter import SocketNumber, Watchdog, deadline
 
 __all__ = ["FLOOR", "GRACE", "POSTGRESQL", "Timeouts", "fitting", "slack"]
 
@@ -117,9 +115,9 @@ class Timeouts:
 
     def __init__(self, *, session: bool) -> None:
         self._session = session
-        self._seen: weakref.WeakKeyDictionary[Any, Seen] = weakref.WeakKeyDictionary()
+        self._seen: weakref.WeakKeyDictionary[Any, SocketNumber] = weakref.WeakKeyDictionary()
 
-    def see(self, connection: Any, socket: Seen | None) -> None:
+    def see(self, connection: Any, socket: SocketNumber | None) -> None:
         """Note the socket of a connection that has no ``fileno()``; without it the connection is not watched."""
         if socket is not None:
             self._seen[connection] = socket
@@ -154,7 +152,7 @@ class Timeouts:
         """
         if not self._session or _SERVER not in info:
             return False
-        milliseconds = fitting(attempts.deadline().remaining(), info[_SESSION], info[_SERVER])
+        milliseconds = fitting(deadline().remaining(), info[_SESSION], info[_SERVER])
         if milliseconds is None:
             return False
         with self.watched(connection), _outside_of_transactions(connection, info[_KIND]):
@@ -166,7 +164,7 @@ class Timeouts:
         """Make the timeout fit, and have the socket watched while the statement runs."""
         # What interrupts a statement may leave it watched, and this one may be another task's.
         self.after_statement(info)
-        remaining = attempts.deadline().remaining()
+        remaining = deadline().remaining()
         if remaining is None or _SERVER not in info:
             return
         current = info.get(_LOCAL, info[_SESSION])
@@ -200,7 +198,7 @@ class Timeouts:
     @contextmanager
     def watched(self, connection: Any) -> Generator[None, None, None]:
         """Have the socket watched while something else waits for the server."""
-        remaining = attempts.deadline().remaining()
+        remaining = deadline().remaining()
         socket = self._socket(connection)
         if remaining is None or socket is None:
             yield

@@ -10,7 +10,7 @@ import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from workerpools._text import meant
+from workerpools.adapter import meant
 from workerpools.errors import ConfigurationError
 
 __all__ = ["about_driver", "check_options", "parsed"]

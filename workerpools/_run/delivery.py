@@ -1,0 +1,189 @@
+"""One delivery of a task: what its attempts share, from the first run of the body to the last replay."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from workerpools._run.budget import Budget
+from workerpools._run.deadline import NO_DEADLINE, Deadline
+from workerpools._run.decision import Action, Decision, RetryPolicy, Situation, decide
+from workerpools._run.failure import Failure, Noted
+
+__all__ = ["Delivery", "Terms"]
+
+
+class Terms:
+    """A task's terms for running again, and its way back to the broker.
+
+    As it stands, those of a plain function: no broker, no limits, nothing that may run twice. A task system overrides
+    what it knows better.
+    """
+
+    name = ""
+    idempotent = False
+    policy: RetryPolicy | None = None
+
+    def requests(self) -> list[Any]:
+        """Return the requests that the task runs for in this thread, the outermost first."""
+        return []
+
+    def is_control(self, error: BaseException) -> bool:
+        """Return whether ``error`` is the task system's own way to end a run (Retry, Ignore, Reject)."""
+        return False
+
+    def retries(self, request: Any) -> int:
+        """Return how often the task was put back on the broker."""
+        return 0
+
+    def replays(self, request: Any) -> int:
+        """Return how many replays earlier deliveries of the task have used."""
+        return 0
+
+    def carry(self, request: Any, replays: int) -> None:
+        """Tell later deliveries of the task how many replays were used."""
+
+    def no_broker(self, request: Any, error: BaseException) -> str:
+        """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
+        return "it was called directly, and has no broker to wait at"
+
+    def allowed(self, request: Any, elapsed: float) -> float | None:
+        """Return the time that the task may take, in seconds from its start; None without a limit.
+
+        Args:
+            request: The request.
+            elapsed: Seconds since the start, for limits given as a time of day.
+        """
+        return None
+
+    def expires_in(self, request: Any) -> float | None:
+        """Return the seconds until the task expires; None if it does not."""
+        return None
+
+    def visibility(self) -> float | None:
+        """Return the seconds after which the broker redelivers an unacknowledged message; None for never."""
+        return None
+
+    def time_limit_exceeded(self, request: Any) -> Exception:
+        """Return the task system's own error for a task that has exceeded its nearest limit."""
+        return TimeoutError("the task's time limit was exceeded")
+
+    def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
+        """Put the task back on the broker, to run in ``delay`` seconds; return the exception to raise.
+
+        Raises:
+            Exception: The broker did not take it.
+        """
+        raise NotImplementedError
+
+
+#: Stands for the request of a run inside of no other one: the first of the task's.
+OUTERMOST = object()
+
+
+class Delivery:
+    """One delivery of a task.
+
+    Args:
+        terms: The task's.
+        request: The request it runs for, whose identity tells one run from another; :data:`OUTERMOST` to look it up
+            when it is needed, because that takes longer than all the rest, and few runs need it.
+    """
+
+    # Class attributes until they are set: most deliveries need none of them, and every one would pay.
+    _replays = 0
+    _before: int | None = None
+    #: What paid for its replays.
+    budget: Budget | None = None
+    _deadline: Deadline | None = None
+
+    def __init__(self, terms: Terms, request: Any = OUTERMOST) -> None:
+        self.terms = terms
+        self._request = request
+        self._started = time.monotonic()
+
+    @property
+    def request(self) -> Any:
+        """The Celery request it runs for; None outside a worker."""
+        if self._request is OUTERMOST:
+            requests = self.terms.requests()
+            self._request = requests[0] if requests else None
+        return self._request
+
+    @property
+    def deadline(self) -> Deadline:
+        """When the task must have ended."""
+        if self._deadline is None:
+            allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
+            self._deadline = NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
+        return self._deadline
+
+    def _used(self) -> int:
+        if self._before is None:
+            self._before = self.terms.replays(self.request)
+        return self._before + self._replays
+
+    def take_replay(self, noted: Noted) -> bool:
+        """Count one replay because of ``noted``, if policy and budget allow it; return whether they do."""
+        policy = self.terms.policy
+        if policy is None or self._used() >= policy.replays or not self._pay(noted):
+            return False
+        self.count_replay()
+        return True
+
+    def count_replay(self) -> None:
+        """Count one replay, for this delivery and those after it."""
+        self._replays += 1
+        self.terms.carry(self.request, self._used())
+
+    def _pay(self, noted: Noted) -> bool:
+        if noted.budget is None or noted.failure is None:
+            return True
+        self.budget = noted.budget
+        return self.budget.take(timed_out=noted.failure.timed_out)
+
+    def decide(
+        self, failure: Failure, noted: Noted, error: BaseException, *, effects: Sequence[Any], remaining: float | None
+    ) -> Decision:
+        """Decide what follows a failure of one of its attempts, and pay for a replay.
+
+        Args:
+            failure: The failure.
+            noted: What was noted of it.
+            error: The exception that the task would raise.
+            effects: The attempt's effects.
+            remaining: Seconds until the attempt's deadline; None without one.
+        """
+        expires_in = self.terms.expires_in(self.request)
+        # Asked only where a server says how long to wait: the policy's own delays were checked at start-up.
+        visibility = self.terms.visibility() if failure.retry_after else None
+
+        def situation(affordable: bool) -> Situation:
+            return Situation(
+                effects=effects,
+                idempotent=self.terms.idempotent,
+                policy=self.terms.policy,
+                replays=self._used(),
+                retries=self.terms.retries(self.request),
+                affordable=affordable,
+                no_broker=self.terms.no_broker(self.request, error),
+                remaining=remaining,
+                expires_in=expires_in,
+                visibility=visibility,
+                chance=random.random(),
+            )
+
+        decision = decide(failure, situation(True))
+        # Paid on decision, not before: another thread may have taken the last token.
+        if decision.action is Action.REPLAY and not self._pay(noted):
+            return decide(failure, situation(False))
+        return decision
+
+    def succeeded(self, budget: Budget | None) -> None:
+        """Give tokens back: those that its replays took, or one to ``budget`` for a success without any."""
+        if self.budget is not None:
+            self.budget.succeeded(self._replays)
+        elif budget is not None:
+            budget.succeeded(0)
