@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.chaos import blackhole, table
+from tests.chaos import table
 from tests.chaos.breaks import ENDINGS, repair
 from tests.chaos.shop import Shop, run_to_the_end
 from tests.chaos.table import Cell
@@ -54,7 +54,7 @@ class HttpSite:
         if broken in ENDINGS:
             self.proxy.cut_after(0, "to_server", ENDINGS[broken], scope="all")
         elif broken == "blackhole":
-            self.proxy._call(lambda: blackhole.refuse_silently(self.proxy))
+            self.proxy.refuse_silently()
         elif broken == "restart slow":
             # Of an HTTP server only this is seen: connections end, and for a while nobody listens.
             self.proxy.close_all()
@@ -80,11 +80,11 @@ class HttpSite:
         def sever(chunk: bytes) -> bool:
             passed[0] += len(chunk)
             if moment == table.HEADERS or passed[0] > _HALF:
-                blackhole.sever(self.proxy)
+                self.proxy.sever()
             return False
 
         if moment == table.IDLE:
-            self.proxy._call(lambda: blackhole.sever(self.proxy))
+            self.proxy.sever()
         else:
             # The request that was read is still sent on; its response is lost, or the rest of it.
             self.proxy.cut_when(sever, "to_server" if moment == table.HEADERS else "to_client", scope="open")
