@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pymemcache.client.base import Client, PooledClient
@@ -253,11 +253,9 @@ class _Socket:
         return self.socket.recv(size)
 
     def close(self) -> None:
-        try:
-            # Wakes another thread that waits for an answer.
+        # Wakes another thread that waits for an answer.
+        with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self.socket.close()
 
 
