@@ -182,12 +182,13 @@ def read_setting(conf: Any, name: str, default: Any) -> Any:
     Raises:
         ConfigurationError: It is malformed; the message names it.
     """
-    setting = _BY_NAME[name]
-    raw = os.environ.get(setting.variable)
+    # Put together here: a task with a time limit reads one.
+    key = PREFIX + name
+    raw = os.environ.get(key.upper())
     if raw is not None:
-        return _parsed(setting, raw, setting.variable)
-    raw = conf.get(setting.key)
-    return default if raw is None else _parsed(setting, raw, setting.key)
+        return _parsed(_BY_NAME[name], raw, key.upper())
+    raw = conf.get(key)
+    return default if raw is None else _parsed(_BY_NAME[name], raw, key)
 
 
 def _known(name: str, written: str) -> Setting:

@@ -6,11 +6,12 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
-from workerpools._run.attempts import Effect, current, note_effect, note_failure
+from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
@@ -61,8 +62,8 @@ class Opening:
         self._budget = budget or Budget()
         meter = meter or Meter()
         self._meter = meter
-        #: See :meth:`Meter.wait`: begins a lease. Bound here, as it is called for each use of a connection.
-        self.wait: Callable[[], Lease] = meter.wait
+        #: Begins a lease with the wait for a connection; returns the :class:`Lease`.
+        self.wait: Callable[[], Lease] = partial(Lease, meter)
 
     # Connections.
 
@@ -153,7 +154,11 @@ class Opening:
             what: A short phrase without secrets: ``"POST by 'api'"``.
         """
         effect = Effect(what)
-        note_effect(effect)
+        attempt = current()
+        if attempt is None or attempt.parent is not None or len(attempt.noted_effects) >= MAX_EFFECTS:
+            note_effect(effect)
+        else:
+            attempt.noted_effects = (*attempt.noted_effects, effect)
         return effect
 
     def replay(self, error: BaseException, **fields: object) -> bool:
