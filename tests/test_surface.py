@@ -40,7 +40,7 @@ def test_exported_members() -> None:
     assert workerpools.adapter.__all__ == ["Adapter", "ExecutionPool", "FunctionAdapter", "Opening"]
     assert workerpools.events.__all__ == ["Alert", "AlertListener", "Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
-    assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent"]
+    assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
     assert workerpools.flower.__all__ == ["install"]

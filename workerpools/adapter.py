@@ -55,9 +55,12 @@ from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
 from workerpools._stats.meter import Lease
 from workerpools._text import add_note, explained, meant, redact_url, refusal
+from workerpools._values import WEEK, YEAR, seconds, whole
 
 __all__ = [
     "UNKNOWN",
+    "WEEK",
+    "YEAR",
     "Adapter",
     "Deadline",
     "Descriptors",
@@ -91,6 +94,8 @@ __all__ = [
     "redact_url",
     "refusal",
     "scoped",
+    "seconds",
+    "whole",
 ]
 
 S = TypeVar("S")

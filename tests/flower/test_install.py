@@ -108,7 +108,7 @@ try:
 except workerpools.ConfigurationError as error:
     print(error)
 """
-    assert "pip install 'workerpools[flower]'" in run(code)
+    assert "which the extra 'flower' brings: pip install flower" in run(code)
 
 
 @pytest.mark.parametrize(

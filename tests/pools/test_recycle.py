@@ -16,15 +16,13 @@ import pytest
 from tests.pools.test_resource import Client
 from tests.support.forking import run_in_fork
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
-from workerpools._pools.turnover import Live, Turnover
-from workerpools._process.descriptors import Descriptors
-from workerpools._run.attempts import Attempt
+from workerpools._run.delivery import Terms
 from workerpools._run.loop import run
 from workerpools.events import Event
 
 
-class Terms:
-    """A task's that is in the middle of another one, where one attempt runs inside of another."""
+class Nested(Terms):
+    """Those of a task that is in the middle of another one, where one attempt runs inside of another."""
 
     stack = [SimpleNamespace(called_directly=False), SimpleNamespace(called_directly=False)]
 
@@ -35,7 +33,7 @@ class Terms:
         return True
 
 
-TERMS: Any = Terms()
+TERMS = Nested()
 
 
 @pytest.fixture
@@ -333,18 +331,3 @@ def test_a_time_limit_during_recycling_is_not_swallowed(pools: WorkerPools) -> N
     adapter.answer = True
     assert attempt(resource.get) is first
     assert len(adapter.recycled) == 2
-
-
-def test_an_attempt_that_has_just_ended_holds_nothing_up() -> None:
-    """It looked for its value before that was among those that are used to their end: nobody else would close it."""
-    turnover: Turnover[Client] = Turnover()
-    live = Live(Client(), Descriptors(), 0.0)
-    assert turnover.supersede(live, [Attempt()])
-    assert turnover.bound == {}
-    running = Attempt()
-    running.enter()
-    try:
-        assert not turnover.supersede(live, [running])
-    finally:
-        running.leave()
-    assert turnover.release(running) is live

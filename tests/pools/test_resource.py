@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -215,7 +215,7 @@ def test_a_repr_for_a_bug_report(pools: WorkerPools) -> None:
     assert repr(resource) == f"<Resource 'own' Own open pid={os.getpid()}>"
 
 
-def test_a_registry_goes_with_its_last_user() -> None:
+def test_pools_go_with_its_last_user() -> None:
     """Receivers of signals hold a WorkerPools weakly."""
     pools = WorkerPools()
     pools.add(Factory(), name="client").get()
@@ -286,7 +286,7 @@ def test_a_child_discards_the_connections_it_is_told_of(pools: WorkerPools) -> N
 
 
 def test_closing_waits_for_the_attempts_that_use_these_resources_alone(pools: WorkerPools) -> None:
-    """A registry is closed at once while an attempt of another one runs, and waits for one of its own."""
+    """A WorkerPools is closed at once while an attempt of another one runs, and waits for one of its own."""
     own, other = pools.add(lambda: Client(), name="own"), WorkerPools()
     others = other.add(lambda: Client(), name="other")
     client = own.get()
@@ -374,3 +374,24 @@ def read_goodbye(state: Any) -> bytes:
         return bytes(theirs.recv(10))
     except BlockingIOError:
         return b""
+
+
+def test_values_close_in_the_reverse_order_of_their_opening(pools: WorkerPools) -> None:
+    """Whatever their names: a value may need another one, which was open before, to close."""
+    closed: list[str] = []
+
+    def needs(*others: str) -> Callable[[], Iterator[str]]:
+        def make() -> Iterator[str]:
+            for other in others:
+                resources[other].get()
+            yield "value"
+            closed.append(", ".join(others) or "nothing")
+
+        return make
+
+    resources = {"m": pools.add(needs(), name="m")}
+    resources["a"] = pools.add(needs("m"), name="a")
+    resources["z"] = pools.add(needs("a", "m"), name="z")
+    resources["z"].get()
+    pools.close()
+    assert closed == ["a, m", "m", "nothing"]

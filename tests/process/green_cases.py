@@ -58,8 +58,8 @@ def switches_while_locks_are_held(url: str, api_url: str) -> dict[str, list[str]
     transport: Any = client._transport
     locks = {
         "resource": db._lock,
-        "meter": db.meter._lock,
-        "budget": pools.budget._lock,
+        "meter": db.meter.lock,
+        "budget": pools.shared.budget._lock,
         "transport": transport._lock,
         "traffic": transport._traffic._changed,
         "turn": pool._turn,
@@ -119,7 +119,7 @@ def silent_connect(url: str, cooperates: bool) -> tuple[str, str, float]:
         with db.get().connect():
             return "connected", "", 0.0
     except Exception as error:
-        from workerpools.classification import classify
+        from workerpools.failures import classify
 
         failure = classify(error)
         return type(error).__name__, failure.kind.value if failure else "", time.monotonic() - started
@@ -283,5 +283,5 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
         "in use": stats.in_use,
         "open": stats.open,
         "watched": len(_watchdog._watched),
-        "connecting": len(live.descriptors._connecting) if live else 0,
+        "connecting": len(live.opening.descriptors._connecting) if live else 0,
     }

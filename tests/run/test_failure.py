@@ -9,6 +9,8 @@ import pytest
 
 from workerpools import Failure, FailureKind
 from workerpools._run.attempts import Attempt, note_failure
+from workerpools._run.budget import Budget
+from workerpools._run.events import Listeners
 from workerpools._run.failure import Noted, Phase, Sent, attach, causes, judge, noted_of
 
 
@@ -121,12 +123,12 @@ def test_what_was_raised_from_itself_is_judged(length: int) -> None:
 def test_a_note_survives_pickling_without_its_owner() -> None:
     """Celery may pickle the exception; listeners and locks do not go with it."""
     error = ValueError("x")
-    attach(error, Noted(STALE, Phase.COMMIT, owner=object()))  # type: ignore[arg-type]
+    attach(error, Noted(STALE, Phase.COMMIT, budget=Budget(), listeners=Listeners()))
     attach(error, Noted(None, Phase.CONNECT))
     assert noted_of(error) == Noted(STALE, Phase.COMMIT)
     restored = noted_of(pickle.loads(pickle.dumps(error)))
     assert restored == Noted(STALE, Phase.COMMIT)
-    assert restored.owner is None
+    assert (restored.budget, restored.listeners) == (None, None)
 
 
 def test_an_attempt_remembers_the_first_failures() -> None:

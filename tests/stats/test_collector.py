@@ -8,9 +8,7 @@ import pytest
 
 from tests.stats.test_metrics import row
 from tests.support.forking import run_in_fork
-from workerpools._pools.adapter import FunctionAdapter
-from workerpools._pools.registry import Registry
-from workerpools._pools.resource import Resource
+from workerpools import Resource, WorkerPools
 from workerpools._run.events import EventKind
 from workerpools._stats.collector import assemble
 from workerpools._stats.shared import Board, SlotState
@@ -87,77 +85,70 @@ def test_what_follows_from_other_numbers() -> None:
     assert (process.started, process.published, process.tokens, process.capacity) == (1.0, 2.0, 495, 500)
 
 
-def declared(*names: str) -> tuple[Registry, list[Resource[object]]]:
-    registry = Registry()
-    resources = []
-    for name in names:
-        resource = Resource(registry, FunctionAdapter(object), name)
-        registry.enrol(resource, name)
-        resources.append(resource)
-    return registry, resources
+def declared(*names: str) -> tuple[WorkerPools, list[Resource[object]]]:
+    pools = WorkerPools()
+    return pools, [pools.add(lambda: object(), name=name) for name in names]
 
 
 def test_a_child_publishes_and_its_parent_sees_it() -> None:
     """Resources that were declared before the fork, and one that was not; replays, and the budget that paid."""
-    registry, (db,) = declared("db")
-    registry.collector.share(Board.anonymous())
+    pools, (db,) = declared("db")
+    pools.collector.share(Board.anonymous())
 
     def child() -> int:
-        assert registry.collector.join(0)
+        assert pools.collector.join(0)
         db.get()
-        late = Resource(registry, FunctionAdapter(object), "late")
-        registry.enrol(late, "late")
-        late.get()
-        registry.listeners.emit(EventKind.ATTEMPT_REPLAYED, "db")
-        registry.listeners.emit(EventKind.ATTEMPT_REPLAYED, "nobody's")
-        registry.budget.take(timed_out=False)
+        pools.add(lambda: object(), name="late").get()
+        pools.shared.listeners.emit(EventKind.ATTEMPT_REPLAYED, "db")
+        pools.shared.listeners.emit(EventKind.ATTEMPT_REPLAYED, "nobody's")
+        pools.shared.budget.take(timed_out=False)
         return os.getpid()
 
     pid = run_in_fork(child)
-    (process,) = registry.collector.snapshot([pid]).processes
+    (process,) = pools.collector.snapshot([pid]).processes
     shown = {each.name: each for each in process.resources}
     assert {name: each.value("opened") for name, each in shown.items()} == {"db": 1, "late": 1}
     assert shown["db"].value("replays") == 1
     assert (process.tokens, process.capacity) == (495, 500)
-    assert [each.value("opened") for each in registry.collector.snapshot([]).past] == [1, 1]
+    assert [each.value("opened") for each in pools.collector.snapshot([]).past] == [1, 1]
 
 
 def test_a_process_that_a_child_forks_does_not_write_into_its_slot() -> None:
     """It has one writer. What the grandchild counts is its own."""
-    registry, (db,) = declared("db")
-    registry.collector.share(Board.anonymous())
+    pools, (db,) = declared("db")
+    pools.collector.share(Board.anonymous())
 
     def grandchild() -> float:
         db.get()
-        (process,) = registry.collector.snapshot([]).processes
+        (process,) = pools.collector.snapshot([]).processes
         return process.resources[0].value("opened")
 
     def child() -> tuple[int, float]:
-        registry.collector.join(0)
+        pools.collector.join(0)
         db.get()
         db.close()
         return os.getpid(), run_in_fork(grandchild)
 
     pid, opened = run_in_fork(child)
     assert opened == 1
-    (process,) = registry.collector.snapshot([pid]).processes
+    (process,) = pools.collector.snapshot([pid]).processes
     assert process.pid == pid
     assert (process.resources[0].value("opened"), process.resources[0].open) == (1, 0)
 
 
 def test_what_the_parent_has_counted_is_not_counted_again_in_its_children() -> None:
     """They begin at 0; the parent goes on."""
-    registry, (db,) = declared("db")
-    registry.collector.share(Board.anonymous())
+    pools, (db,) = declared("db")
+    pools.collector.share(Board.anonymous())
     db.get()
 
     def child() -> int:
-        registry.collector.join(0)
+        pools.collector.join(0)
         db.get()
         return os.getpid()
 
     pid = run_in_fork(child)
-    stats = registry.collector.snapshot([pid])
+    stats = pools.collector.snapshot([pid])
     assert [(process.pid, process.resources[0].value("opened")) for process in stats.processes] == [
         (pid, 1),
         (os.getpid(), 1),
@@ -167,11 +158,11 @@ def test_what_the_parent_has_counted_is_not_counted_again_in_its_children() -> N
 
 def test_without_shared_memory_a_child_counts_for_itself() -> None:
     """Nothing else changes."""
-    registry, (db,) = declared("db")
+    pools, (db,) = declared("db")
 
     def child() -> float:
-        assert not registry.collector.join(0)
+        assert not pools.collector.join(0)
         db.get()
-        return registry.collector.snapshot().processes[0].resources[0].value("opened")
+        return pools.collector.snapshot().processes[0].resources[0].value("opened")
 
     assert run_in_fork(child) == 1

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from workerpools._run.attempts import Attempt
 from workerpools._run.failure import FailureKind
-from workerpools._stats.meter import Meter, finished
+from workerpools._stats.meter import Lease, Meter, finished
 from workerpools._stats.metrics import FIRST
 from workerpools._stats.shared import Board
 from workerpools._stats.snapshot import ResourceStats
@@ -18,22 +19,28 @@ def stats(meter: Meter) -> ResourceStats:
     return ResourceStats("db", "", meter.snapshot())
 
 
+def taken_in(meter: Meter, attempt: Attempt) -> Lease:
+    """A lease that ``attempt`` acquires."""
+    attempt.enter()
+    try:
+        return meter.taken()
+    finally:
+        attempt.leave()
+
+
 def test_a_connection_that_is_opened_used_and_closed() -> None:
     """Each number moves when it should, and idle follows from the others."""
     meter = Meter()
     meter.limited(2)
-    since = meter.waiting()
+    lease = meter.wait()
     assert stats(meter).pending == 1
-    meter.creating()
     meter.opened()
-    meter.made()
-    took = meter.took()
-    assert took is not None
-    meter.acquired(since, 1, creating=took, reused=False)
+    meter.created(0.25)
+    lease.acquired(creating=0.25, reused=False)
     now = stats(meter)
     assert (now.open, now.in_use, now.idle, now.pending, now.limit) == (1, 1, 0, 0, 2)
     assert now.value("longest_use") > 0
-    assert meter.returned(1)
+    assert lease.returned()
     meter.closed("idle")
     now = stats(meter)
     assert (now.open, now.in_use, now.idle) == (0, 0, 0)
@@ -46,15 +53,17 @@ def test_a_connection_that_is_opened_used_and_closed() -> None:
 def test_a_wait_does_not_contain_the_time_to_connect() -> None:
     """What was spent on opening a connection is told apart."""
     meter = Meter()
-    meter.acquired(time.monotonic() - 3.0, 1, creating=2.5, reused=False)
+    lease = meter.wait()
+    lease.since -= 3.0
+    lease.acquired(creating=2.5, reused=False)
     assert 0.5 <= stats(meter).histogram("acquire_wait").sum < 2.0
 
 
 def test_a_wait_that_ended_without_a_connection() -> None:
     """A time-out counts as one and as a wait; an error is neither."""
     meter = Meter()
-    meter.gave_up(meter.waiting(), timed_out=True)
-    meter.gave_up(meter.waiting(), timed_out=False)
+    meter.wait().gave_up(timed_out=True)
+    meter.wait().gave_up()
     now = stats(meter)
     assert (now.pending, now.value("acquire_timeouts"), now.histogram("acquire_wait").count) == (0, 1, 1)
 
@@ -62,7 +71,10 @@ def test_a_wait_that_ended_without_a_connection() -> None:
 def test_what_was_not_taken_cannot_be_given_back() -> None:
     """A pool returns connections that no task ever got: those failed on the way."""
     meter = Meter()
-    assert not meter.returned(1)
+    lease = meter.wait()
+    assert not lease.returned()
+    lease.gave_up()
+    assert not lease.returned()
     assert stats(meter).histogram("use_time").count == 0
 
 
@@ -73,35 +85,33 @@ def test_longest_use_is_that_of_the_oldest_use() -> None:
     def age() -> float:
         return finished(meter.row, now)[FIRST["longest_use"]]
 
-    for key in (1, 2, 3):
-        meter.taken(key)
+    first, second, third = meter.taken(), meter.taken(), meter.taken()
     now = time.monotonic() + 100
     oldest = age()
-    meter.returned(2)
+    second.returned()
     assert age() == oldest >= 100
-    meter.returned(1)
+    first.returned()
     assert 100 <= age() < oldest
-    meter.returned(3)
+    third.returned()
     assert age() == 0
 
 
 def test_leaks_are_what_the_ended_attempt_has_not_given_back() -> None:
     """Counted once; what another attempt uses is not this one's."""
-    meter, attempt, other = Meter(), object(), object()
-    meter.taken(1, attempt, "holder")
-    meter.taken(2, other)
-    assert [use.holder for use in meter.attempt_ended(attempt) or ()] == ["holder"]
+    meter, attempt, other = Meter(), Attempt(), Attempt()
+    left, returned = taken_in(meter, attempt), taken_in(meter, other)
+    assert meter.attempt_ended(attempt) == [left]
     assert not meter.attempt_ended(attempt)
-    meter.returned(1)
-    meter.returned(2)
+    left.returned()
+    returned.returned()
     assert not meter.attempt_ended(other)
     assert (stats(meter).value("leaks"), stats(meter).value("attempts")) == (1, 3)
 
 
 def test_what_another_thread_acquires_is_no_leak() -> None:
     """It may know the attempt by its context, as threads of asgiref do; its connection is its own all the same."""
-    meter, attempt = Meter(), object()
-    thread = threading.Thread(target=meter.taken, args=(1, attempt))
+    meter, attempt = Meter(), Attempt()
+    thread = threading.Thread(target=taken_in, args=(meter, attempt))
     thread.start()
     thread.join(30)
     assert not meter.attempt_ended(attempt)
@@ -110,41 +120,42 @@ def test_what_another_thread_acquires_is_no_leak() -> None:
 
 def test_what_a_factory_acquires_for_its_value_is_no_leak() -> None:
     """Since a time: what was acquired before that is the attempt's."""
-    meter, attempt = Meter(), object()
-    meter.taken(1, attempt, "early")
+    meter, attempt = Meter(), Attempt()
+    early = taken_in(meter, attempt)
     begun = time.monotonic()
-    meter.taken(2, attempt, "late")
+    taken_in(meter, attempt)
     meter.disown(attempt, begun)
-    assert [use.holder for use in meter.attempt_ended(attempt) or ()] == ["early"]
+    assert meter.attempt_ended(attempt) == [early]
 
 
 def test_the_longest_wait_is_seen_while_it_lasts() -> None:
     """As long as anybody waits: that of who waits longest, whoever is served first."""
     meter = Meter()
-    since = [meter.waiting() for _ in range(3)]
+    waits = [meter.wait() for _ in range(3)]
+    since = [lease.since for lease in waits]
     now = time.monotonic() + 100
 
     def age() -> float:
         return finished(meter.row, now)[FIRST["longest_wait"]]
 
     assert age() == pytest.approx(now - since[0])
-    meter.acquired(since[1], 1)
+    waits[1].acquired()
     assert age() == pytest.approx(now - since[0])
-    meter.gave_up(since[0], timed_out=True)
+    waits[0].gave_up(timed_out=True)
     assert age() == pytest.approx(now - since[2])
-    meter.acquired(since[2], 2)
+    waits[2].acquired()
     assert (age(), stats(meter).pending) == (0, 0)
 
 
 def test_a_stack_is_kept_only_where_it_is_wanted() -> None:
     """With it, what is held since long can be told with where it was acquired."""
-    meter, attempt = Meter(), object()
-    meter.taken(1, attempt)
+    meter = Meter()
+    meter.taken()
     meter.leak_after = 0.0
-    meter.taken(2, attempt)
-    (_, without), (key, use) = meter.held_since(time.monotonic())
+    kept = meter.taken()
+    without, use = meter.held_since(time.monotonic())
     assert without.stack is None
-    assert key == 2
+    assert use is kept
     assert use.stack is not None
     assert use.stack.at.endswith("in test_a_stack_is_kept_only_where_it_is_wanted")
     assert "test_a_stack_is_kept_only_where_it_is_wanted" in str(use.stack)
@@ -188,12 +199,13 @@ def test_threads_lose_no_count() -> None:
     """Eight threads at once, none of them behind another's back."""
     meter, rounds = Meter(), 2000
 
-    def work(key: int) -> None:
+    def work() -> None:
         for _ in range(rounds):
-            meter.acquired(meter.waiting(), key)
-            meter.returned(key)
+            lease = meter.wait()
+            lease.acquired()
+            lease.returned()
 
-    threads = [threading.Thread(target=work, args=(key,)) for key in range(8)]
+    threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -214,11 +226,11 @@ def test_what_is_waited_for_and_used_is_seen_before_anything_is_published() -> N
         (state,) = board.read(lambda pid: True)
         return ResourceStats("db", "", tuple(state.rows[0]))
 
-    since = meter.waiting()
+    lease = meter.wait()
     assert seen().pending == 1
-    meter.acquired(since, 1)
+    lease.acquired()
     assert (seen().pending, seen().in_use, seen().value("reused")) == (0, 1, 0)
-    meter.returned(1)
+    lease.returned()
     assert seen().in_use == 0
-    meter.attempt_ended(object())
+    meter.attempt_ended(Attempt())
     assert seen().value("reused") == 1

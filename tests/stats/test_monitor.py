@@ -13,8 +13,9 @@ from celery import Celery
 
 from tests.support.forking import run_in_fork, start_child
 from workerpools import WorkerPools
-from workerpools._celery import alerting
-from workerpools._stats.alerts import Monitor, log, stopped_among
+from workerpools._celery import worker as worker_steps
+from workerpools._celery.worker import monitor_of
+from workerpools._stats.alerts import log, stopped_among
 from workerpools._stats.rules import Thresholds
 from workerpools._stats.snapshot import Alert
 
@@ -30,10 +31,10 @@ class Busy:
         self.meter.limited(1)
 
     def use(self) -> None:
-        self.meter.taken(1)
+        self.lease = self.meter.taken()
 
     def end(self) -> None:
-        self.meter.returned(1)
+        self.lease.returned()
 
 
 def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -45,7 +46,7 @@ def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
         raise ValueError("the listener")
 
     busy.pools.on_alert(lambda alert, raised: told.append((alert.rule, raised)))
-    monitor = Monitor(busy.pools, QUICK)
+    monitor = monitor_of(busy.pools, QUICK)
     with caplog.at_level(logging.INFO, "workerpools.alerts"):
         assert monitor.look(None) == []
         busy.use()
@@ -76,7 +77,7 @@ def test_a_forked_child_has_no_alerts() -> None:
     """They are the parent's."""
     busy = Busy()
     busy.use()
-    Monitor(busy.pools, QUICK).look(None)
+    monitor_of(busy.pools, QUICK).look(None)
     assert run_in_fork(lambda: len(busy.pools.stats().alerts)) == 0
     assert len(busy.pools.stats().alerts) == 1
 
@@ -94,8 +95,8 @@ def test_a_failure_is_logged_and_the_next_look_is_tried(
 
     worker: Any = Worker()
     worker.app = app
-    step = alerting.AlertsStep(worker)
-    monkeypatch.setattr(alerting, "children", lambda worker: 1 / 0)
+    step = worker_steps.AlertsStep(worker)
+    monkeypatch.setattr(worker_steps, "children", lambda worker: 1 / 0)
     with caplog.at_level(logging.ERROR, "workerpools.alerts"):
         for _ in range(3):
             step.look(worker)
@@ -119,7 +120,7 @@ def test_an_event_that_cannot_be_sent_is_logged(caplog: pytest.LogCaptureFixture
 
     sent: list[Any] = []
     with caplog.at_level(logging.WARNING, "workerpools.alerts"):
-        alerting._send(Worker, Alert("utilisation", "db", 7, 1.0, 1.0, 0.8, "busy"), True)
+        worker_steps._send(Worker, Alert("utilisation", "db", 7, 1.0, 1.0, 0.8, "busy"), True)
     ((kind, fields),) = sent
     assert kind == "pools-alert"
     # Every event has a pid and a timestamp of its own.

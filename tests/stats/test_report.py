@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.stats.test_metrics import row
-from workerpools._celery.bootstep import readable
-from workerpools._celery.cli.table import Screen, seconds
+from workerpools._celery.cli.plain import text
+from workerpools._celery.cli.rows import seconds
+from workerpools._celery.cli.table import Screen
+from workerpools._celery.worker import readable
 from workerpools._stats.metrics import DEFINITIONS, FIRST, definition
 from workerpools._stats.report import document, lines
 from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats
@@ -103,6 +106,32 @@ def test_no_number_is_cut(width: int) -> None:
         assert number in shown, shown
     assert ("0/500" in shown) is (width >= 120)
     assert ("20/20/20" in shown) is (width < 120)
+
+
+@pytest.mark.parametrize("totals", [False, True])
+@pytest.mark.parametrize("width", [80, 119, 120, 140])
+def test_the_plain_table_says_the_same(width: int, totals: bool) -> None:
+    """Where rich is absent: every line is the same, and in the same columns."""
+    alerts = (
+        Alert("utilisation", "api", 4194304, 0.0, 1.0, 0.8, "10 of 10"),
+        Alert("retry_budget_empty", "", None, 0.0, 0.0, 0.0, "nothing is replayed"),
+    )
+    idle = ProcessStats(6, 1, resources=(resource("api"),))
+    short = replace(busy(), resources=tuple(replace(each, name=each.name[:8]) for each in busy().resources))
+    workers = {"a@h": [], "b@h": [worker()], "w@h": [worker(short, idle, alerts=alerts)]}
+    rich = [line.rstrip() for line in drawn(workers, width, totals=totals).splitlines()]
+    assert len(rich) > 10
+    assert text(workers, width=width, now=NOW, totals=totals).splitlines() == rich
+
+
+@pytest.mark.parametrize("width", [80, 119, 120, 140])
+def test_the_plain_table_cuts_a_name_and_no_number(width: int) -> None:
+    """In one line for each resource, within the terminal's width."""
+    shown = text({"w@h": [worker(busy(), busy(4194303, 10, 0))]}, width=width, now=NOW)
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count("database ") == 3
+    for number in ("7.2 s", "0.4 ms", "1234", "90%", "99%", "11 4194304", "10 4194303", "500"):
+        assert number in shown, shown
 
 
 def test_totals_stand_first_and_alone_where_wanted() -> None:

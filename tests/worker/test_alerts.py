@@ -20,7 +20,7 @@ from tests.support.proxy import TcpProxy
 from tests.support.stand import PATIENCE, Stand, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.test_seen import ask, look
-from workerpools._celery.alerting import EVENT
+from workerpools._celery.worker import EVENT
 from workerpools._stats.snapshot import Alert
 
 pytestmark = pytest.mark.worker

@@ -118,7 +118,7 @@ def test_without_the_library(shared: Stand, tmp_path: Path) -> None:
     paths = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path.cwd())))
     with shared.worker(conf=ANY_PORT, env={"PYTHONPATH": paths}) as worker:
         assert len(run(shared, 4)) == 4
-        assert worker.log().count("pip install 'workerpools[prometheus]'") == 1
+        assert worker.log().count("which the extra 'prometheus' brings: pip install prometheus-client") == 1
 
 
 @pytest.mark.parametrize(("pool", "concurrency"), [("threads", 4), ("solo", 1)])

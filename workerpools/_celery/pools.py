@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
-from workerpools._celery import lifecycle, sharing
+from workerpools._celery import apps, lifecycle, sharing
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._pools.adapter import Adapter, FunctionAdapter
@@ -23,6 +23,7 @@ from workerpools._process.bounded import remaining, run_bounded
 from workerpools._run import attempts
 from workerpools._run.events import Listener
 from workerpools._stats.collector import Collector
+from workerpools._values import WEEK, check_name, seconds
 from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ logger = logging.getLogger("workerpools")
 # What tells an adapter from a client: many of those have open() and close(), too.
 _ADAPTER = ("prepare", "open", "close", "describe")
 
-# The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
-_pools_by_app: weakref.WeakKeyDictionary[Any, list[WorkerPools]] = weakref.WeakKeyDictionary()
-
 
 def is_adapter(value: object) -> bool:
     """Return whether ``value`` is an adapter, of whatever class."""
@@ -54,10 +52,10 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Any) -> None:
-    from workerpools._celery import alerting, bootstep, metrics
+    from workerpools._celery import worker
 
-    app.steps["worker"].update((bootstep.PoolsStep, alerting.AlertsStep, metrics.MetricsStep))
-    bootstep.register_command()
+    app.steps["worker"].update(worker.STEPS)
+    worker.register_commands()
 
 
 class WorkerPools:
@@ -90,7 +88,7 @@ class WorkerPools:
                 # The ``celery`` command, or a worker: what the command does not know of it refuses. Other programs are
                 # spared the import.
                 _tell_worker(app)
-            _pools_by_app.setdefault(app, []).append(self)
+            apps.add(app, self)
 
     @property
     def has_app(self) -> bool:
@@ -100,10 +98,10 @@ class WorkerPools:
     @classmethod
     def of(cls, app: Celery) -> WorkerPools:
         """Return the first WorkerPools of ``app``; one is made if it has none."""
-        pools = _pools_by_app.get(app)
-        if not pools and sharing.child_index() is not None and app.main is not None:
+        pools = cls.all_of(app)
+        if not pools and sharing.child_index() is not None:
             # Celery hands a spawned child a copy of the app that the child has imported, and what is declared there.
-            pools = next((known for other, known in list(_pools_by_app.items()) if other.main == app.main), None)
+            pools = apps.of_namesake(app)
             if pools:
                 pools[0].init_app(app)
         return pools[0] if pools else cls(app)
@@ -111,7 +109,7 @@ class WorkerPools:
     @staticmethod
     def all_of(app: Celery) -> list[WorkerPools]:
         """Return every WorkerPools of ``app``, the first one first."""
-        return list(_pools_by_app.get(app, ()))
+        return apps.all_of(app)
 
     def stats(self) -> WorkerStats:
         """Return what the resources of this process are doing; in a worker's main process, those of its children."""
@@ -141,10 +139,28 @@ class WorkerPools:
     ) -> Resource[Any]:
         """Declare a resource. Opens nothing.
 
+        >>> import io
+        >>> from workerpools import WorkerPools
+        >>> pools = WorkerPools()
+        >>> def notes():
+        ...     value = io.StringIO()
+        ...     yield value         # opened on first use, once per process
+        ...     value.close()       # at the end of the process, or by close()
+        >>> resource = pools.add(notes, name="notes")
+        >>> resource.is_open
+        False
+        >>> value = resource.get()
+        >>> resource.get() is value
+        True
+        >>> pools.close()
+        >>> value.closed
+        True
+
         Args:
             adapter: An adapter; or a function that returns the value; or a generator function that yields it once
                 and closes it after the ``yield``.
-            name: The resource's name; by default that of the class attribute it is assigned to.
+            name: The resource's name; by default that of the class attribute it is assigned to. One line of printable
+                characters, at most 56 bytes in UTF-8, without ``"``, ``\\``, ``,`` and ``=``.
             close: For a plain function: called with the value when the process is done with it; by default the
                 value's own ``close()``, if it has one.
             connections: For a function: called with the value at a fork; returns the objects with a ``fileno()`` that
@@ -155,8 +171,8 @@ class WorkerPools:
             The resource: a class attribute for task bases, and a handle with ``get()``, ``override()``, ``close()``.
 
         Raises:
-            ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither, or is an
-                adapter and comes with ``close`` or ``connections``.
+            ConfigurationError: Another resource of this WorkerPools has that name, or it cannot be published; or
+                ``adapter`` is neither, or is an adapter and comes with ``close`` or ``connections``.
         """
         if isinstance(adapter, type):
             name = adapter.__name__
@@ -187,6 +203,7 @@ class WorkerPools:
             )
         resource: Resource[Any] = Resource(self.shared, cast("Adapter[Any]", adapter), name)
         if name is not None:
+            check_name(name)
             if name in self.shared.names:
                 raise ConfigurationError(
                     f"two resources are named {name!r} in one WorkerPools: {self.shared.names[name]!r} and "
@@ -261,7 +278,12 @@ class WorkerPools:
 
         Args:
             timeout: The bound for all of it, in seconds; ``close_timeout`` if None.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
         """
+        if timeout is not None:
+            seconds(timeout, "WorkerPools.close(): timeout", most=WEEK, optional=True)
         # A value may need another one to close, and has opened later then.
         resources = sorted(
             (resource for resource in self.resources if resource.is_open),

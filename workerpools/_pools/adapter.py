@@ -6,11 +6,12 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
-from workerpools._run.attempts import Effect, current, note_effect, note_failure
+from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
@@ -61,8 +62,8 @@ class Opening:
         self._budget = budget or Budget()
         meter = meter or Meter()
         self._meter = meter
-        #: See :meth:`Meter.wait`: begins a lease. Bound here, as it is called for each use of a connection.
-        self.wait: Callable[[], Lease] = meter.wait
+        #: Begins a lease with the wait for a connection; returns the :class:`Lease`.
+        self.wait: Callable[[], Lease] = partial(Lease, meter)
 
     # Connections.
 
@@ -153,7 +154,11 @@ class Opening:
             what: A short phrase without secrets: ``"POST by 'api'"``.
         """
         effect = Effect(what)
-        note_effect(effect)
+        attempt = current()
+        if attempt is None or attempt.parent is not None or len(attempt.noted_effects) >= MAX_EFFECTS:
+            note_effect(effect)
+        else:
+            attempt.noted_effects = (*attempt.noted_effects, effect)
         return effect
 
     def replay(self, error: BaseException, **fields: object) -> bool:
@@ -189,6 +194,25 @@ class Adapter(Protocol[T]):
 
     An adapter holds the declaration alone. Each process opens a value of its own through it. Subclass it, and override
     what differs; :mod:`workerpools.adapter` tells when each method is called, in which process and thread.
+
+    >>> import socket
+    >>> from workerpools import Adapter, WorkerPools
+    >>> class Line(Adapter[socket.socket]):
+    ...     kind = "line"
+    ...     def __init__(self, address):
+    ...         self.server = address
+    ...     def open(self, opening):
+    ...         connection = socket.create_connection(self.server, timeout=3)
+    ...         opening.connected(connection)
+    ...         return connection
+    ...     def close(self, value, timeout):
+    ...         value.close()
+    ...     def describe(self):
+    ...         return f"Line {self.server[0]}:{self.server[1]}"
+    >>> with socket.create_server(("127.0.0.1", 0)) as server, WorkerPools() as pools:
+    ...     line = pools.add(Line(server.getsockname()), name="line")
+    ...     line.get().getpeername() == server.getsockname()
+    True
 
     Attributes:
         kind: What it connects to, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``; exporters choose
@@ -265,6 +289,17 @@ class Adapter(Protocol[T]):
         Args:
             error: The exception.
             earlier: The failures that the attempt's resources have noted, for an error that merely follows from one.
+        """
+        return None
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        """Return what an exception of this library proves where nothing was watched; None if it is no such failure.
+
+        For :func:`workerpools.failures.classify`, of clients that no resource has opened.
+
+        Args:
+            error: The exception.
         """
         return None
 

@@ -19,7 +19,18 @@ try:
 except ModuleNotFoundError as error:
     raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
 
-from workerpools.adapter import Adapter, ExecutionPool, Failure, Lifetime, Opening, redact_url, refusal
+from workerpools.adapter import (
+    WEEK,
+    Adapter,
+    ExecutionPool,
+    Failure,
+    Lifetime,
+    Opening,
+    redact_url,
+    refusal,
+    seconds,
+    whole,
+)
 from workerpools.errors import ConfigurationError
 from workerpools.httpx._errors import classify_status, classify_unwatched
 from workerpools.httpx._transport import Traffic, WatchedTransport
@@ -86,7 +97,8 @@ class HttpxClient(Adapter[httpx.Client]):
         options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
-        ConfigurationError: ``httpx.Client`` has no such option, or ``base_url`` or ``proxy`` is no URL of a server.
+        ConfigurationError: ``httpx.Client`` has no such option, ``base_url`` or ``proxy`` is no URL of a server, or a
+            number is out of bounds: a week for timeouts, a year for other times.
     """
 
     kind = "http"
@@ -122,6 +134,11 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+        if max_connections is not None:
+            whole(max_connections, "HttpxClient: max_connections", least=1, optional=True)
+        if leak_after is not None:
+            seconds(leak_after, "HttpxClient: leak_after", optional=True)
+        _check_timeout(timeout)
         self.leak_after = leak_after
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
         self.server = _server(options.get("base_url", ""))
@@ -220,6 +237,10 @@ class HttpxClient(Adapter[httpx.Client]):
         failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None
         return failure if failure is not None and failure.resource else None
 
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
+
     def describe(self) -> str:
         return f"HttpxClient {self._base_url}".strip()
 
@@ -237,6 +258,16 @@ class _Credentials(httpx.Auth):
             yield request
         else:
             yield from httpx.BasicAuth(*found).auth_flow(request)
+
+
+def _check_timeout(timeout: Any) -> None:
+    try:
+        bounds = httpx.Timeout(timeout).as_dict()
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigurationError(f"HttpxClient: timeout: {error}") from None
+    for name, bound in bounds.items():
+        if bound is not None:
+            seconds(bound, f"HttpxClient: timeout: {name}", most=WEEK, optional=True)
 
 
 _CLIENT_OPTIONS = frozenset(

@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from workerpools.adapter import (
+    WEEK,
     Adapter,
     ExecutionPool,
     Failure,
@@ -35,6 +36,8 @@ from workerpools.adapter import (
     add_note,
     refusal,
     scoped,
+    seconds,
+    whole,
 )
 from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy import _events
@@ -140,7 +143,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ``connect_args`` or the URL's query sets.
 
     Raises:
-        ConfigurationError: ``url`` is no URL, or an option is misspelt.
+        ConfigurationError: ``url`` is no URL, an option is misspelt, or a number is out of bounds: a week for timeouts,
+            a year for other times, a million for sizes.
     """
 
     kind = "database"
@@ -167,6 +171,19 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     ) -> None:
         self._url, self._shown = parsed(url)
         check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
+        for name, wait in (
+            ("connect_timeout", connect_timeout),
+            ("acquire_timeout", acquire_timeout),
+            ("resolve_timeout", resolve_timeout),
+        ):
+            seconds(wait, f"SQLAlchemyEngine: {name}", most=WEEK)
+        if pool_size is not None:
+            whole(pool_size, "SQLAlchemyEngine: pool_size", optional=True)
+        if max_overflow is not None:
+            # To SQLAlchemy -1 is no limit.
+            whole(max_overflow, "SQLAlchemyEngine: max_overflow", least=-1, optional=True)
+        if leak_after is not None:
+            seconds(leak_after, "SQLAlchemyEngine: leak_after", optional=True)
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
@@ -254,6 +271,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         if isinstance(error, sqlalchemy.exc.TimeoutError):
             return POOL_EXHAUSTED
         return earlier[0] if earlier and _follows(error) else None
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
