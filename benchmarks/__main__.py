@@ -1,4 +1,6 @@
-"""`python -m benchmarks [NAME …] [--json] [--quick] [--save]`, and `python -m benchmarks report`."""
+"""`python -m benchmarks [NAME …] [--json] [--quick] [--save]`, `python -m benchmarks report`, and
+`python -m benchmarks paths [--list]`.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,23 @@ def shown(figure: Figure) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for."""
+    """Run what the command line asks for; return the exit code: 1 where a path is over its budget."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Each benchmark answers one question.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}, or report; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; report or paths")
     parser.add_argument("--json", action="store_true", help="print JSON, a line each, and nothing else")
     parser.add_argument("--quick", action="store_true", help="a trial of a few seconds, whose figures say nothing")
     parser.add_argument("--save", action="store_true", help="keep the results for the report")
+    parser.add_argument("--list", action="store_true", help="paths: print each frame, too")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where results are kept")
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - {*NAMES, "report"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}, report")
-    names = [name for name in options.names if name != "report"] or ([] if options.names else list(NAMES))
+    if unknown := set(options.names) - {*NAMES, "paths", "report"}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}, paths, report")
+    names = [name for name in options.names if name in NAMES] or ([] if options.names else list(NAMES))
     modules = [importlib.import_module(f"benchmarks.{name}") for name in names]
+    within_budget = True
     with ExitStack() as stack:
         servers: Servers | None = None
-        if any(module.NEEDS_SERVERS for module in modules):
+        if "paths" in options.names or any(module.NEEDS_SERVERS for module in modules):
             servers = stack.enter_context(running())
         for module in modules:
             result: Result = module.run(servers, quick=options.quick)
@@ -53,12 +57,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(json.dumps(result.as_json(), ensure_ascii=False), flush=True)
             else:
                 _print(result)
+        if "paths" in options.names:
+            assert servers is not None
+            within_budget = _count_paths(servers, as_json=options.json, listed=options.list)
     if "report" in options.names:
         from benchmarks.report import write
 
         for path in write(options.folder):
             print(path)
-    return 0
+    return 0 if within_budget else 1
+
+
+def _count_paths(servers: Servers, *, as_json: bool, listed: bool) -> bool:
+    from benchmarks import paths
+
+    ways = paths.measure(servers)
+    if as_json:
+        for way in ways:
+            told = {"name": way.name, **way.counts, "over": way.over}
+            print(json.dumps({**told, "steps": way.lines()} if listed else told), flush=True)
+    else:
+        paths.show(ways, listed=listed)
+    return not any(way.over for way in ways)
 
 
 def _print(result: Result) -> None:

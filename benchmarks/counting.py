@@ -10,6 +10,7 @@ import time
 import timeit
 from collections.abc import Callable
 
+from workerpools._run.attempts import Attempt
 from workerpools._stats.alerts import State, evaluate, stopped_among
 from workerpools._stats.collector import assemble
 from workerpools._stats.meter import Meter
@@ -35,11 +36,12 @@ def main() -> None:
     meters = [Meter() for _ in RESOURCES]
     for meter, name in zip(meters, RESOURCES, strict=True):
         meter.show(slot, slot.place(name, "") or 0)
-    meter, attempt = meters[0], object()
+    meter, attempt = meters[0], Attempt()
 
     def use() -> None:
-        meter.acquired(meter.waiting(), 1, attempt)
-        meter.returned(1)
+        lease = meter.wait()
+        lease.acquired()
+        lease.returned()
 
     def two() -> None:
         meters[0].attempt_ended(attempt)

@@ -27,6 +27,9 @@ This page is written by the benchmarks themselves: `python -m benchmarks --save`
 `python -m benchmarks report` writes the page, `python -m benchmarks liveness --json` answers one question. They
 need the dependency groups `benchmarks` and `test`, and the extra `demo`.
 
+`python -m benchmarks paths` counts the functions and files of the package that a warm task, a lost connection and
+a statistic pass through, and exits with 1 where one is over its budget. With `--list` it prints them in order.
+
 The peers: *hand-written* is best practice without a library (clients in module globals, opened in
 `worker_process_init`); *a client a task* and *an engine a task* open and close with each task; *`_db = None` on
 the task* is the pattern of Celery's user guide; celery-svcs and dependency-injector inject what they are given,

@@ -16,9 +16,11 @@ from tests.support.databases import Database, HasAddress, new_database
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
 from tests.support.mariadb import MariaDatabase, MariaDBServer, mariadb_program
+from tests.support.mariashop import DRIVERS, MariaShop
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
+from tests.support.shop import Shop
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
@@ -141,3 +143,17 @@ def pgbouncer_to() -> Iterator[Callable[..., PgBouncer]]:
             return opened.enter_context(PgBouncer(workspace, database, name=f"pgbouncer-{next(numbers)}", **options))
 
         yield start
+
+
+@pytest.fixture(params=["psycopg2", "psycopg"])
+def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> Iterator[Shop]:
+    """An app whose database is reached through a proxy, with each driver."""
+    with closing(Shop(database, request.param, proxy=proxy_to(database))) as made:
+        yield made
+
+
+@pytest.fixture(params=DRIVERS)
+def maria_shop(request: pytest.FixtureRequest, maria_database: MariaDatabase, proxy_to: Any) -> Iterator[MariaShop]:
+    """The same on MariaDB."""
+    with closing(MariaShop(maria_database, request.param, proxy=proxy_to(maria_database))) as made:
+        yield made

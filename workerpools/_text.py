@@ -75,7 +75,9 @@ def add_note(error: BaseException, note: str) -> None:
         return
 
 
-def explained(error: ModuleNotFoundError, module: str, library: str, extra: str) -> ModuleNotFoundError:
+def explained(
+    error: ModuleNotFoundError, module: str, library: str, extra: str, distribution: str = ""
+) -> ModuleNotFoundError:
     """Return the error to raise instead of ``error``: one that says what to install.
 
     Args:
@@ -83,6 +85,7 @@ def explained(error: ModuleNotFoundError, module: str, library: str, extra: str)
         module: The module of ours that needs it.
         library: The top-level module that was imported.
         extra: The extra that brings it.
+        distribution: What to install, where that has another name than ``library``.
 
     Returns:
         ``error`` itself where something else is missing, such as what the library needs in its turn.
@@ -90,5 +93,7 @@ def explained(error: ModuleNotFoundError, module: str, library: str, extra: str)
     if error.name != library:
         return error
     return ModuleNotFoundError(
-        f"{module} needs {library}: pip install 'workerpools[{extra}]'", name=error.name, path=error.path
+        f"{module} needs {library}, which the extra {extra!r} brings: pip install {distribution or library}",
+        name=error.name,
+        path=error.path,
     )

@@ -17,7 +17,7 @@ from workerpools._text import explained
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, make_wsgi_app
 except ModuleNotFoundError as error:
-    raise explained(error, "workerpools.prometheus", "prometheus_client", "prometheus") from None
+    raise explained(error, "workerpools.prometheus", "prometheus_client", "prometheus", "prometheus-client") from None
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector

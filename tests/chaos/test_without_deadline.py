@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.adapters.shop import Shop, insert
 from tests.chaos import blackhole
 from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
+from tests.support.shop import Shop, insert
 from tests.support.upstream import EchoUpstream
 from workerpools import classify
 

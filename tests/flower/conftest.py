@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from demo_tasks.servers import PostgresServer, ValkeyServer, Workspace
-from tests.flower.stand import FlowerProcess
 from tests.support.browser import Browser, browser_program
+from tests.support.flower import FlowerProcess
 from tests.support.services import require_program
-from tests.worker.stand import Stand, stand_among
+from tests.support.stand import Stand, stand_among
 
 _numbers = itertools.cycle(range(1, 16))
 

@@ -9,7 +9,7 @@ import pytest
 from tornado.web import create_signed_value
 
 from tests.flower.fake import FakeWorkers, process, resource, told, worker_stats
-from tests.flower.stand import PLAIN, FlowerProcess
+from tests.support.flower import PLAIN, FlowerProcess
 
 pytestmark = pytest.mark.worker
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.flower.fake import FakeWorkers, told, worker_stats
-from tests.flower.stand import CONFIG, PLAIN
 from tests.flower.test_page import NewFlower, in_trouble, opened
 from tests.support.browser import Browser
+from tests.support.flower import CONFIG, PLAIN
 
 pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]
 

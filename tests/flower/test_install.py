@@ -10,7 +10,7 @@ from pathlib import Path
 import flower as installed_flower
 import pytest
 
-from tests.flower.stand import CONFIG, PLAIN, FlowerProcess
+from tests.support.flower import CONFIG, PLAIN, FlowerProcess
 from tests.support.paths import environment
 from workerpools.flower._templates import Unknown, with_link, with_tab
 
@@ -108,7 +108,7 @@ try:
 except workerpools.ConfigurationError as error:
     print(error)
 """
-    assert "pip install 'workerpools[flower]'" in run(code)
+    assert "which the extra 'flower' brings: pip install flower" in run(code)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.flower.fake import FakeWorkers, process, resource, told, worker_stats
-from tests.flower.stand import FlowerProcess
 from tests.support.browser import Browser
+from tests.support.flower import FlowerProcess
 from workerpools._stats.snapshot import Alert
 
 pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.flower.stand import FlowerProcess
 from tests.support.browser import Browser
-from tests.worker.stand import Stand, wait_until
+from tests.support.flower import FlowerProcess
+from tests.support.stand import Stand, wait_until
 from workerpools._stats.snapshot import ResourceStats, WorkerStats
 
 pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.flower.fake import FakeWorkers, process, resource, told, worker_stats
-from tests.flower.stand import FlowerProcess
-from tests.worker.stand import wait_until
+from tests.support.flower import FlowerProcess
+from tests.support.stand import wait_until
 
 #: As documented.
 LEAST_INTERVAL = 2.0

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from demo_tasks.servers import PostgresServer
-from tests.adapters.shop import Shop, insert
 from tests.support.databases import Database, HasAddress
 from tests.support.proxy import TcpProxy
-from tests.worker.stand import wait_until
+from tests.support.shop import Shop, insert
+from tests.support.stand import wait_until
 from workerpools import FailureKind, classify
 
 pytestmark = pytest.mark.slow

@@ -27,9 +27,9 @@ from tests.load.upstream import Upstream
 from tests.support.databases import Database
 from tests.support.inspect import tcp_connections_to
 from tests.support.proxy import TcpProxy
+from tests.support.recorder import PATH, entries
+from tests.support.stand import wait_until
 from tests.support.worker import WorkerProcess
-from tests.worker.recorder import PATH, entries
-from tests.worker.stand import wait_until
 
 TASKS = int(os.environ.get("LOAD_TASKS", "600"))
 SEED = int(os.environ.get("LOAD_SEED", "1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,19 +62,21 @@ def test_works_without_any_client_library() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "library", "extra"),
+    ("module", "library", "extra", "distribution"),
     [
-        ("workerpools.httpx", "httpx", "httpx"),
-        ("workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy"),
-        ("workerpools.prometheus", "prometheus_client", "prometheus"),
-        ("workerpools.opentelemetry", "opentelemetry", "opentelemetry"),
+        ("workerpools.httpx", "httpx", "httpx", "httpx"),
+        ("workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy", "sqlalchemy"),
+        ("workerpools.prometheus", "prometheus_client", "prometheus", "prometheus-client"),
+        ("workerpools.opentelemetry", "opentelemetry", "opentelemetry", "opentelemetry-api"),
     ],
 )
-def test_the_missing_extra_is_named(module: str, library: str, extra: str) -> None:
-    """Who imports an adapter without its library is told what to install."""
+def test_the_missing_library_is_named(module: str, library: str, extra: str, distribution: str) -> None:
+    """With its extra, and with a command that works from a checkout too: the extra brings what it installs."""
     assert failed_import(f"import {module}", library) == (
-        f"{library}: {module} needs {library}: pip install 'workerpools[{extra}]'"
+        f"{library}: {module} needs {library}, which the extra '{extra}' brings: pip install {distribution}"
     )
+    project = (PACKAGE.parent / "pyproject.toml").read_text()
+    assert re.search(rf'^{extra} = .*"{distribution}[">]', project, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_base_names_the_missing_extra(base: str, attribute: str, library: str)
         f"def t(self): self.{attribute}\n"
         "t()"
     )
-    assert f"pip install 'workerpools[{library}]'" in failed_import(code, library)
+    assert f"which the extra '{library}' brings: pip install {library}" in failed_import(code, library)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_the_celery_command_stays_light() -> None:
     """Every ``celery`` call loads what adds ``celery pools`` to it: no client library, and nothing that it alone
     needs."""
     # Celery itself looks for redis, which looks for OpenTelemetry; Flower's own command loads prometheus_client.
-    ours = {"rich", "workerpools._celery.cli.table", "workerpools._stats.report", "workerpools._stats.snapshot"}
+    ours = {"rich", "workerpools._celery.cli.rows", "workerpools._stats.report", "workerpools._stats.snapshot"}
     heavy = {*CLIENTS, *ours} - {"redis", "opentelemetry", "prometheus_client"}
     code = (
         "import celery.bin.celery, sys; assert 'pools' in celery.bin.celery.celery.commands; "
@@ -133,3 +136,9 @@ def test_the_celery_command_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_no_message_installs_what_no_index_has() -> None:
+    """There may be no release yet: a message names the library that is missing, not an extra of ours alone."""
+    messages = [path for path in PACKAGE.rglob("*.py") if re.search(r"pip install ['\"]?workerpools", path.read_text())]
+    assert messages == []

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 from sqlalchemy import text
 
-from tests.worker.recorder import record
+from tests.support.recorder import record
 from workerpools import PooledTask, RetryPolicy, WorkerPools
 from workerpools.events import Alert
 from workerpools.httpx import HttpxClient

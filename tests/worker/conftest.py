@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo_tasks.servers import PostgresServer, ValkeyServer
-from tests.worker.stand import Stand, stand_among
+from tests.support.stand import Stand, stand_among
 
 # Numbers of Valkey databases: a module's own stand and a test's never have the same.
 _numbers = itertools.cycle(range(1, 16))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
+from tests.support.stand import Stand
 from tests.support.worker import WorkerProcess
-from tests.worker.stand import Stand
 
 APP = "tests.worker.greens:app"
 GREENLETS = 4

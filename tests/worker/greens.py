@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from tests.worker.recorder import record
+from tests.support.recorder import record
 from tests.worker.shop import BACKEND, INSERT, ConfiguredTask, ShopTask, StockTask, app
 
 __all__ = ["app"]

@@ -12,7 +12,7 @@ from celery import signals
 from celery.worker.control import control_command
 from sqlalchemy import text
 
-from tests.worker.recorder import record
+from tests.support.recorder import record
 
 _INSERT = text("insert into orders (number, run) values (:number, 0)")
 _ROWS = text("select count(*) from orders where number = :number")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.worker.stand import PATIENCE, Stand, wait_until
+from tests.support.stand import PATIENCE, Stand, wait_until
 from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 TASKS = 40

@@ -17,8 +17,8 @@ from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from sqlalchemy import text
 
-from tests.worker import recorder
-from tests.worker.recorder import record
+from tests.support import recorder
+from tests.support.recorder import record
 from workerpools import DatabaseTask, HTTPTask, PooledTask, RetryPolicy, WorkerPools
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession

@@ -17,10 +17,10 @@ import pytest
 from celery import Celery
 
 from tests.support.proxy import TcpProxy
+from tests.support.stand import PATIENCE, Stand, wait_until
 from tests.support.worker import WorkerProcess
-from tests.worker.stand import PATIENCE, Stand, wait_until
 from tests.worker.test_seen import ask, look
-from workerpools._celery.alerting import EVENT
+from workerpools._celery.worker import EVENT
 from workerpools._stats.snapshot import Alert
 
 pytestmark = pytest.mark.worker

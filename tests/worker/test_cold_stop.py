@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worker.stand import Stand
+from tests.support.stand import Stand
 
 pytestmark = pytest.mark.worker
 

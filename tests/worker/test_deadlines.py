@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 
 from tests.support.proxy import TcpProxy
-from tests.worker.stand import Stand, ended
+from tests.support.stand import Stand, ended
 
 pytestmark = pytest.mark.worker
 

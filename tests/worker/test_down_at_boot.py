@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.support.proxy import TcpProxy
-from tests.worker.stand import Stand
+from tests.support.stand import Stand
 
 pytestmark = pytest.mark.worker
 

@@ -8,11 +8,11 @@ import socket
 import pytest
 
 from demo_tasks.servers import Workspace
-from tests.flower.stand import FlowerProcess
+from tests.support.flower import FlowerProcess
 from tests.support.promtool import check_metrics
+from tests.support.stand import Stand, wait_until
 from tests.worker.scraping import fallen, fetch, series, total
 from tests.worker.seeing import run
-from tests.worker.stand import Stand, wait_until
 
 pytestmark = pytest.mark.worker
 

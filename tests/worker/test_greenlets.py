@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.stand import PATIENCE, Stand, ended, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.green_stand import GREENLETS, LIBRARIES, bodies, green, numbers
-from tests.worker.stand import PATIENCE, Stand, ended, wait_until
 from tests.worker.test_seen import look, total
 
 pytestmark = pytest.mark.worker

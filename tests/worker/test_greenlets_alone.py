@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.support.proxy import TcpProxy
+from tests.support.stand import PATIENCE, Stand, ended
 from tests.worker.green_stand import GREENLETS, LIBRARIES, bodies, green, numbers
-from tests.worker.stand import PATIENCE, Stand, ended
 from tests.worker.test_seen import look, of
 
 pytestmark = pytest.mark.worker

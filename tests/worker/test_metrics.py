@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from demo_tasks.servers import Workspace
-from tests.flower.stand import FlowerProcess
+from tests.support.flower import FlowerProcess
 from tests.support.inspect import socket_inodes
 from tests.support.promtool import check_metrics
+from tests.support.stand import PATIENCE, Stand, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.scraping import Series, address, exported, fallen, fetch, scrape, series, summed, total
 from tests.worker.seeing import look, run
-from tests.worker.stand import PATIENCE, Stand, wait_until
 from workerpools._stats.snapshot import ResourceStats, WorkerStats, merged
 
 pytestmark = pytest.mark.worker
@@ -118,7 +118,7 @@ def test_without_the_library(shared: Stand, tmp_path: Path) -> None:
     paths = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path.cwd())))
     with shared.worker(conf=ANY_PORT, env={"PYTHONPATH": paths}) as worker:
         assert len(run(shared, 4)) == 4
-        assert worker.log().count("pip install 'workerpools[prometheus]'") == 1
+        assert worker.log().count("which the extra 'prometheus' brings: pip install prometheus-client") == 1
 
 
 @pytest.mark.parametrize(("pool", "concurrency"), [("threads", 4), ("solo", 1)])

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.inspect import socket_inodes
+from tests.support.stand import PATIENCE, Stand, sockets_to, wait_until
 from tests.support.worker import WorkerProcess
-from tests.worker.stand import PATIENCE, Stand, sockets_to, wait_until
 
 pytestmark = pytest.mark.worker
 

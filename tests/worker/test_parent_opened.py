@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.support.stand import PATIENCE, Stand, sockets_to
 from tests.support.tls import TlsProxy
-from tests.worker.stand import PATIENCE, Stand, sockets_to
 
 pytestmark = pytest.mark.worker
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import environment
-from tests.worker.stand import PATIENCE, SHOP, Stand, wait_until
+from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 from tests.worker.test_recycle_command import pools, worker_of
 from tests.worker.test_seen import run
 
@@ -110,26 +110,30 @@ def test_an_app_without_pools(shared: Stand, tmp_path: Path) -> None:
         assert "no worker answered, and the app plain has no WorkerPools: declare one" in done.stderr
 
 
+HIDDEN = "import sys; sys.modules['rich'] = None; from celery.__main__ import main; sys.exit(main())"
+
+
 def test_without_rich(shared: Stand) -> None:
-    """The table says what to install; everything else works."""
-    hidden = "import sys; sys.modules['rich'] = None; from celery.__main__ import main; sys.exit(main())"
+    """The same table, and everything else."""
 
     def without(*args: str) -> Any:
         return subprocess.run(
-            [sys.executable, "-c", hidden, "-A", SHOP, "pools", *args],
+            [sys.executable, "-c", HIDDEN, "-A", SHOP, "pools", *args],
             env=environment(shared.environment()),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
         )
 
-    for args in (("status",), ("status", "--watch")):
-        done = without(*args)
-        assert done.returncode == 1
-        assert "this needs rich: pip install 'workerpools[cli]'" in done.stderr
-    with shared.worker(concurrency=1):
+    with shared.worker(concurrency=1) as worker:
         run(shared, 1)
         name = worker_of(shared)
+        done = without("status", "-d", name, "--timeout", "20")
+        assert (done.returncode, done.stderr) == (0, "")
+        with_rich = pools(shared, "status", "-d", name, "--timeout", "20").stdout
+        assert [line.rstrip() for line in with_rich.splitlines()] == done.stdout.splitlines()
+        (pid,) = worker.children()
+        assert re.search(rf"^ 0 {pid} +api +0/1/10 +0 ", done.stdout, re.MULTILINE), done.stdout
         done = without("status", "--json", "-d", name, "--timeout", "20")
         assert done.returncode == 0
         assert list(json.loads(done.stdout)["workers"]) == [name]
@@ -171,11 +175,13 @@ def test_watching_without_a_terminal(stand: Stand, tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_watching_in_a_terminal(shared: Stand) -> None:
+@pytest.mark.parametrize("rich", [True, False])
+def test_watching_in_a_terminal(shared: Stand, rich: bool) -> None:
     """The table is drawn again in its own place; Ctrl-C is a good end, and the cursor is there again."""
     ours, theirs = pty.openpty()
     env = environment({**shared.environment(), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"})
-    command = [sys.executable, "-m", "celery", "-A", SHOP, "pools", "status", "--watch", "--timeout", "0.5"]
+    start = ["-m", "celery"] if rich else ["-c", HIDDEN]
+    command = [sys.executable, *start, "-A", SHOP, "pools", "status", "--watch", "--timeout", "0.5"]
     with shared.worker(concurrency=1):
         run(shared, 1)
         watching = subprocess.Popen(
@@ -208,9 +214,13 @@ def test_watching_in_a_terminal(shared: Stand) -> None:
             watching.kill()
             watching.wait()
             os.close(ours)
-    # Up and to the left again, over what was written before; the cursor was hidden meanwhile.
-    assert "\x1b[1A" in seen
-    assert seen.rindex("\x1b[?25h") > seen.index("\x1b[?25l")
+    if rich:
+        # Up and to the left again, over what was written before; the cursor was hidden meanwhile.
+        assert "\x1b[1A" in seen
+        assert seen.rindex("\x1b[?25h") > seen.index("\x1b[?25l")
+    else:
+        assert seen.count("\x1b[H\x1b[J") >= 3
+        assert "?25" not in seen
 
 
 def test_options_that_contradict(shared: Stand) -> None:

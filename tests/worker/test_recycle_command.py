@@ -15,7 +15,7 @@ import pytest
 from celery.result import AsyncResult
 
 from tests.support.paths import environment
-from tests.worker.stand import PATIENCE, SHOP, Stand, wait_until
+from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 from tests.worker.test_seen import look, total
 
 pytestmark = pytest.mark.worker

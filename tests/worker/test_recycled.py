@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.inspect import open_fds
-from tests.worker.stand import PATIENCE, Stand, wait_until
+from tests.support.stand import PATIENCE, Stand, wait_until
 
 pytestmark = pytest.mark.worker
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support.paths import environment
+from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.seeing import TASKS, ask, by_pid, grown, look, of, run, total
-from tests.worker.stand import PATIENCE, SHOP, Stand, wait_until
 from workerpools._stats.snapshot import WorkerStats
 
 pytestmark = pytest.mark.worker

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.worker.stand import PATIENCE, Stand
+from tests.support.stand import PATIENCE, Stand
 
 pytestmark = pytest.mark.worker
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.paths import environment
-from tests.worker.stand import Stand
+from tests.support.stand import Stand
 
 pytestmark = pytest.mark.worker
 

@@ -10,8 +10,8 @@ from itertools import count
 import pytest
 
 from tests.support.proxy import TcpProxy
+from tests.support.stand import PATIENCE, Stand, ended, wait_until
 from tests.support.worker import WorkerProcess
-from tests.worker.stand import PATIENCE, Stand, ended, wait_until
 
 pytestmark = pytest.mark.worker
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.stand import PATIENCE, Stand, ended
 from tests.support.worker import WorkerProcess
-from tests.worker.stand import PATIENCE, Stand, ended
 
 pytestmark = pytest.mark.worker
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.stand import Stand, ended
+from tests.support.stand import Stand, ended
 
 pytestmark = pytest.mark.worker
 

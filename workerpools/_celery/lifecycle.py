@@ -1,8 +1,12 @@
-"""Which of Celery's signals tells a WorkerPools what.
+"""Tells each living WorkerPools what its process and its worker do, as Celery's signals report it.
 
-Signals only make things earlier: what must hold (a value a process, nothing across a fork) holds without them.
-Receivers are strong, each with a dispatch_uid of its own, take any keyword, look at no sender, and never raise:
-Celery would log the error and go on without it.
+Signals only make things earlier: one value per process, and none across a fork, hold without them.
+
+Receivers are connected once per process and stay connected; they walk the objects that are alive. So nothing has to be
+disconnected when one is collected: the collector can run inside any call, even one that holds the lock of a signal.
+
+Any object will do that has ``worker_starts(worker)``, ``process_starts()``, ``worker_stops()``,
+``worker_ended(worker)`` and ``close()``, and ``record_failure(error)`` for an exception that one of these raised.
 """
 
 from __future__ import annotations
@@ -12,14 +16,11 @@ import itertools
 import logging
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import signals
 
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
-
-if TYPE_CHECKING:
-    from workerpools._celery.pools import WorkerPools
 
 __all__ = ["connect", "execution_pool", "keep_limits", "worker_limits"]
 
@@ -27,60 +28,57 @@ logger = logging.getLogger("workerpools")
 
 _numbers = itertools.count(1)
 
+# By number, and so in order of creation. A table without a lock: see above.
+_living: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
-def connect(pools: WorkerPools) -> int:
+_connected = False
+
+
+def connect(pools: Any) -> int:
     """Have ``pools`` told what its process and its worker do, for as long as it lives.
 
     Returns:
         Its number among those of the process.
     """
+    global _connected
     number = next(_numbers)
-    ref = weakref.ref(pools)
-    receivers: tuple[tuple[Any, Callable[[WorkerPools, Any], object]], ...] = (
-        (signals.worker_init, lambda told, sender: told.worker_starts(sender)),
-        (signals.worker_process_init, lambda told, sender: told.process_starts()),
-        (signals.worker_process_shutdown, lambda told, sender: told.close()),
-        (signals.worker_shutting_down, lambda told, sender: told.worker_stops()),
-        (signals.worker_shutdown, lambda told, sender: told.worker_ended(sender)),
-    )
-    undo: list[Callable[[], object]] = []
-    for signal, tell in receivers:
-        uid = f"workerpools-{number}-{signal.name}"
-        signal.connect(_receiver(ref, tell), weak=False, dispatch_uid=uid)
-        undo.append(_disconnection(signal, uid))
-
-    def at_exit() -> None:
-        if (told := ref()) is not None:
-            told.close()
-
-    # A worker that is stopped cold, a script and a web process send no signal.
-    atexit.register(at_exit)
-    undo.append(lambda: atexit.unregister(at_exit))
-    weakref.finalize(pools, _call_all, undo).atexit = False
+    _living[number] = pools
+    if not _connected:
+        for signal, tell in _FOLLOWED:
+            # The dispatch_uid keeps it to one, should two threads come here together.
+            signal.connect(_receiver(tell), weak=False, dispatch_uid=f"workerpools-{signal.name}")
+        # A worker that is stopped cold, a script and a web process send no signal.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+        _connected = True
     return number
 
 
-def _receiver(ref: weakref.ref[WorkerPools], tell: Callable[[WorkerPools, Any], object]) -> Callable[..., None]:
+def _receiver(tell: Callable[[Any, Any], object]) -> Callable[..., None]:
     def receive(sender: Any = None, **_: Any) -> None:
-        pools = ref()
-        if pools is None:
-            return
-        try:
-            tell(pools, sender)
-        except Exception as error:
-            pools.record_failure(error)
-            logger.exception("workerpools could not follow the worker's life cycle; tasks will raise this error")
+        for ref in _living.valuerefs():
+            pools = ref()
+            if pools is None:
+                continue
+            try:
+                tell(pools, sender)
+            except Exception as error:
+                # Celery would log it and go on without it; the others are told all the same.
+                pools.record_failure(error)
+                logger.exception("workerpools could not follow the worker's life cycle; tasks will raise this error")
 
     return receive
 
 
-def _disconnection(signal: Any, uid: str) -> Callable[[], object]:
-    return lambda: signal.disconnect(dispatch_uid=uid)
+_FOLLOWED: tuple[tuple[Any, Callable[[Any, Any], object]], ...] = (
+    (signals.worker_init, lambda pools, worker: pools.worker_starts(worker)),
+    (signals.worker_process_init, lambda pools, sender: pools.process_starts()),
+    (signals.worker_process_shutdown, lambda pools, sender: pools.close()),
+    (signals.worker_shutting_down, lambda pools, sender: pools.worker_stops()),
+    (signals.worker_shutdown, lambda pools, worker: pools.worker_ended(worker)),
+)
 
-
-def _call_all(functions: list[Callable[[], object]]) -> None:
-    for function in functions:
-        function()
+_at_exit = _receiver(lambda pools, sender: pools.close())
 
 
 def execution_pool(worker: Any) -> ExecutionPool:

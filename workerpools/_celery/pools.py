@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
-from workerpools._celery import lifecycle, sharing
+from workerpools._celery import apps, lifecycle, sharing
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._pools.adapter import Adapter, FunctionAdapter
@@ -39,9 +39,6 @@ logger = logging.getLogger("workerpools")
 # What tells an adapter from a client: many of those have open() and close(), too.
 _ADAPTER = ("prepare", "open", "close", "describe")
 
-# The values are strong and hold their app weakly: a WorkerPools lives as long as its app.
-_pools_by_app: weakref.WeakKeyDictionary[Any, list[WorkerPools]] = weakref.WeakKeyDictionary()
-
 
 def is_adapter(value: object) -> bool:
     """Return whether ``value`` is an adapter, of whatever class."""
@@ -54,10 +51,10 @@ def _adapts(cls: type) -> bool:
 
 
 def _tell_worker(app: Any) -> None:
-    from workerpools._celery import alerting, bootstep, metrics
+    from workerpools._celery import worker
 
-    app.steps["worker"].update((bootstep.PoolsStep, alerting.AlertsStep, metrics.MetricsStep))
-    bootstep.register_command()
+    app.steps["worker"].update(worker.STEPS)
+    worker.register_commands()
 
 
 class WorkerPools:
@@ -90,7 +87,7 @@ class WorkerPools:
                 # The ``celery`` command, or a worker: what the command does not know of it refuses. Other programs are
                 # spared the import.
                 _tell_worker(app)
-            _pools_by_app.setdefault(app, []).append(self)
+            apps.add(app, self)
 
     @property
     def has_app(self) -> bool:
@@ -100,10 +97,10 @@ class WorkerPools:
     @classmethod
     def of(cls, app: Celery) -> WorkerPools:
         """Return the first WorkerPools of ``app``; one is made if it has none."""
-        pools = _pools_by_app.get(app)
-        if not pools and sharing.child_index() is not None and app.main is not None:
+        pools = cls.all_of(app)
+        if not pools and sharing.child_index() is not None:
             # Celery hands a spawned child a copy of the app that the child has imported, and what is declared there.
-            pools = next((known for other, known in list(_pools_by_app.items()) if other.main == app.main), None)
+            pools = apps.of_namesake(app)
             if pools:
                 pools[0].init_app(app)
         return pools[0] if pools else cls(app)
@@ -111,7 +108,7 @@ class WorkerPools:
     @staticmethod
     def all_of(app: Celery) -> list[WorkerPools]:
         """Return every WorkerPools of ``app``, the first one first."""
-        return list(_pools_by_app.get(app, ()))
+        return apps.all_of(app)
 
     def stats(self) -> WorkerStats:
         """Return what the resources of this process are doing; in a worker's main process, those of its children."""

@@ -268,6 +268,17 @@ class Adapter(Protocol[T]):
         """
         return None
 
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        """Return what an exception of this library proves where nothing was watched; None if it is no such failure.
+
+        For :func:`workerpools.failures.classify`, of clients that no resource has opened.
+
+        Args:
+            error: The exception.
+        """
+        return None
+
     def describe(self) -> str:
         """Return a short name of the declaration for a bug report, without secrets."""
         return type(self).__name__

@@ -36,7 +36,7 @@ def install() -> None:
         if error.name != "flower":
             raise
         raise ConfigurationError(
-            "workerpools.flower.install() needs Flower, which is not installed: pip install 'workerpools[flower]'"
+            "workerpools.flower.install() needs Flower, which the extra 'flower' brings: pip install flower"
         ) from None
     from workerpools.flower._setup import set_up
 

@@ -14,7 +14,7 @@ __all__ = ["UNHEARD_AFTER", "VERSION", "Reply", "Status", "document", "status"]
 #: The version of the document. A reader skips what it does not know.
 VERSION = 1
 
-#: The key in the reply of ``celery inspect stats``; see :mod:`workerpools._celery.bootstep`.
+#: The key in the reply of ``celery inspect stats``; see :mod:`workerpools._celery.worker`.
 _KEY = "workerpools"
 
 #: A worker without events is taken for offline when it has not answered for so long, in seconds.

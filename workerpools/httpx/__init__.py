@@ -220,6 +220,10 @@ class HttpxClient(Adapter[httpx.Client]):
         failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None
         return failure if failure is not None and failure.resource else None
 
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
+
     def describe(self) -> str:
         return f"HttpxClient {self._base_url}".strip()
 

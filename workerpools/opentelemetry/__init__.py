@@ -19,7 +19,7 @@ from workerpools._text import explained
 try:
     from opentelemetry import metrics
 except ModuleNotFoundError as error:
-    raise explained(error, "workerpools.opentelemetry", "opentelemetry", "opentelemetry") from None
+    raise explained(error, "workerpools.opentelemetry", "opentelemetry", "opentelemetry", "opentelemetry-api") from None
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics import Histogram as HistogramInstrument

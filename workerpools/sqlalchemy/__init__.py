@@ -255,6 +255,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             return POOL_EXHAUSTED
         return earlier[0] if earlier and _follows(error) else None
 
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
+
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
 

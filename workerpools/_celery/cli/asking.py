@@ -9,7 +9,7 @@ from typing import Any
 import click
 from kombu.exceptions import OperationalError
 
-from workerpools._celery.pools import WorkerPools
+from workerpools._celery import apps
 from workerpools._stats.snapshot import WorkerStats
 
 __all__ = ["FAILED", "UNAVAILABLE", "Answers", "Failed", "Unavailable", "ask"]
@@ -95,7 +95,7 @@ def ask(
 
     Args:
         app: The Celery app.
-        command: One of the commands that :mod:`workerpools._celery.bootstep` registers.
+        command: One of the commands that :mod:`workerpools._celery.worker` registers.
         timeout: How long to wait for answers, in seconds; not longer than until all of ``destination`` have answered.
         destination: The workers' names; all if None.
         arguments: The command's.
@@ -117,7 +117,7 @@ def ask(
 
 
 def _nobody(app: Any, timeout: float, destination: Sequence[str] | None) -> str:
-    if not WorkerPools.all_of(app):
+    if not apps.all_of(app):
         name = app.main or "that was found"
         return (
             f"no worker answered, and the app {name} has no WorkerPools: declare one, pools = WorkerPools(app), or "

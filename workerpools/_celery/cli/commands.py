@@ -12,6 +12,7 @@ from celery.bin.base import COMMA_SEPARATED_LIST
 
 if TYPE_CHECKING:
     from workerpools._celery.cli.asking import Answers
+    from workerpools._celery.cli.plain import PlainScreen
     from workerpools._celery.cli.table import Screen
     from workerpools._stats.report import Workers
 
@@ -132,17 +133,19 @@ def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def _screen(*, no_color: bool, totals: bool) -> Screen:
+def _screen(*, no_color: bool, totals: bool) -> Screen | PlainScreen:
     try:
         from workerpools._celery.cli.table import Screen
-    except ImportError:
-        raise click.ClickException(
-            "this needs rich: pip install 'workerpools[cli]'; --json does without it, as celery inspect pools does"
-        ) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rich":
+            raise
+        from workerpools._celery.cli.plain import PlainScreen
+
+        return PlainScreen(totals=totals)
     return Screen(no_color=no_color, totals=totals)
 
 
-def _watch(look: Callable[[], Answers], screen: Screen, interval: float) -> None:
+def _watch(look: Callable[[], Answers], screen: Screen | PlainScreen, interval: float) -> None:
     """Show what there is until Ctrl-C, which is the way to end it."""
     with contextlib.suppress(KeyboardInterrupt), screen.watching() as update:
         while True:

@@ -1,0 +1,104 @@
+"""What the package offers, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import workerpools
+import workerpools.adapter
+import workerpools.events
+import workerpools.failures
+import workerpools.flower
+import workerpools.httpx
+import workerpools.opentelemetry
+import workerpools.prometheus
+import workerpools.sqlalchemy
+from tests.support.paths import environment
+
+
+def test_exported_members() -> None:
+    """The root's names are pinned: a new one changes this test, a page of the documentation and the changelog."""
+    assert workerpools.__all__ == [
+        "Adapter",
+        "ConfigurationError",
+        "DatabaseTask",
+        "Deadline",
+        "DeadlineExceeded",
+        "Failure",
+        "FailureKind",
+        "HTTPTask",
+        "NoAttemptError",
+        "OpenTimeoutError",
+        "PooledTask",
+        "Resource",
+        "RetryPolicy",
+        "WorkerPools",
+        "WorkerPoolsError",
+        "classify",
+    ]
+    assert workerpools.adapter.__all__ == ["Adapter", "ExecutionPool", "FunctionAdapter", "Opening"]
+    assert workerpools.events.__all__ == ["Alert", "AlertListener", "Event", "EventKind", "Listener"]
+    assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
+    assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
+    assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
+    assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
+    assert workerpools.flower.__all__ == ["install"]
+    assert workerpools.sqlalchemy.__all__ == [
+        "SQLAlchemyEngine",
+        "TaskSession",
+        "classify",
+        "connect_defaults",
+        "pool_defaults",
+    ]
+    modules = (
+        workerpools,
+        workerpools.adapter,
+        workerpools.events,
+        workerpools.failures,
+        workerpools.flower,
+        workerpools.httpx,
+        workerpools.opentelemetry,
+        workerpools.prometheus,
+        workerpools.sqlalchemy,
+    )
+    for module in modules:
+        assert all(hasattr(module, name) for name in module.__all__)
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
+def test_importing_loads_no_client_library() -> None:
+    """``import workerpools`` imports neither httpx nor SQLAlchemy, redis or requests."""
+    loaded = run(
+        "import workerpools, sys; print({'httpx', 'httpcore', 'sqlalchemy', 'psycopg2', 'redis', 'requests'}"
+        " & set(sys.modules))"
+    )
+    assert loaded.strip() == "set()"
+
+
+def test_importing_does_nothing() -> None:
+    """Importing opens no file or socket, starts no thread, and registers neither fork hooks nor exit functions."""
+    did = run(
+        """
+import os, sys, threading, celery, celery.app.task, celery.signals, celery.app.base
+celery.Task, celery.Celery, celery.current_app
+happened = []
+fds = len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0
+os.register_at_fork = lambda **hooks: happened.append('register_at_fork')
+import atexit
+atexit.register = lambda *a, **k: happened.append('atexit')
+receivers = sum(len(s.receivers or ()) for s in vars(celery.signals).values() if hasattr(s, 'receivers'))
+import workerpools
+assert receivers == sum(len(s.receivers or ()) for s in vars(celery.signals).values() if hasattr(s, 'receivers'))
+assert threading.active_count() == 1
+assert not fds or fds == len(os.listdir('/proc/self/fd'))
+print(happened)
+"""
+    )
+    assert did.strip() == "[]"

@@ -1,1 +1,0 @@
-"""Tests of `tests.support`: with a proxy that does not cut, every test of a cut would pass."""

@@ -1,0 +1,99 @@
+"""The table of ``celery pools status`` where rich is not installed: the same rows, without colours."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+
+from workerpools._celery.cli.rows import LEFT, RESOURCE, Line, Section, sections
+from workerpools._stats.report import Workers, lines
+
+__all__ = ["PlainScreen", "text"]
+
+# To the upper left corner, and nothing left below it (ECMA-48: CUP, ED).
+_CLEAR = "\x1b[H\x1b[J"
+_NARROWEST = 6
+
+
+class PlainScreen:
+    """Standard output, with the face of :class:`workerpools._celery.cli.table.Screen`.
+
+    Args:
+        totals: Whether to leave out the single processes.
+    """
+
+    def __init__(self, *, totals: bool = False) -> None:
+        self._totals = totals
+
+    def show(self, workers: Workers) -> None:
+        """Write a table for each worker, once."""
+        if workers:
+            self._print(self._drawn(workers))
+
+    @contextmanager
+    def watching(self) -> Generator[Callable[[Workers, str], None], None, None]:
+        """Give what shows the workers, and a sentence on what is wrong; in a terminal in place of what was there."""
+        yield self._redraw if sys.stdout.isatty() else self._write
+
+    def _redraw(self, workers: Workers, trouble: str) -> None:
+        self._print("\n".join([_CLEAR + self._drawn(workers), *([trouble] if trouble else [])]))
+
+    def _write(self, workers: Workers, trouble: str) -> None:
+        clock = time.strftime("%H:%M:%S")
+        for line in [*lines(workers), *([trouble] if trouble else [])]:
+            self._print(f"{clock} {line}")
+
+    def _drawn(self, workers: Workers) -> str:
+        return text(workers, width=shutil.get_terminal_size().columns, now=time.time(), totals=self._totals)
+
+    def _print(self, written: str) -> None:
+        sys.stdout.write(written + "\n")
+        sys.stdout.flush()
+
+
+def text(workers: Workers, *, width: int, now: float, totals: bool = False) -> str:
+    """Return a table for each worker.
+
+    Args:
+        workers: What each worker answered.
+        width: The terminal's, in columns.
+        now: In seconds since the epoch.
+        totals: Whether to leave out the single processes.
+    """
+    each = sections(workers, width=width, now=now, totals=totals)
+    return "\n\n".join("\n".join(_lines(section, width)) for section in each)
+
+
+def _lines(section: Section, width: int) -> Iterator[str]:
+    yield _joined(section.title)
+    if section.rows:
+        yield from _table(section, width)
+    yield from map(_joined, section.notes)
+
+
+def _joined(line: Line) -> str:
+    return "".join(piece for piece, _ in line)
+
+
+def _table(section: Section, width: int) -> Iterator[str]:
+    headings = [heading.split("\n") for heading in section.headings]
+    depth = max(map(len, headings))
+    # The shorter headings stand on the last line.
+    rows = [[([""] * (depth - len(heading)) + heading)[line] for heading in headings] for line in range(depth)]
+    rows += [[_joined(cell) for cell in row.cells] for row in section.rows]
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(headings))]
+    excess = sum(widths) + section.gap * len(widths) - width
+    widths[RESOURCE] = min(widths[RESOURCE], max(_NARROWEST, widths[RESOURCE] - excess))
+    for row in rows:
+        cells = [
+            _fitted(cell, wide) if number < LEFT else cell.rjust(wide)
+            for number, (cell, wide) in enumerate(zip(row, widths, strict=False))
+        ]
+        yield (" " * section.gap).join(cells).rstrip()
+
+
+def _fitted(cell: str, width: int) -> str:
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 1]}…"
