@@ -13,7 +13,7 @@ import pytest
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools import OpenTimeoutError, WorkerPools
-from workerpools._celery.settings import SETTINGS
+from workerpools._celery.settings import all_settings
 from workerpools._celery.worker import ALERT_INTERVAL, METRICS_HOST
 from workerpools._pools import resource
 from workerpools._pools.shared import CLOSE_TIMEOUT
@@ -70,7 +70,7 @@ def test_the_table_of_events() -> None:
 
 def test_the_defaults_of_the_settings() -> None:
     """The number in parentheses."""
-    told = {setting.name: setting.meaning for setting in SETTINGS}
+    told = {setting.name: setting.meaning for setting in all_settings()}
     declared = inspect.signature(SQLAlchemyEngine).parameters
     defaults = {
         "alert_interval": ALERT_INTERVAL,
