@@ -10,7 +10,7 @@ from typing import Any
 
 from demo_tasks.servers import PostgresServer
 from tests.chaos import table
-from tests.chaos.shop import Shop
+from tests.chaos.shop import ChaosShop
 from tests.support.databases import Database
 from tests.support.faults import connection_limit, crash, down_for, read_only, restart, terminate_backends
 from tests.support.pgbouncer import PgBouncer
@@ -35,7 +35,7 @@ class DatabaseSite:
         bouncer: The PgBouncer behind the proxy, if there is one.
     """
 
-    shop: Shop
+    shop: ChaosShop
     server: PostgresServer
     database: Database
     proxy: TcpProxy

@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos import table
 from tests.chaos.breaks import ENDINGS, repair
-from tests.chaos.shop import Shop, run_to_the_end
+from tests.chaos.shop import ChaosShop, run_to_the_end
 from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.tls import TlsProxy
@@ -27,7 +27,7 @@ _CHUNKS = 8000
 class HttpSite:
     """A shop, its upstream, and the proxy that its connections go through: before TLS begins, if there is any."""
 
-    shop: Shop
+    shop: ChaosShop
     upstream: EchoUpstream
     proxy: TcpProxy
     _undo: ExitStack = field(default_factory=ExitStack)
@@ -103,7 +103,7 @@ def site(
     with ExitStack() as opened:
         tls = driver == table.TLS
         proxy = proxy_to(tls_upstream if tls else upstream)
-        shop = Shop()
+        shop = ChaosShop()
         options: dict[str, Any] = {"timeout": httpx.Timeout(0.5, connect=0.5, pool=0.2)}
         # However slow the machine is, the idle connection is the one that the task takes.
         limits = {"max_connections": 1} if broken == "pool full" else {}
@@ -123,7 +123,7 @@ def send(api: httpx.Client, request: str, path: str = "/orders") -> None:
     api.request(method, path, headers={"Idempotency-Key": "order-1"} if key else {}).raise_for_status()
 
 
-def _body(shop: Shop, cell: Cell, broken: str, method: str) -> Callable[[Any], None]:
+def _body(shop: ChaosShop, cell: Cell, broken: str, method: str) -> Callable[[Any], None]:
     def body(self: Any) -> None:
         if cell.before:
             send(self.api, cell.before)
