@@ -87,7 +87,7 @@ class TaskTerms(Terms):
         if not hard and not soft and request.expires is None:
             return None
         margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
-        expires_in = self.expires_in(request)
+        expires_in = None if request.expires is None else self.expires_in(request)
         # The limits count from the start; what is left until it expires is told as of now.
         return seconds_allowed([hard, soft, None if expires_in is None else elapsed + expires_in], margin)
 
@@ -97,7 +97,8 @@ class TaskTerms(Terms):
         return hard or self._task.time_limit or of_worker[0], soft or self._task.soft_time_limit or of_worker[1]
 
     def expires_in(self, request: Any) -> float | None:
-        return _seconds_until(getattr(request, "expires", None))
+        expires = getattr(request, "expires", None)
+        return None if expires is None else _seconds_until(expires)
 
     def visibility(self) -> float | None:
         return _visibility_timeout(self._task.app)

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from workerpools._process import fork
@@ -44,22 +46,21 @@ MAX_ROUNDS = 20
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
 
+@dataclass(eq=False)
 class Effect:
     """Something that left in an attempt and cannot be taken back. Two of the same text are two effects.
 
     Attributes:
         what: A short phrase without secrets, like ``POST by 'api'``.
+        withdrawn: Whether it turned out that the server cannot have acted on it. No attempt shows it then.
     """
 
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
+    what: str
+    withdrawn: bool = False
 
     def withdraw(self) -> None:
         """Take it back: it turned out that the server cannot have acted on it."""
-        for attempt in {*running(), *concerned()}:
-            attempt.effects = tuple(noted for noted in attempt.effects if noted is not self)
+        self.withdrawn = True
 
     def __repr__(self) -> str:
         return f"Effect({self.what!r})"
@@ -102,15 +103,14 @@ class Attempt:
 
     # Class attributes until they are set: most attempts need few of them, and every one would pay.
 
-    #: What left that cannot be taken back.
-    effects: tuple[Effect, ...] = ()
+    #: What was noted as an effect; some may have been withdrawn since.
+    noted_effects: tuple[Effect, ...] = ()
     #: What is known of the exceptions that its resources raised.
     noted: tuple[Noted, ...] = ()
     #: Gets a token back for a success without replays: the budget of the first resource it used.
     budget: Budget | None = None
     #: Whether it has ended, as a whole.
     ended = False
-    _deadline: Deadline | None = None
 
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
@@ -119,7 +119,8 @@ class Attempt:
         self.values: dict[Any, Any] = {}
         #: What belongs to it and ends with it, by whoever made it.
         self.scoped: dict[object, Any] = {}
-        self._callbacks: list[Callable[[Attempt], BaseException | None]] = []
+        #: Called with the attempt once it has ended; see :meth:`callback`.
+        self.callbacks: list[Callable[[Attempt], BaseException | None]] = []
 
     @property
     def task(self) -> str:
@@ -127,13 +128,15 @@ class Attempt:
         return "" if self.delivery is None else self.delivery.terms.name
 
     @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What left that cannot be taken back."""
+        return tuple([effect for effect in self.noted_effects if not effect.withdrawn])
+
+    @cached_property
     def deadline(self) -> Deadline:
         """When the attempt must have ended: its own task's limit, or that of the attempt it runs inside of."""
-        found = self._deadline
-        if found is None:
-            own = NO_DEADLINE if self.delivery is None else self.delivery.deadline
-            self._deadline = found = own if self.parent is None else own.nearest(self.parent.deadline)
-        return found
+        own = NO_DEADLINE if self.delivery is None else self.delivery.deadline
+        return own if self.parent is None else own.nearest(self.parent.deadline)
 
     def callback(self, function: Callable[[Attempt], BaseException | None]) -> None:
         """Call ``function`` with the attempt once it has ended, in its thread, in the order of registration.
@@ -142,7 +145,7 @@ class Attempt:
             function: Returns what interrupted the process meanwhile (SystemExit, GreenletExit), if anything did. Must
                 not raise.
         """
-        self._callbacks.append(function)
+        self.callbacks.append(function)
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
@@ -184,9 +187,11 @@ class Attempt:
         interruption: BaseException | None = None
         while self.scoped:
             scoped = self.scoped.popitem()[1]
-            if rollback:
-                interruption = _guarded(scoped.rollback, scoped) or interruption
-            interruption = _guarded(scoped.end, scoped) or interruption
+            for step in (scoped.rollback, scoped.end) if rollback else (scoped.end,):
+                try:
+                    step()
+                except BaseException as failure:
+                    interruption = _failed_to_clean_up(scoped, failure) or interruption
         if interruption is not None:
             raise interruption
 
@@ -198,7 +203,7 @@ class Attempt:
         """
         self.leave()
         interruption: BaseException | None = None
-        for function in self._callbacks:
+        for function in self.callbacks:
             interruption = function(self) or interruption
         if interruption is not None:
             raise interruption
@@ -213,17 +218,12 @@ class Attempt:
         return None
 
 
-def _guarded(step: Callable[[], object], scoped: Any) -> BaseException | None:
-    """Do one step of the clean-up; return what interrupts the process."""
-    try:
-        step()
-        return None
-    except BaseException as failure:
-        logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
-        # What could not be rolled back or closed must not go back to its pool.
-        with contextlib.suppress(BaseException):
-            scoped.invalidate()
-        return None if isinstance(failure, Exception) else failure
+def _failed_to_clean_up(scoped: Any, failure: BaseException) -> BaseException | None:
+    """Keep what could not be rolled back or closed from its pool; return ``failure`` if it interrupts the process."""
+    logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
+    with contextlib.suppress(BaseException):
+        scoped.invalidate()
+    return None if isinstance(failure, Exception) else failure
 
 
 class _Active:
@@ -348,10 +348,15 @@ def note_effect(effect: Effect) -> None:
     Args:
         effect: What leaves. The same object may be noted again: it counts once.
     """
-    for attempt in concerned():
-        if len(attempt.effects) < MAX_EFFECTS and effect not in attempt.effects:
+    attempt = _current.get()
+    for each in running() if attempt is None else (attempt,) if attempt.parent is None else line(attempt):
+        noted = each.noted_effects
+        if len(noted) >= MAX_EFFECTS:
+            # What was withdrawn makes room.
+            noted = each.effects
+        if len(noted) < MAX_EFFECTS and effect not in noted:
             # A new tuple: another thread may be looking at this one.
-            attempt.effects = (*attempt.effects, effect)
+            each.noted_effects = (*noted, effect)
 
 
 def declare_effect(what: str) -> None:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from workerpools._values import WEEK, seconds
+
 __all__ = ["NO_DEADLINE", "Deadline", "seconds_allowed"]
 
 
 class Deadline:
     """When a task must have ended.
 
-    Args:
+    Attributes:
         at: On the clock of :func:`time.monotonic`; None without any limit.
     """
 
-    __slots__ = ("_at",)
+    __slots__ = ("at",)
 
     def __init__(self, at: float | None = None) -> None:
-        self._at = at
+        self.at = at
 
     def remaining(self) -> float | None:
         """Return the seconds that are left, never below 0; None without a limit."""
-        return None if self._at is None else max(0.0, self._at - time.monotonic())
+        return None if self.at is None else max(0.0, self.at - time.monotonic())
 
     def clamp(self, timeout: float | None, least: float = 0.0) -> float | None:
         """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds.
@@ -30,7 +32,12 @@ class Deadline:
         Args:
             timeout: In seconds; None without one.
             least: Returned where less is left: a socket with a timeout of 0 does not wait, and raises no timeout.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
         """
+        if timeout is not None:
+            timeout = seconds(timeout, "Deadline.clamp(): timeout", most=WEEK, optional=True)
         remaining = self.remaining()
         if remaining is None:
             return timeout
@@ -39,7 +46,7 @@ class Deadline:
 
     def nearest(self, other: Deadline) -> Deadline:
         """Return the one of the two that comes first."""
-        if self._at is None or (other._at is not None and other._at < self._at):
+        if self.at is None or (other.at is not None and other.at < self.at):
             return other
         return self
 
@@ -61,5 +68,6 @@ def seconds_allowed(limits: Iterable[float | None], margin: float) -> float | No
         limits: In seconds; None or 0 where there is none.
         margin: In seconds.
     """
-    least = min((limit for limit in limits if limit), default=None)
+    # A list: a generator would be resumed for each limit, in every task that has one.
+    least = min([limit for limit in limits if limit], default=None)
     return None if least is None else max(least - margin, least / 2)

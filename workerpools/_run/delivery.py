@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from workerpools._run.budget import Budget
@@ -97,28 +98,25 @@ class Delivery:
     _before: int | None = None
     #: What paid for its replays.
     budget: Budget | None = None
-    _deadline: Deadline | None = None
 
     def __init__(self, terms: Terms, request: Any = OUTERMOST) -> None:
         self.terms = terms
         self._request = request
         self._started = time.monotonic()
 
-    @property
+    @cached_property
     def request(self) -> Any:
         """The Celery request it runs for; None outside a worker."""
         if self._request is OUTERMOST:
             requests = self.terms.requests()
-            self._request = requests[0] if requests else None
+            return requests[0] if requests else None
         return self._request
 
-    @property
+    @cached_property
     def deadline(self) -> Deadline:
         """When the task must have ended."""
-        if self._deadline is None:
-            allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
-            self._deadline = NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
-        return self._deadline
+        allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
+        return NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
 
     def _used(self) -> int:
         if self._before is None:

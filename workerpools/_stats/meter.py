@@ -35,7 +35,11 @@ _ABSENT = object()
 class Lease:
     """One use of a connection: waiting, then acquired and returned; or given up.
 
-    Made by :meth:`Meter.wait`. Times are those of :func:`time.monotonic`.
+    Times are those of :func:`time.monotonic`.
+
+    Args:
+        meter: Counts it.
+        waits: Whether the wait for a connection begins now; else the connection is there already.
 
     Attributes:
         since: When the wait began, then when the connection was acquired.
@@ -45,15 +49,29 @@ class Lease:
         stack: Where it was acquired, if that was to be kept.
     """
 
+    # Long methods without helpers: every task that uses a connection pays for each call.
+
     __slots__ = ("__weakref__", "_meter", "attempt", "reclaim", "since", "stack", "thread")
 
-    def __init__(self, meter: Meter, since: float) -> None:
+    def __init__(self, meter: Meter, *, waits: bool = True) -> None:
         self._meter = meter
-        self.since = since
         self.attempt: Attempt | None = None
         self.thread = 0
         self.reclaim: Callable[[], bool] | None = None
         self.stack: Stack | None = None
+        if not waits:
+            self.since = monotonic()
+            return
+        with meter.lock:
+            self.since = since = monotonic()
+            row, shown, waiting = meter.row, meter.shown, meter.waiting
+            if not waiting:
+                row[_LONGEST_WAIT] = since
+            waiting[self] = None
+            row[_PENDING] = len(waiting)
+            # Shown at once, single numbers and so without the slot's counter: the wait may be a long one.
+            if shown is not None:
+                shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], row[_LONGEST_WAIT]
 
     def acquired(
         self, *, creating: float = 0.0, reused: bool = True, reclaim: Callable[[], bool] | None = None
@@ -67,13 +85,28 @@ class Lease:
                 it back and returns whether it was still out. None where nothing can.
         """
         meter = self._meter
-        row, now = meter.row, monotonic()
+        row, leases, waiting, now = meter.row, meter.leases, meter.waiting, monotonic()
         with meter.lock:
-            meter.waited(self)
-            if reused:
-                row[_REUSED] += 1
-            meter.add(_WAIT, max(0.0, now - self.since - creating))
-            meter.take(self, now, reclaim)
+            if waiting.pop(self, _ABSENT) is not _ABSENT:
+                row[_PENDING] = len(waiting)
+                row[_LONGEST_WAIT] = next(iter(waiting)).since if waiting else 0.0
+                if reused:
+                    row[_REUSED] += 1
+                meter.add(_WAIT, max(0.0, now - self.since - creating))
+            self.since, self.reclaim = now, reclaim
+            self.attempt = attempt = current()
+            if attempt is not None:
+                self.thread = threading.get_ident()
+            if meter.leak_after is not None:
+                self.stack = collect()
+            leases[self] = None
+            row[_IN_USE] = in_use = len(leases)
+            if in_use == 1:
+                # A snapshot makes an age of it.
+                row[_LONGEST_USE] = now
+            if (shown := meter.shown) is not None:
+                shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], row[_LONGEST_WAIT]
+                shown[_IN_USE], shown[_LONGEST_USE] = in_use, row[_LONGEST_USE]
 
     def gave_up(self, *, timed_out: bool = False) -> None:
         """Note that none came.
@@ -82,10 +115,15 @@ class Lease:
             timed_out: Whether the wait's bound was reached; else an error ended it.
         """
         meter = self._meter
+        row, waiting = meter.row, meter.waiting
         with meter.lock:
-            meter.waited(self)
+            if waiting.pop(self, _ABSENT) is not _ABSENT:
+                row[_PENDING] = len(waiting)
+                row[_LONGEST_WAIT] = next(iter(waiting)).since if waiting else 0.0
+                if (shown := meter.shown) is not None:
+                    shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], row[_LONGEST_WAIT]
             if timed_out:
-                meter.row[_TIMEOUTS] += 1
+                row[_TIMEOUTS] += 1
                 meter.add(_WAIT, monotonic() - self.since)
 
     def returned(self) -> bool:
@@ -93,15 +131,14 @@ class Lease:
         meter = self._meter
         now, row, leases = monotonic(), meter.row, meter.leases
         with meter.lock:
-            if self not in leases:
+            if leases.pop(self, _ABSENT) is _ABSENT:
                 return False
-            del leases[self]
             self.attempt = self.reclaim = None
             meter.add(_USE, now - self.since)
             row[_IN_USE] = in_use = len(leases)
+            row[_LONGEST_USE] = oldest = next(iter(leases)).since if leases else 0.0
             if (shown := meter.shown) is not None:
-                shown[_IN_USE] = in_use
-            meter.oldest(next(iter(leases)).since if leases else 0.0)
+                shown[_IN_USE], shown[_LONGEST_USE] = in_use, oldest
         return True
 
 
@@ -117,8 +154,8 @@ class Meter:
         self.lock = threading.RLock()
         #: The leases of connections in use, the oldest first.
         self.leases: dict[Lease, None] = {}
-        # Those that wait, the longest wait first.
-        self._waits: dict[Lease, None] = {}
+        #: Those that wait, the longest wait first.
+        self.waiting: dict[Lease, None] = {}
         #: Seconds after which a connection in use is reported, so that stacks are kept; None for never.
         self.leak_after: float | None = None
         self._closing = ""
@@ -129,58 +166,14 @@ class Meter:
     # Acquiring and giving back.
 
     def wait(self) -> Lease:
-        """Note that somebody wants a connection."""
-        row, shown = self.row, self.shown
-        with self.lock:
-            lease = Lease(self, since := monotonic())
-            if not self._waits:
-                row[_LONGEST_WAIT] = since
-                if shown is not None:
-                    shown[_LONGEST_WAIT] = since
-            self._waits[lease] = None
-            row[_PENDING] += 1
-            # Shown at once, a single number and so without the slot's counter: the wait may be a long one.
-            if shown is not None:
-                shown[_PENDING] = row[_PENDING]
-        return lease
-
-    def waited(self, lease: Lease) -> None:
-        """Note, under the lock, that a wait is over."""
-        row, waits = self.row, self._waits
-        if waits.pop(lease, _ABSENT) is _ABSENT:
-            return
-        row[_PENDING] -= 1
-        row[_LONGEST_WAIT] = longest = next(iter(waits)).since if waits else 0.0
-        if (shown := self.shown) is not None:
-            shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], longest
+        """Begin a lease with the wait for a connection."""
+        return Lease(self)
 
     def taken(self, reclaim: Callable[[], bool] | None = None) -> Lease:
-        """Note that a connection is in use from now on, where nothing tells of the wait for it."""
-        with self.lock:
-            lease = Lease(self, now := monotonic())
-            self.take(lease, now, reclaim)
+        """Begin a lease of a connection that is in use at once, where nothing tells of the wait for it."""
+        lease = Lease(self, waits=False)
+        lease.acquired(reclaim=reclaim)
         return lease
-
-    def take(self, lease: Lease, now: float, reclaim: Callable[[], bool] | None) -> None:
-        """Note, under the lock, that a lease's connection is in use."""
-        lease.since, lease.reclaim = now, reclaim
-        lease.attempt = attempt = current()
-        if attempt is not None:
-            lease.thread = threading.get_ident()
-        if self.leak_after is not None:
-            lease.stack = collect()
-        self.leases[lease] = None
-        self.row[_IN_USE] = in_use = len(self.leases)
-        if (shown := self.shown) is not None:
-            shown[_IN_USE] = in_use
-        if in_use == 1:
-            self.oldest(now)
-
-    def oldest(self, since: float) -> None:
-        """Note, under the lock, since when the oldest lease is out; a snapshot makes an age of it."""
-        self.row[_LONGEST_USE] = since
-        if self.shown is not None:
-            self.shown[_LONGEST_USE] = since
 
     # Opening and closing.
 
@@ -208,11 +201,13 @@ class Meter:
         """
         with self.lock:
             why = self._closing or reason or "other"
-            self.row[_CLOSED[why]] += 1
-            self.row[_OPEN] = max(0.0, self.row[_OPEN] - 1)
+            row, cell = self.row, _CLOSED[why]
+            row[cell] += 1
+            row[_OPEN] = max(0.0, row[_OPEN] - 1)
+            if (shown := self.shown) is not None:
+                shown[cell], shown[_OPEN] = row[cell], row[_OPEN]
             if age is not None:
                 self.add(_OPEN_TIME, age, AGES)
-        self.publish()
         return why
 
     def discarded(self, count: int) -> None:
@@ -267,8 +262,8 @@ class Meter:
             if self.leases:
                 left = [lease for lease in self._disowned(attempt, 0.0) if lease.thread == threading.get_ident()]
                 self.row[_LEAKS] += len(left)
-        if self._slot is not None:
-            self.publish()
+        if self._slot is not None and self.shown is not None:
+            self._slot.publish(self.shown, self.row)
         return left
 
     def disown(self, attempt: Attempt, since: float) -> None:
