@@ -16,6 +16,7 @@ from tests.support.databases import Database, HasAddress, new_database
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
 from tests.support.mariadb import DRIVERS, MariaDatabase, MariaDBServer, mariadb_program
+from tests.support.memcached import MemcachedServer, memcached_program
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
@@ -88,6 +89,14 @@ def valkey_server(workspace: Workspace) -> Iterator[ValkeyServer]:
     """A Valkey (or Redis) server for the session. A test that stops it leaves it running."""
     require_program(valkey_program)
     with ValkeyServer(workspace) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcached(workspace: Workspace) -> Iterator[MemcachedServer]:
+    """A memcached for the session."""
+    require_program(memcached_program)
+    with MemcachedServer(workspace) as server:
         yield server
 
 

@@ -50,10 +50,8 @@ class MemcachedServer(ServerProcess):
     def connections(self) -> int:
         """Return how many clients are connected."""
         stats = dict(line.split(" ", 2)[1:] for line in self.ask("stats").splitlines() if line.startswith("STAT"))
-        # One of them asks; of the others the server counts its own listening sockets.
-        return int(stats["curr_connections"]) - 1 - self._listening
-
-    _listening = 1
+        # But for the one that asks.
+        return int(stats["curr_connections"]) - 1
 
     def _prepare(self) -> None:
         memcached_program()

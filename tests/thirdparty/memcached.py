@@ -102,11 +102,7 @@ class _Pool(ObjectPool):
             self._opening.failed(
                 error,
                 Failure(
-                    FailureKind.POOL_EXHAUSTED,
-                    Sent.NOTHING,
-                    self._opening.resource,
-                    Phase.ACQUIRE,
-                    known="every connection was in use",
+                    FailureKind.POOL_EXHAUSTED, Sent.NOTHING, phase=Phase.ACQUIRE, known="every connection was in use"
                 ),
             )
             raise
@@ -221,7 +217,7 @@ class _Connection(Client):
         if timed_out and deadline().remaining() == 0.0:
             self._opening.failed(error, None, phase=phase, deadline=True)
             return
-        failure = Failure(kind, sent, self._opening.resource, phase, timed_out=timed_out, known=known)
+        failure = Failure(kind, sent, phase=phase, timed_out=timed_out, known=known)
         self._opening.failed(error, failure)
 
     def _fetch_cmd(self, name: bytes, *args: Any, **options: Any) -> Any:
@@ -260,5 +256,4 @@ class _Socket:
 
 
 def _clamped(timeout: float | None) -> float | None:
-    found = deadline().clamp(timeout)
-    return found if found is None else max(_LEAST, found)
+    return deadline().clamp(timeout, _LEAST)

@@ -11,13 +11,13 @@ import pytest
 from celery import Celery
 
 from demo_tasks.servers import Workspace
-from tests.flower.stand import FlowerProcess
 from tests.support.browser import Browser, browser_program
+from tests.support.flower import FlowerProcess
 from tests.support.memcached import MemcachedServer
 from tests.support.services import require_program
+from tests.support.stand import PATIENCE, ended, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.scraping import fetch, scrape, series, total
-from tests.worker.stand import PATIENCE, ended, wait_until
 from workerpools._stats.snapshot import ResourceStats, WorkerStats
 from workerpools.testing import TcpProxy
 

@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -137,10 +138,13 @@ class Opening:
 
         Args:
             error: The exception. Never replaced nor wrapped.
-            failure: What it proves; None if it is no failure of a connection, though the client raised it.
+            failure: What it proves, of this resource if it names none; None if it is no failure of a connection,
+                though the client raised it.
             phase: What was being done; that of ``failure`` if None.
             deadline: Whether the task's deadline ended it: the task then fails with its own time limit.
         """
+        if failure is not None and not failure.resource:
+            failure = replace(failure, resource=self.resource)
         if failure is not None and noted_of(error) is None:
             self._meter.failed(failure.kind)
         phase = phase or (Phase.STATEMENT if failure is None else failure.phase)

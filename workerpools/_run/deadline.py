@@ -26,8 +26,12 @@ class Deadline:
         """Return the seconds that are left, never below 0; None without a limit."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
-    def clamp(self, timeout: float | None) -> float | None:
+    def clamp(self, timeout: float | None, least: float = 0.0) -> float | None:
         """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds.
+
+        Args:
+            timeout: In seconds; None without one.
+            least: Returned where less is left: a socket with a timeout of 0 does not wait, and raises no timeout.
 
         Raises:
             ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
@@ -37,6 +41,7 @@ class Deadline:
         remaining = self.remaining()
         if remaining is None:
             return timeout
+        remaining = max(least, remaining)
         return remaining if timeout is None else min(timeout, remaining)
 
     def nearest(self, other: Deadline) -> Deadline:
