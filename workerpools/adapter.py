@@ -45,6 +45,7 @@ from typing import TypeVar
 from workerpools._pools.adapter import Adapter, FunctionAdapter, Opening
 from workerpools._pools.lifetime import Due, Lifetime, due
 from workerpools._pools.resource import Overridable, Resource
+from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors, SocketNumber
 from workerpools._process.greenlets import library as greenlet_library
@@ -78,6 +79,7 @@ __all__ = [
     "Resource",
     "Scoped",
     "Sent",
+    "Setting",
     "SocketNumber",
     "Watchdog",
     "add_note",

@@ -10,8 +10,9 @@ import pytest
 from celery import Celery
 
 from workerpools import ConfigurationError, DatabaseTask, HTTPTask
-from workerpools._celery.settings import SETTINGS, Setting, read_settings
+from workerpools._celery.settings import all_settings, read_settings
 from workerpools._values import shown
+from workerpools.adapter import Setting
 
 
 def conf(**settings: Any) -> Any:
@@ -180,7 +181,7 @@ def test_a_mistaken_url_is_not_shown() -> None:
 
 def test_every_setting_is_documented() -> None:
     """Each has a meaning and two names."""
-    for setting in SETTINGS:
+    for setting in all_settings():
         assert setting.meaning.endswith(".")
         assert setting.variable == setting.key.upper() == f"WORKERPOOLS_{setting.name.upper()}"
 
@@ -210,7 +211,7 @@ def test_a_database_task_without_a_url_says_so() -> None:
         task()
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
 @pytest.mark.parametrize(
     "value",
     [10**400, -(10**400), 10**5000, 1e308, float("nan"), float("inf"), -1, True, Decimal(1)],

@@ -17,9 +17,10 @@ import workerpools.sqlalchemy
 from tests.docs import alerts_page, exporter_pages, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
-from workerpools._celery.settings import SETTINGS, Setting
+from workerpools._celery.settings import all_settings
 from workerpools._stats.metrics import AGES, BOUNDS
 from workerpools._stats.rules import RULES, Thresholds
+from workerpools.adapter import Setting
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
@@ -64,7 +65,7 @@ def test_options_are_described(adapter: type) -> None:
     assert names <= described
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.key)
+@pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.key)
 def test_setting_is_described(setting: Setting) -> None:
     """Each setting is in the settings page, with its environment variable."""
     text = settings_page.PAGE.read_text(encoding="utf-8")
@@ -107,7 +108,7 @@ def test_alerts_page_is_up_to_date() -> None:
 
 def test_rules_name_settings_that_exist() -> None:
     """Each setting of a rule, and every threshold has its setting."""
-    names = {setting.name for setting in SETTINGS}
+    names = {setting.name for setting in all_settings()}
     assert {name for rule in RULES for name in rule.settings} <= names
     assert {f"alert_{name}" for name in Thresholds.__dataclass_fields__} - {"alert_leak_after"} <= names
 

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from pymemcache.client.base import PooledClient
 
-from demo_tasks.servers import Workspace
-from tests.support.memcached import MemcachedServer, memcached_program
-from tests.support.services import require_program
+from tests.support.memcached import MemcachedServer
 from tests.thirdparty.memcached import Memcached
 from workerpools.testing import AdapterContract
-
-
-@pytest.fixture(scope="module")
-def memcached(workspace: Workspace) -> Iterator[MemcachedServer]:
-    """A memcached for this module."""
-    require_program(memcached_program)
-    with MemcachedServer(workspace) as server:
-        yield server
 
 
 class TestContract(AdapterContract):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
@@ -16,6 +17,7 @@ from workerpools._run.budget import Budget
 from workerpools._run.events import EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
 from workerpools._stats.meter import Lease, Meter
+from workerpools.errors import ConfigurationError
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
@@ -220,6 +222,8 @@ class Adapter(Protocol[T]):
         server: The host and port that it always connects to, for exporters; None if there is no such one.
         libraries: Top-level packages whose exceptions are this client's: the client's own and its drivers'. What they
             raise over another exception may mask it.
+        settings: The settings that :meth:`from_settings` reads: checked when tasks are bound, and read from the
+            environment, too.
         leak_after: Seconds after which a connection in use is reported with its stack; None for the setting
             ``workerpools_leak_after``.
     """
@@ -227,6 +231,7 @@ class Adapter(Protocol[T]):
     kind: str = ""
     server: tuple[str, int] | None = None
     libraries: Sequence[str] = ()
+    settings: Sequence[Setting] = ()
     leak_after: float | None = None
 
     def prepare(self) -> None:
@@ -291,6 +296,22 @@ class Adapter(Protocol[T]):
             earlier: The failures that the attempt's resources have noted, for an error that merely follows from one.
         """
         return None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Adapter[T]:
+        """Return the adapter that an app's settings declare, for a base that needs no declaration.
+
+        See :func:`workerpools.bases.from_settings`. Called late, once per app: settings may change until then.
+
+        Args:
+            settings: Those that are set, by name without ``workerpools_``, parsed.
+
+        Raises:
+            ConfigurationError: One that is needed is missing.
+        """
+        raise ConfigurationError(
+            f"{cls.__name__} cannot be made from settings: declare it, pools.add({cls.__name__}(…))"
+        )
 
     @classmethod
     def classify_unwatched(cls, error: BaseException) -> Failure | None:

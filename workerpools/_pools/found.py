@@ -9,7 +9,7 @@ from typing import Any
 
 from workerpools._run.failure import know_libraries
 
-__all__ = ["GROUP", "adapter_of", "adapters"]
+__all__ = ["GROUP", "adapter_of", "adapters", "not_installed"]
 
 logger = logging.getLogger("workerpools")
 
@@ -34,6 +34,11 @@ def adapters() -> list[type[Any]]:
     """Return the adapters' classes whose client is installed, by its name. Imports them."""
     found = (_loaded(entry) for _, entry in sorted(_entries().items()))
     return [each for each in found if each is not None]
+
+
+def not_installed() -> list[str]:
+    """Return the names of the adapters that cannot be imported, as a rule because their client is not installed."""
+    return sorted(name for name, entry in _entries().items() if _loaded(entry) is None)
 
 
 @cache

@@ -26,6 +26,7 @@ from workerpools.adapter import (
     Failure,
     Lifetime,
     Opening,
+    Setting,
     redact_url,
     refusal,
     seconds,
@@ -102,6 +103,17 @@ class HttpxClient(Adapter[httpx.Client]):
     """
 
     kind = "http"
+    settings = (
+        Setting.url(
+            "http_base_url",
+            "The base URL of ``HTTPTask.http`` (none: tasks give full URLs).",
+            example="https://api.example.com",
+        ),
+        Setting.timeout("http_timeout", "Read and write timeout, in seconds (10)."),
+        Setting.timeout("http_connect_timeout", "Connect timeout, in seconds (3)."),
+        Setting.timeout("http_acquire_timeout", "How long to wait for a free connection, in seconds (2)."),
+        Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
+    )
     libraries = ("httpx", "httpcore", "h11", "h2", "hpack")
 
     def __init__(
@@ -236,6 +248,19 @@ class HttpxClient(Adapter[httpx.Client]):
         # The rest was noted when it was raised. A response that came through another client is not this one's.
         failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None
         return failure if failure is not None and failure.resource else None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> HttpxClient:
+        timeout = httpx.Timeout(
+            settings.get("http_timeout", DEFAULT_TIMEOUT.read),
+            connect=settings.get("http_connect_timeout", DEFAULT_TIMEOUT.connect),
+            pool=settings.get("http_acquire_timeout", DEFAULT_TIMEOUT.pool),
+        )
+        return cls(
+            base_url=settings.get("http_base_url", ""),
+            timeout=timeout,
+            max_connections=settings.get("http_max_connections"),
+        )
 
     @classmethod
     def classify_unwatched(cls, error: BaseException) -> Failure | None:
@@ -392,17 +417,3 @@ def classify(error: BaseException) -> Failure | None:
     :func:`workerpools.classify` tells that.
     """
     return classify_unwatched(error)
-
-
-def from_settings(settings: Mapping[str, Any]) -> HttpxClient:
-    """Return the adapter for an app's ``workerpools_http_…`` settings."""
-    timeout = httpx.Timeout(
-        settings.get("http_timeout", DEFAULT_TIMEOUT.read),
-        connect=settings.get("http_connect_timeout", DEFAULT_TIMEOUT.connect),
-        pool=settings.get("http_acquire_timeout", DEFAULT_TIMEOUT.pool),
-    )
-    return HttpxClient(
-        base_url=settings.get("http_base_url", ""),
-        timeout=timeout,
-        max_connections=settings.get("http_max_connections"),
-    )

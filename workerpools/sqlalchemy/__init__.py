@@ -33,6 +33,7 @@ from workerpools.adapter import (
     Opening,
     Overridable,
     Resource,
+    Setting,
     add_note,
     refusal,
     scoped,
@@ -148,6 +149,17 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     """
 
     kind = "database"
+    settings = (
+        Setting.url(
+            "database_url",
+            "The SQLAlchemy URL of ``DatabaseTask.engine``; required by it.",
+            example="postgresql+psycopg2://app@localhost/shop",
+        ),
+        Setting.timeout("database_connect_timeout", "Connect timeout, in seconds (5)."),
+        Setting.timeout("database_acquire_timeout", "How long to wait for a free connection, in seconds (10)."),
+        Setting.whole("database_pool_size", "Connections that a process keeps (1, or the concurrency).", least=1),
+        Setting.whole("database_max_overflow", "Connections that a process may open beyond ``pool_size`` (1)."),
+    )
     libraries = ("sqlalchemy", "psycopg2", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "sqlite3")
 
     def __init__(
@@ -273,6 +285,17 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return earlier[0] if earlier and _follows(error) else None
 
     @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> SQLAlchemyEngine:
+        if "database_url" not in settings:
+            raise ConfigurationError(
+                "workerpools_database_url is not set; DatabaseTask needs it: set it in app.conf, or "
+                "WORKERPOOLS_DATABASE_URL in the environment, like postgresql+psycopg2://app@db/shop"
+            )
+        names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
+        options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
+        return cls(settings["database_url"], **options)
+
+    @classmethod
     def classify_unwatched(cls, error: BaseException) -> Failure | None:
         return classify(error)
 
@@ -387,10 +410,3 @@ def _follows(error: BaseException) -> bool:
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return error_code(error.orig) == "25P02"
     return isinstance(error, sqlalchemy.exc.PendingRollbackError)
-
-
-def from_settings(settings: Mapping[str, Any]) -> SQLAlchemyEngine:
-    """Return the adapter for an app's ``workerpools_database_…`` settings; ``database_url`` must be among them."""
-    names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
-    options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
-    return SQLAlchemyEngine(settings["database_url"], **options)
