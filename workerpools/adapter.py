@@ -49,8 +49,8 @@ from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors, SocketNumber
 from workerpools._process.greenlets import library as greenlet_library
 from workerpools._process.greenlets import time_limit as greenlet_time_limit
-from workerpools._process.watchdog import Watchdog
-from workerpools._run.attempts import Effect, Scoped, concerned, current, deadline, require
+from workerpools._process.watchdog import Watch, Watchdog
+from workerpools._run.attempts import Attempt, Effect, Scoped, concerned, current, deadline, require
 from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
 from workerpools._stats.meter import Lease
@@ -59,6 +59,7 @@ from workerpools._text import add_note, explained, meant, redact_url, refusal
 __all__ = [
     "UNKNOWN",
     "Adapter",
+    "Attempt",
     "Deadline",
     "Descriptors",
     "Due",
@@ -76,9 +77,11 @@ __all__ = [
     "Scoped",
     "Sent",
     "SocketNumber",
+    "Watch",
     "Watchdog",
     "add_note",
     "causes",
+    "current",
     "deadline",
     "due",
     "explained",

@@ -59,7 +59,7 @@ class Opening:
         self.notice = notice
         self.ended = ended
         self._listeners = listeners or Listeners()
-        self._budget = budget or Budget()
+        self.budget = budget or Budget()
         meter = meter or Meter()
         self._meter = meter
         #: Begins a lease with the wait for a connection; returns the :class:`Lease`.
@@ -92,7 +92,7 @@ class Opening:
             reason: Why: ``idle``, ``lifetime``, ``stale``, ``recycled``, ``shutdown``; else it counts as ``other``.
             age: Seconds that the connection was open; None where that is not known.
         """
-        self.descriptors.drop(connection)
+        self.descriptors.connections.pop(id(connection), None)
         why = self._meter.closed(reason, age)
         self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
 
@@ -142,7 +142,7 @@ class Opening:
         if failure is not None and noted_of(error) is None:
             self._meter.failed(failure.kind)
         phase = phase or (Phase.STATEMENT if failure is None else failure.phase)
-        note_failure(error, Noted(failure, phase, deadline, self._budget, self._listeners))
+        note_failure(error, Noted(failure, phase, deadline, self.budget, self._listeners))
 
     def effect(self, what: str) -> Effect:
         """Note that something leaves which cannot be taken back; see :meth:`Effect.withdraw`.
@@ -176,7 +176,7 @@ class Opening:
             return False
         attempt = current()
         if attempt is None or attempt.delivery is None:
-            allowed = self._budget.take(timed_out=noted.failure.timed_out)
+            allowed = self.budget.take(timed_out=noted.failure.timed_out)
         else:
             allowed = attempt.delivery.take_replay(noted)
         if allowed:
