@@ -282,6 +282,6 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
         "runs": runs.count(2),
         "in use": stats.in_use,
         "open": stats.open,
-        "watched": sum(len(watch.waiting) for watch in _watchdog._watched),
+        "watched": sum(len(watch.waiting) for watch in _watchdog.watched),
         "connecting": len(live.opening.descriptors._connecting) if live else 0,
     }

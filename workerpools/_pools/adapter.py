@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,13 +14,15 @@ from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
 from workerpools._run.budget import Budget
-from workerpools._run.events import EventKind, Listeners
+from workerpools._run.events import CONNECTIONS, EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
 from workerpools._stats.meter import Lease, Meter
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger(CONNECTIONS)
 
 
 def _nothing() -> None:
@@ -94,7 +97,9 @@ class Opening:
         """
         self.descriptors.connections.pop(id(connection), None)
         why = self._meter.closed(reason, age)
-        self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
+        # Few listen to that, and a connection that breaks is on its way to a decision.
+        if self._listeners.audience[EventKind.CONNECTION_CLOSED] or _log.isEnabledFor(logging.DEBUG):
+            self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
 
     def replaced(self, reason: str) -> None:
         """Report that an idle connection is replaced as it is wanted, because it is ``stale``, for one."""

@@ -60,8 +60,8 @@ class Watchdog:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._threads = Threads()
-        #: A dict, because it keeps no lock.
-        self._watched: dict[Watch, None] = {}
+        #: Those to look at; a dict, because it takes no lock. One whose socket is closed is taken out.
+        self.watched: dict[Watch, None] = {}
         #: Those that are being shut down now, or were found at the last moment to wait no longer.
         self._shutting: set[Watch] = set()
         #: When the thread looks again by itself.
@@ -88,7 +88,7 @@ class Watchdog:
             self._reset()
         watch.at = at
         watch.armed = True
-        self._watched[watch] = None
+        self.watched[watch] = None
         # Read after that is written, as the thread writes it before it reads that.
         if at < self._looks:
             self._rouse()
@@ -108,7 +108,7 @@ class Watchdog:
     def forget(self, watch: Watch) -> bool:
         """Leave the socket alone for good; return whether it was still in time."""
         late = self.stop_waiting(watch)
-        self._watched.pop(watch, None)
+        self.watched.pop(watch, None)
         watch.armed = False
         return not late
 
@@ -124,7 +124,7 @@ class Watchdog:
             self._signal.release()
 
     def _run(self) -> None:
-        watched, shutting = self._watched, self._shutting
+        watched, shutting = self.watched, self._shutting
         while True:
             self._looks = math.inf
             now = time.monotonic()

@@ -150,7 +150,7 @@ def known_libraries() -> frozenset[str]:
 
 def attach(error: BaseException, noted: Noted) -> None:
     """Note on ``error`` what is known of it. What was noted first stays: it was nearer to the cause."""
-    if noted_of(error) is None:
+    if getattr(error, _ATTRIBUTE, None) is None:
         try:
             setattr(error, _ATTRIBUTE, noted)
         except Exception:  # an exception class without a __dict__

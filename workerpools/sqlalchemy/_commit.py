@@ -91,6 +91,8 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
             rollback(proxied)
         finally:
             state.waited()
+            if state.read_write or state.local is not None:
+                state.transaction_ends()
 
     def do_commit(proxied: Any) -> None:
         try:
@@ -152,6 +154,8 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
                 raise
         finally:
             state.waited()
+            if state.read_write or state.local is not None:
+                state.transaction_ends()
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback

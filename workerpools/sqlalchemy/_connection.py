@@ -96,6 +96,7 @@ class ConnectionState:
         fits: The deadline that the timeout in force was fitted to, and until when it fits.
         started: When its last statement began.
         watch: Its socket; None where that is not known.
+        waiting: Whether something may wait on it, within a deadline.
     """
 
     __slots__ = (
@@ -123,6 +124,7 @@ class ConnectionState:
         "thread",
         "took",
         "used",
+        "waiting",
         "watch",
     )
 
@@ -151,6 +153,7 @@ class ConnectionState:
         self.fits_until = 0.0
         self.started = 0.0
         self.watch: Watch | None = None
+        self.waiting = False
 
     def opened(self, connection: Any, socket: SocketNumber | None) -> None:
         """Note the driver's connection, which was just opened.
@@ -170,14 +173,16 @@ class ConnectionState:
     def closed(self) -> None:
         """Let go of the socket, whose number is given away from here on, and of the driver's connection."""
         self.status = None
-        if (watch := self.watch) is not None:
+        self.waited()
+        if self.watch is not None:
+            _watchdog.watched.pop(self.watch, None)
             self.watch = None
-            _watchdog.forget(watch)
 
     # Transactions.
 
     def transaction_ends(self) -> None:
-        """Note that a timeout of the transaction is in force no longer."""
+        """Note that what was set for the transaction is in force no longer."""
+        self.read_write = False
         if self.local is not None:
             self.local = self.fits = None
 
@@ -189,25 +194,32 @@ class ConnectionState:
         Args:
             at: The deadline; without one nothing is watched.
         """
-        watch = self.watch
-        if watch is None:
-            return
-        if watch.waiting or watch.shut_down:
+        if self.waiting:
             # Left by what was interrupted, and this may be another task's.
-            _watchdog.stop_waiting(watch)
-        if at is None:
+            self.waited()
+        watch = self.watch
+        if watch is None or at is None:
             return
         now = monotonic()
         ends = (at if now < at else now + FLOOR) + GRACE
         if watch.at != ends:
             _watchdog.arm(watch, ends)
+        self.waiting = True
         watch.waiting.append(True)
         if not watch.armed:
             _watchdog.arm(watch, ends)
 
     def waited(self) -> bool:
         """Have the socket watched no longer; return whether it was shut down meanwhile."""
-        return self.watch is not None and _watchdog.stop_waiting(self.watch)
+        watch, waiting = self.watch, self.waiting
+        self.waiting = False
+        if watch is None or not waiting:
+            return False
+        try:
+            watch.waiting.pop()
+            return False
+        except IndexError:
+            return _watchdog.stop_waiting(watch)
 
     # The server's timeout.
 
@@ -228,7 +240,8 @@ class ConnectionState:
             finally:
                 self.waited()
             self.session = milliseconds
-        self._fitted(at, self.session)
+        # What is left gets less, and what is in force does not.
+        self.fits, self.fits_until = at, 0.0 if at is None else at - self.session / 1000
         return milliseconds is not None
 
     def fit(self, connection: Any, at: float, statement: str) -> None:
@@ -255,11 +268,7 @@ class ConnectionState:
                 logger.debug("setting a timeout failed: %s", type(error).__name__)
                 return
             effective = milliseconds
-        self._fitted(at, effective)
-
-    def _fitted(self, at: float | None, effective: int) -> None:
-        # What is left gets less, and what is in force does not.
-        self.fits, self.fits_until = at, 0.0 if at is None else at - effective / 1000
+        self.fits, self.fits_until = at, at - effective / 1000
 
     @property
     def has_timed_out(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import Any, Protocol, overload
+from typing import Any, NoReturn, Protocol, overload
 
 import sqlalchemy
 from sqlalchemy.orm import Session, SessionTransaction
@@ -20,27 +20,6 @@ class BodysSession(Session):
 
     #: The task's class, and the attribute.
     lent_as: tuple[type, str]
-    #: Whether the attempt is over.
-    over = False
-
-    def begin(self, nested: bool = False) -> SessionTransaction:
-        self._refuse_if_over()
-        return super().begin(nested)
-
-    def get_bind(self, *arguments: Any, **options: Any) -> Any:
-        # Asked for whenever the database is to be used.
-        self._refuse_if_over()
-        return super().get_bind(*arguments, **options)
-
-    def _refuse_if_over(self) -> None:
-        # Session(close_resets_only=False) would forbid a body to close its session and go on, too.
-        if self.over:
-            self.close()
-            raise NoAttemptError(
-                f"{self.lent_as[0].__name__}.{self.lent_as[1]}: the run of the task body that this session belonged to "
-                "is over, and nobody would commit what it does. Return data from a body, not its session; elsewhere "
-                "make a session of your own: sqlalchemy.orm.Session(engine)"
-            )
 
     def finish(self) -> bool:
         """Commit for the attempt. Whatever is done with a session begins its transaction: else there is nothing."""
@@ -54,7 +33,27 @@ class BodysSession(Session):
         try:
             self.close()
         finally:
-            self.over = True
+            # Session(close_resets_only=False) would forbid a body to close its session and go on, too.
+            self.__class__ = _EndedSession
+
+
+class _EndedSession(BodysSession):
+    """The session of an attempt that is over. A class of its own: the others pay nothing for the question."""
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        self._refuse()
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Any:
+        # Asked for whenever the database is to be used.
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        self.close()
+        raise NoAttemptError(
+            f"{self.lent_as[0].__name__}.{self.lent_as[1]}: the run of the task body that this session belonged to "
+            "is over, and nobody would commit what it does. Return data from a body, not its session; elsewhere "
+            "make a session of your own: sqlalchemy.orm.Session(engine)"
+        )
 
 
 class _GivesEngine(Protocol):
@@ -111,7 +110,9 @@ class TaskSession(Overridable[Session]):
         # Looked at here, too: a body asks for its session over and over.
         attempt = current()
         made: BodysSession | None = None if attempt is None else attempt.scoped.get(self)
-        return made or scoped(
+        if made is not None:
+            return made
+        return scoped(
             self,
             partial(self._make, instance, owner),
             f"{type(instance).__name__}.{self._name}",

@@ -54,16 +54,9 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
 
     @event.listens_for(engine, "after_cursor_execute")
     def executed_it(connection: Connection, *_: object) -> None:
-        state = state_of(connection)
-        if state is not None:
+        state: ConnectionState | None = connection.info.get(KEY)
+        if state is not None and state.waiting:
             state.waited()
-
-    @event.listens_for(engine, "begin")
-    def begins(connection: Connection) -> None:
-        state = state_of(connection)
-        if state is not None:
-            state.phase, state.read_write = Phase.STATEMENT, False
-            state.transaction_ends()
 
     @event.listens_for(engine, "rollback_savepoint")
     def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
@@ -72,22 +65,23 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
         if state is not None:
             state.transaction_ends()
 
-    def phase(connection: Connection, phase: Phase) -> None:
+    def noted(connection: Connection, phase: Phase) -> None:
         state = state_of(connection)
         if state is not None:
             state.phase = phase
+            state.transaction_ends()
 
     # Of two phases, fired before the driver is called.
     @event.listens_for(engine, "prepare_twophase")
     def prepares(connection: Connection, xid: object) -> None:
-        phase(connection, Phase.COMMIT)
+        noted(connection, Phase.COMMIT)
         opening.effect(f"PREPARE TRANSACTION by {opening.resource!r}")
 
     @event.listens_for(engine, "commit_twophase")
     def commits_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
-        phase(connection, Phase.COMMIT)
+        noted(connection, Phase.COMMIT)
         opening.effect(committed)
 
     @event.listens_for(engine, "rollback_twophase")
     def rolls_back_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
-        phase(connection, Phase.ROLLBACK)
+        noted(connection, Phase.ROLLBACK)
