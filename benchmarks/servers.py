@@ -95,7 +95,7 @@ def distant(host: str, port: int, seconds: float) -> Iterator[tuple[str, int]]:
     The proxy is a process of its own, so that its thread and the measured one do not share an interpreter.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.proxy", host, str(port), str(seconds)],
+        [sys.executable, "-m", "tests.support.proxy", host, str(port), str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(),

@@ -97,8 +97,8 @@ class Summary:
         ]
         lines += [f"  {failure}" for failure in self.failures]
         if self.backends_killed is not None:
-            reloaded = ", and the HTTP server reloaded" if self.upstream_reloaded else ""
-            lost = f", {self.commits_lost} of them before the answer to a COMMIT" if self.commits_lost else ""
+            reloaded = "; HTTP server reloaded" if self.upstream_reloaded else ""
+            lost = f" ({self.commits_lost} at the answer to a COMMIT)" if self.commits_lost else ""
             lines.append(f"cut in the middle: {_plural(self.backends_killed, 'database connection')}{lost}{reloaded}")
         lines.append(
             f"replayed at once in the process: {_plural(self.counted('replayed'), 'task')} and "
@@ -110,8 +110,7 @@ class Summary:
         )
         if asked := self.counted(ASKED):
             lines.append(
-                f"opened besides those that tasks used: {_plural(asked, 'database connection')} to ask what became of "
-                "a lost COMMIT"
+                f"opened to ask what became of a lost COMMIT: {_plural(asked, 'database connection')}, not in the table"
             )
         written = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
         if dict(self.rows) == dict(self.rows_expected):
@@ -120,6 +119,17 @@ class Summary:
             expected = ", ".join(f"{count:,} {table}" for table, count in self.rows_expected.items())
             lines.append(f"in the database: {written}; EXPECTED: {expected}")
         return lines
+
+    def closing(self) -> list[str]:
+        """Return what the run has shown, as lines to end with."""
+        if not self.ok:
+            return ["Not what was promised: a task failed, or a row is missing or there twice. See above."]
+        opened, per_task = (sum(map(of, RESOURCES)) for of in (self.opened, self.opened_per_task))
+        cut = ", though every connection was cut" if self.backends_killed else ""
+        return [
+            f"Shown: no task failed, and no row is missing or there twice{cut}.",
+            f"{_plural(opened, 'connection')} did the work; a client per task would have opened {per_task:,}.",
+        ]
 
     def child_lines(self) -> list[str]:
         """Return what each child opened, as plain lines."""

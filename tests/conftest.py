@@ -15,8 +15,8 @@ from demo_tasks.servers.binaries import postgres_directory, valkey_program
 from tests.support.databases import Database, HasAddress, new_database
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
-from tests.support.mariadb import MariaDatabase, MariaDBServer, mariadb_program
-from tests.support.mariashop import DRIVERS, MariaShop
+from tests.support.mariadb import DRIVERS, MariaDatabase, MariaDBServer, mariadb_program
+from tests.support.memcached import MemcachedServer, memcached_program
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
@@ -93,6 +93,14 @@ def valkey_server(workspace: Workspace) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(scope="session")
+def memcached(workspace: Workspace) -> Iterator[MemcachedServer]:
+    """A memcached for the session."""
+    require_program(memcached_program)
+    with MemcachedServer(workspace) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def _broker_numbers() -> Iterator[int]:
     # Database 0 is left to tests that use the server directly.
     return itertools.cycle(range(1, 16))
@@ -153,7 +161,7 @@ def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> I
 
 
 @pytest.fixture(params=DRIVERS)
-def maria_shop(request: pytest.FixtureRequest, maria_database: MariaDatabase, proxy_to: Any) -> Iterator[MariaShop]:
+def maria_shop(request: pytest.FixtureRequest, maria_database: MariaDatabase, proxy_to: Any) -> Iterator[Shop]:
     """The same on MariaDB."""
-    with closing(MariaShop(maria_database, request.param, proxy=proxy_to(maria_database))) as made:
+    with closing(Shop(maria_database, request.param, proxy=proxy_to(maria_database))) as made:
         yield made

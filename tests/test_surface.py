@@ -14,6 +14,7 @@ import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.sqlalchemy
+import workerpools.testing
 from tests.support.paths import environment
 
 
@@ -37,10 +38,45 @@ def test_exported_members() -> None:
         "WorkerPoolsError",
         "classify",
     ]
-    assert workerpools.adapter.__all__ == ["Adapter", "ExecutionPool", "FunctionAdapter", "Opening"]
+    assert workerpools.adapter.__all__ == [
+        "UNKNOWN",
+        "Adapter",
+        "Deadline",
+        "Descriptors",
+        "Due",
+        "Effect",
+        "ExecutionPool",
+        "Failure",
+        "FailureKind",
+        "FunctionAdapter",
+        "Lease",
+        "Lifetime",
+        "Opening",
+        "Overridable",
+        "Phase",
+        "Resource",
+        "Scoped",
+        "Sent",
+        "SocketNumber",
+        "Watchdog",
+        "add_note",
+        "causes",
+        "deadline",
+        "due",
+        "explained",
+        "failure_of",
+        "greenlet_library",
+        "greenlet_time_limit",
+        "in_attempt",
+        "in_own_attempt",
+        "meant",
+        "redact_url",
+        "refusal",
+        "scoped",
+    ]
     assert workerpools.events.__all__ == ["Alert", "AlertListener", "Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
-    assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent"]
+    assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
     assert workerpools.flower.__all__ == ["install"]
@@ -51,6 +87,7 @@ def test_exported_members() -> None:
         "connect_defaults",
         "pool_defaults",
     ]
+    assert workerpools.testing.__all__ == ["AdapterContract", "TcpProxy", "run_attempt"]
     modules = (
         workerpools,
         workerpools.adapter,
@@ -61,6 +98,7 @@ def test_exported_members() -> None:
         workerpools.opentelemetry,
         workerpools.prometheus,
         workerpools.sqlalchemy,
+        workerpools.testing,
     )
     for module in modules:
         assert all(hasattr(module, name) for name in module.__all__)
@@ -74,9 +112,9 @@ def run(code: str) -> str:
 
 
 def test_importing_loads_no_client_library() -> None:
-    """``import workerpools`` imports neither httpx nor SQLAlchemy, redis or requests."""
+    """``import workerpools`` imports neither httpx nor SQLAlchemy, redis or requests, nor pytest."""
     loaded = run(
-        "import workerpools, sys; print({'httpx', 'httpcore', 'sqlalchemy', 'psycopg2', 'redis', 'requests'}"
+        "import workerpools, sys; print({'httpx', 'httpcore', 'sqlalchemy', 'psycopg2', 'redis', 'requests', 'pytest'}"
         " & set(sys.modules))"
     )
     assert loaded.strip() == "set()"

@@ -12,8 +12,8 @@ from workerpools._run.deadline import Deadline
 from workerpools._run.decision import RetryPolicy
 from workerpools._run.failure import Failure, FailureKind
 from workerpools.bases import DatabaseTask, HTTPTask
-from workerpools.classification import classify
 from workerpools.errors import ConfigurationError, DeadlineExceeded, NoAttemptError, OpenTimeoutError, WorkerPoolsError
+from workerpools.failures import classify
 
 __all__ = [
     "Adapter",

@@ -45,6 +45,7 @@ from typing import TypeVar
 from workerpools._pools.adapter import Adapter, FunctionAdapter, Opening
 from workerpools._pools.lifetime import Due, Lifetime, due
 from workerpools._pools.resource import Overridable, Resource
+from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors, SocketNumber
 from workerpools._process.greenlets import library as greenlet_library
@@ -55,9 +56,12 @@ from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
 from workerpools._stats.meter import Lease
 from workerpools._text import add_note, explained, meant, redact_url, refusal
+from workerpools._values import WEEK, YEAR, seconds, whole
 
 __all__ = [
     "UNKNOWN",
+    "WEEK",
+    "YEAR",
     "Adapter",
     "Attempt",
     "Deadline",
@@ -76,6 +80,7 @@ __all__ = [
     "Resource",
     "Scoped",
     "Sent",
+    "Setting",
     "SocketNumber",
     "Watch",
     "Watchdog",
@@ -94,6 +99,8 @@ __all__ = [
     "redact_url",
     "refusal",
     "scoped",
+    "seconds",
+    "whole",
 ]
 
 S = TypeVar("S")

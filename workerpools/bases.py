@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.task import PooledTask
 from workerpools._pools.adapter import Adapter
-from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import httpx
@@ -16,24 +14,22 @@ if TYPE_CHECKING:
 
     from workerpools.sqlalchemy import TaskSession
 
-__all__ = ["DatabaseTask", "HTTPTask"]
+__all__ = ["DatabaseTask", "HTTPTask", "from_settings"]
 
 
-def _http(settings: Mapping[str, Any]) -> Adapter[httpx.Client]:
-    from workerpools.httpx import from_settings
-
-    return from_settings(settings)
+T = TypeVar("T")
 
 
-def _database(settings: Mapping[str, Any]) -> Adapter[sqlalchemy.Engine]:
-    if "database_url" not in settings:
-        raise ConfigurationError(
-            "workerpools_database_url is not set; DatabaseTask needs it: set it in app.conf, or "
-            "WORKERPOOLS_DATABASE_URL in the environment, like postgresql+psycopg2://app@db/shop"
-        )
-    from workerpools.sqlalchemy import from_settings
+def from_settings(adapter: type[Adapter[T]] | str) -> ConfiguredResource[T]:
+    """Return a resource for a task base that needs no declaration: each app's own, from its ``workerpools_…`` settings.
 
-    return from_settings(settings)
+    As a class attribute of a task base it gives the value: ``cache = from_settings(MemcachedClient)``.
+
+    Args:
+        adapter: The adapter's class, whose :meth:`workerpools.Adapter.from_settings` is asked; or ``"module:class"``
+            to import it when it is needed.
+    """
+    return ConfiguredResource(adapter)
 
 
 class HTTPTask(PooledTask):
@@ -41,7 +37,7 @@ class HTTPTask(PooledTask):
 
     abstract = True
 
-    http = ConfiguredResource(_http)
+    http: ConfiguredResource[httpx.Client] = from_settings("workerpools.httpx:HttpxClient")
 
 
 class DatabaseTask(PooledTask):
@@ -52,7 +48,7 @@ class DatabaseTask(PooledTask):
 
     abstract = True
 
-    engine = ConfiguredResource(_database)
+    engine: ConfiguredResource[sqlalchemy.Engine] = from_settings("workerpools.sqlalchemy:SQLAlchemyEngine")
 
     if TYPE_CHECKING:
         session = TaskSession(engine)

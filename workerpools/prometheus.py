@@ -7,11 +7,16 @@ their own. A worker's main process can serve them (the setting ``workerpools_met
 from __future__ import annotations
 
 import logging
+import socket
+import socketserver
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler
 
+from workerpools._process import fork
 from workerpools._text import explained
 
 try:
@@ -20,12 +25,11 @@ except ModuleNotFoundError as error:
     raise explained(error, "workerpools.prometheus", "prometheus_client", "prometheus", "prometheus-client") from None
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from workerpools._stats.endpoint import Endpoint
-from workerpools._stats.export import OF_WORKERS, Raised, raised, resources, words
-from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
-from workerpools._stats.snapshot import ResourceStats, WorkerStats
+from workerpools._stats.metrics import DEFINITIONS, Definition, MetricType
+from workerpools._stats.snapshot import OF_WORKERS, Raised, ResourceStats, WorkerStats, raised, resources
 
 __all__ = ["Source", "WorkerPoolsCollector", "register", "serve"]
 
@@ -34,22 +38,7 @@ Source = Callable[[], Mapping[str, Sequence[WorkerStats]]]
 
 logger = logging.getLogger("workerpools")
 
-PREFIX = "workerpools"
 ALERT = "workerpools_alert_active"
-
-
-def series_name(definition: Definition) -> str:
-    """Return the name of the series of a definition, without the suffixes of a histogram's.
-
-    Units are base units in the plural, and counters end in ``total``
-    (https://prometheus.io/docs/practices/naming/).
-    """
-    parts = [PREFIX, *words(definition)]
-    if definition.unit == "s":
-        parts.append("seconds")
-    if definition.kind is Kind.COUNTER:
-        parts.append("total")
-    return "_".join(parts)
 
 
 class WorkerPoolsCollector(Collector):
@@ -113,16 +102,16 @@ class WorkerPoolsCollector(Collector):
 
 def _family(definition: Definition) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
     labels = ["worker", "resource", *([definition.label] if definition.label else [])]
-    name = series_name(definition)
-    if definition.kind is Kind.COUNTER:
+    name = definition.prometheus
+    if definition.type is MetricType.COUNTER:
         return CounterMetricFamily(name, definition.meaning, labels=labels)
-    if definition.kind is Kind.HISTOGRAM:
+    if definition.type is MetricType.HISTOGRAM:
         return HistogramMetricFamily(name, definition.meaning, labels=labels)
     return GaugeMetricFamily(name, definition.meaning, labels=labels)
 
 
 def _of_worker(definition: Definition) -> GaugeMetricFamily:
-    return GaugeMetricFamily(series_name(definition), definition.meaning, labels=["worker"])
+    return GaugeMetricFamily(definition.prometheus, definition.meaning, labels=["worker"])
 
 
 def _alerts() -> GaugeMetricFamily:
@@ -179,20 +168,117 @@ def register(source: Source, registry: CollectorRegistry = REGISTRY) -> WorkerPo
     return collector
 
 
-def serve(source: Source, host: str, port: int) -> Endpoint:
-    """Serve what ``source`` knows over HTTP, in a thread of this process that no child inherits.
+#: How long a client may take for its request, in seconds: each occupies a thread meanwhile.
+TIMEOUT = 10.0
 
-    The registry is one of its own: collecting another one takes the locks of its metrics, and a child that is forked
-    meanwhile would find them taken for ever.
+
+class _Handler(WSGIRequestHandler):
+    timeout = TIMEOUT
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: a scrape every few seconds is no news."""
+
+
+class _Server(ThreadingWSGIServer):
+    """What ``prometheus_client.start_http_server()`` runs, but for four things.
+
+    It knows its accepted sockets, which a forked child must discard; it never shares its port; it asks no name server
+    for the host's name; and it drops silent clients.
+    """
+
+    block_on_close = False
+    # Two workers that listen on one port would each get half of its requests.
+    allow_reuse_port = False
+
+    def __init__(self, host: str, port: int) -> None:
+        self.accepted: set[socket.socket] = set()
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.accepted.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        try:
+            super().shutdown_request(request)
+        finally:
+            self.accepted.discard(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay quiet about clients that went away."""
+
+
+class Endpoint:
+    """Serves a registry over HTTP in a thread of this process, until it is closed.
+
+    A forked child inherits nothing of it: the listening socket would keep the port in use after the parent's death, an
+    accepted one would keep its client waiting.
 
     Args:
-        source: Asked at each request, in that thread.
+        registry: Collected at each request.
         host: The address to listen on.
         port: The port; 0 for any that is free.
 
     Raises:
-        OSError: It cannot be listened on.
+        OSError: The address is in use, or not one of this machine's.
+    """
+
+    def __init__(self, registry: Collector, host: str, port: int) -> None:
+        self._server: _Server | None = _Server(host, port)
+        self.host, self.port = host, int(self._server.server_port)
+        self._server.set_app(make_wsgi_app(registry))
+        fork.guard(self)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="workerpools-metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening. May be called again, and in a child, where there is nothing to close."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+            self._thread.join(1.0)
+
+    def pin(self) -> object:
+        """Return what must not be finalized in a forked child (see :mod:`workerpools._process.fork`)."""
+        server = self._server
+        return (server, list(server.accepted)) if server is not None else ()
+
+    def discard(self) -> tuple[object, Sequence[int]]:
+        """Forget the inherited sockets, in a forked child."""
+        server, self._server = self._server, None
+        if server is None:
+            return (), ()
+        sockets = [server.socket, *server.accepted]
+        return (server, sockets), [each.fileno() for each in sockets if each.fileno() >= 0]
+
+
+def serve(source: Source, host: str, port: int) -> Endpoint:
+    """Serve the statistics of ``source`` over HTTP, in a thread of this process that no child inherits.
+
+    From a registry of its own: collecting a shared one takes the locks of its metrics, and a child that is forked
+    meanwhile would find them taken for ever.
+
+    Args:
+        source: Asked at each request, in a thread of the endpoint.
+        host: The address to listen on.
+        port: The port; 0 for any that is free.
+
+    Returns:
+        The endpoint, with its ``host`` and ``port``; its ``close()`` ends it.
+
+    Raises:
+        OSError: The address is in use, or not one of this machine's.
     """
     registry = CollectorRegistry()
     registry.register(WorkerPoolsCollector(source))
-    return Endpoint(make_wsgi_app(registry), host, port)
+    return Endpoint(registry, host, port)

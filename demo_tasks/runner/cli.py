@@ -12,6 +12,7 @@ from demo_tasks.runner.errors import DemoError
 from demo_tasks.runner.report import check_writable
 from demo_tasks.runner.screen import Screen
 from demo_tasks.runner.signals import Interrupted, Stop
+from demo_tasks.runner.standing import StandingServers
 from demo_tasks.servers import ServerError
 
 __all__ = ["at_least_one", "main"]
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; that of the process by default.
 
     Returns:
-        The exit status: 0 when every task succeeded, 1 when not or when the run could not go on, 128 and the signal's
-        number when it was interrupted before the summary.
+        The exit status: 0 when every task succeeded, or the servers alone were stopped; 1 when not or when the run
+        could not go on; 128 and the signal's number when it was interrupted before the summary.
     """
     _open_standard_streams()
     options = _parse(arguments)
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report is not None:
             check_writable(options.report)
         with Stop() as stop:
+            if options.servers:
+                StandingServers(screen, stop, options.env_file).run()
+                return 0
             return 0 if Demo(options, screen, stop).run() else 1
     except Interrupted as interrupted:
         screen.fail("interrupted before the end; everything is stopped")
@@ -73,7 +77,18 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--concurrency", type=at_least_one, default=4, help="how many children the worker has (%(default)s)"
     )
-    return Options(**vars(parser.parse_args(arguments)))
+    parser.add_argument(
+        "--servers", action="store_true", help="start the servers alone, print their addresses, stay until Ctrl-C"
+    )
+    parser.add_argument(
+        "--env-file", type=Path, metavar="FILE", help="with --servers: write the addresses to FILE, for a shell's `.`"
+    )
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.servers and (options.once or options.report is not None):
+        parser.error("--servers runs no task: leave out --once and --report")
+    if options.env_file is not None and not options.servers:
+        parser.error("--env-file goes with --servers")
+    return options
 
 
 def _open_standard_streams() -> None:

@@ -35,12 +35,16 @@ class Options:
         report: Where to write the figures; None for nowhere.
         tasks: How many tasks to run.
         concurrency: How many children the worker has.
+        servers: Start the servers alone.
+        env_file: Where to write their addresses; None for nowhere.
     """
 
     once: bool
     report: Path | None
     tasks: int
     concurrency: int
+    servers: bool = False
+    env_file: Path | None = None
 
 
 class Demo:
@@ -68,6 +72,7 @@ class Demo:
             Interrupted: The user wants it to end, and the summary is not there yet.
         """
         self._stop.hurry = self._stage.hurry
+        self._screen.opening(self._options.tasks, self._options.concurrency)
         with ExitStack() as stack:
             try:
                 self._stage.start(stack)
@@ -78,7 +83,7 @@ class Demo:
             finally:
                 self._stop.tidy_up()
         summary.connections_at_stop = self._stage.connections_at_stop
-        self._screen.say(f"database connections of the worker after its stop: {summary.connections_at_stop}")
+        self._screen.say(f"Database connections of the worker after its stop: {summary.connections_at_stop}")
         self._report(summary)
         return summary.ok
 
@@ -113,8 +118,7 @@ class Demo:
 
     def _show(self, summary: Summary) -> None:
         self._screen.summary(summary)
-        self._screen.say(f"Flower shows the worker and every task: {self._stage.flower.url()}")
-        self._screen.say(f"Its page about every process's connections: {self._stage.flower.pools_url()}")
+        self._screen.say(f"Every process's connections, in Flower: {self._stage.flower.pools_url()}")
         self._report(summary)
 
     def _report(self, summary: Summary) -> None:

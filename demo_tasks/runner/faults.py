@@ -39,11 +39,11 @@ class Faults:
         self.upstream_reloaded = False
 
     def __str__(self) -> str:
-        answers = "answer" if self._children == 1 else f"{self._children} answers"
-        lost = f", the next {answers} to COMMIT to be lost" if self._relay is not None else ""
+        commits = "COMMIT" if self._children == 1 else f"{self._children} COMMITs"
+        lost = f", next {commits} unanswered" if self._relay is not None else ""
         reloaded = ", HTTP server reloaded" if self.upstream_reloaded else ""
         connections = "connection" if self._terminated == 1 else "connections"
-        return f"{self._terminated} database {connections} ended by the server{lost}{reloaded}"
+        return f"{self._terminated} database {connections} cut{lost}{reloaded}"
 
     @property
     def commits_lost(self) -> int:

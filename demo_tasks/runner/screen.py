@@ -73,6 +73,13 @@ class Screen:
         """Write one line; above the bar, if one is shown."""
         self._console.print(Text(text, style=style), soft_wrap=True)
 
+    def opening(self, tasks: int, children: int) -> None:
+        """Write what is going to be shown."""
+        self.say(f"A shop's {tasks:,} tasks, in a Celery worker with {children} processes, on real servers.", "bold")
+        self.say("Half-way every database connection is cut, some at the very answer to a COMMIT, and the HTTP")
+        self.say("server closes its own. Watch that no task fails, and that no row is lost or written twice.")
+        self.say("")
+
     def fail(self, text: str) -> None:
         """Write why the run could not go on, to standard error."""
         with contextlib.suppress(OSError):
@@ -110,19 +117,22 @@ class Screen:
         self.say(first, "bold green" if summary.ok else "bold red")
         for line in others:
             self.say(line)
-        self.say("\nConnections opened, beside what a client per task would have opened", "bold")
+        self.say("\nConnections opened by each process, and what a client per task would have opened", "bold")
         self._console.print(self._children(summary))
+        for line in summary.closing():
+            self.say(line, "bold green" if summary.ok else "bold red")
+        self.say("")
 
     def _children(self, summary: Summary) -> Table:
         table = Table(box=box.ROUNDED if self.live else box.ASCII2, show_footer=True)
         runs = sum(sum(child.runs.values()) for child in summary.children.values())
-        table.add_column("child", footer="together")
+        table.add_column("process", footer="together")
         table.add_column("tasks run", justify="right", footer=f"{runs:,}")
         for resource in RESOURCES:
-            table.add_column(
-                resource, justify="right", style="bold green", footer=f"{summary.opened(resource):,}", min_width=5
-            )
-            table.add_column("per task", justify="right", style="dim", footer=f"{summary.opened_per_task(resource):,}")
+            footer = f"{summary.opened(resource):,}"
+            table.add_column(f"{resource}:\nopened", justify="right", style="bold green", footer=footer)
+            footer = f"{summary.opened_per_task(resource):,}"
+            table.add_column(f"{resource}: with a\nclient per task", justify="right", style="dim", footer=footer)
         for name, child in summary.children.items():
             cells = [f"pid {name.rpartition('/')[2]}", f"{sum(child.runs.values()):,}"]
             for resource in RESOURCES:

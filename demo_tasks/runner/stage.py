@@ -26,10 +26,59 @@ if TYPE_CHECKING:
     from demo_tasks.database import Database
     from demo_tasks.runner.screen import Screen
 
-__all__ = ["Stage"]
+__all__ = ["Processes", "Stage"]
 
 
-class Stage:
+class Processes:
+    """What is started one after the other, watched, and stopped in reverse.
+
+    Args:
+        screen: Where the user reads what is started and stopped.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._started: list[ServerProcess] = []
+
+    def check_alive(self) -> None:
+        """Make sure that everything that was started still runs.
+
+        Raises:
+            DemoError: Something has ended; the message ends with its last log lines.
+        """
+        for process in self._started:
+            if not process.running:
+                raise DemoError(f"{process.name} has ended by itself. Its last log lines:\n{process.log_tail()}")
+
+    def hurry(self) -> None:
+        """Have everything end at once, in whatever order; the orderly stop then finds it gone. Never raises."""
+        for process in self._started:
+            # A PostgreSQL server that is killed leaves shared memory behind, and its quickest end is quick enough.
+            quickest = process.stop_signals[-1][0] if isinstance(process, PostgresServer) else signal.SIGKILL
+            with contextlib.suppress(ServerError, OSError):
+                process.send_signal(quickest)
+
+    def _start(self, stack: ExitStack, label: str, server: ServerProcess | ExternalServer) -> None:
+        if isinstance(server, ExternalServer):
+            self._screen.say(f"{label:<12} {server.where}")
+            return
+        stack.callback(self._stop, label, server)
+        with self._screen.waiting(f"starting {label}"):
+            server.start()
+        self._started.append(server)
+        self._screen.say(f"{label:<12} {self._where(server)}")
+
+    def _stop(self, label: str, server: ServerProcess) -> None:
+        if server.running:
+            with self._screen.waiting(f"stopping {label}"):
+                server.stop()
+            self._screen.say(f"{label} stopped")
+
+    def _where(self, server: ServerProcess) -> str:
+        return f"127.0.0.1:{server.port}, pid {server.pid}"
+
+
+class Stage(Processes):
     """The processes of one run.
 
     Args:
@@ -50,10 +99,9 @@ class Stage:
     database: Database
 
     def __init__(self, screen: Screen, token: str, concurrency: int) -> None:
-        self._screen = screen
+        super().__init__(screen)
         self._token = token
         self._concurrency = concurrency
-        self._started: list[ServerProcess] = []
         self.connections_at_stop: int | None = None
         self.relay: Relay | None = None
 
@@ -93,44 +141,10 @@ class Stage:
         self.flower = Flower(workspace, env)
         self._start(stack, "Flower", self.flower)
 
-    def check_alive(self) -> None:
-        """Make sure that everything that was started still runs.
-
-        Raises:
-            DemoError: Something has ended; the message ends with its last log lines.
-        """
-        for process in self._started:
-            if not process.running:
-                raise DemoError(f"{process.name} has ended by itself. Its last log lines:\n{process.log_tail()}")
-
-    def hurry(self) -> None:
-        """Have everything end at once, in whatever order; the orderly stop then finds it gone. Never raises."""
-        for process in self._started:
-            # A PostgreSQL server that is killed leaves shared memory behind, and its quickest end is quick enough.
-            quickest = process.stop_signals[-1][0] if isinstance(process, PostgresServer) else signal.SIGKILL
-            with contextlib.suppress(ServerError, OSError):
-                process.send_signal(quickest)
-
-    def _start(self, stack: ExitStack, label: str, server: ServerProcess | ExternalServer) -> None:
-        if isinstance(server, ExternalServer):
-            self._screen.say(f"{label:<12} {server.where}")
-            return
-        stack.callback(self._stop, label, server)
-        with self._screen.waiting(f"starting {label}"):
-            server.start()
-        self._started.append(server)
-        self._screen.say(f"{label:<12} {self._where(server)}")
-
-    def _stop(self, label: str, server: ServerProcess) -> None:
-        if server.running:
-            with self._screen.waiting(f"stopping {label}"):
-                server.stop()
-            self._screen.say(f"{label} stopped")
-
     def _where(self, server: ServerProcess) -> str:
         if isinstance(server, CeleryWorker):
-            return f"pid {server.pid}, {self._concurrency} {'child' if self._concurrency == 1 else 'children'}"
-        return server.url() if isinstance(server, Flower) else f"127.0.0.1:{server.port}, pid {server.pid}"
+            return f"pid {server.pid}, {self._concurrency} {'process' if self._concurrency == 1 else 'processes'}"
+        return server.url() if isinstance(server, Flower) else super()._where(server)
 
     def _prepare(self, isolation: Isolation) -> None:
         client = connect(isolation.settings.redis_url)

@@ -1,4 +1,4 @@
-"""An HTTP server on 127.0.0.1 that closes idle connections soon: httpbin under gunicorn."""
+"""An HTTP server on 127.0.0.1 that closes idle connections soon: the shop's API under gunicorn."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from demo_tasks.servers.workspace import Workspace
 
 _CONFIGURATION = Path(__file__).with_name("_gunicorn.py")
+_ROOT = Path(__file__).resolve().parents[2]
 # Variables that gunicorn takes settings or sockets from.
 _IGNORED = ("GUNICORN_CMD_ARGS", "GUNICORN_FD", "LISTEN_FDS", "LISTEN_PID", "WEB_CONCURRENCY")
 
 
 class HttpUpstream(ServerProcess):
-    """An HTTP server of this run's own, with httpbin's resources.
+    """An HTTP server of this run's own, with ``GET /orders/7`` and httpbin's resources.
 
     Args:
         workspace: Where the log file and gunicorn's temporary files go.
@@ -119,7 +120,8 @@ class HttpUpstream(ServerProcess):
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         return Command(
             [
-                *(sys.executable, "-m", "gunicorn", "httpbin:app", "--config", str(_CONFIGURATION)),
+                *(sys.executable, "-m", "gunicorn", "demo_tasks.api:app", "--pythonpath", str(_ROOT)),
+                *("--config", str(_CONFIGURATION)),
                 *("--bind", f"fd://{self._descriptor}", "--worker-tmp-dir", str(self.directory)),
                 *("--workers", str(self._workers), "--threads", str(self._threads)),
                 *("--keep-alive", str(self._keepalive)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from celery import Celery
 
 from workerpools import ConfigurationError, DatabaseTask, HTTPTask
-from workerpools._celery.settings import SETTINGS, read_settings
+from workerpools._celery.settings import all_settings, read_settings
+from workerpools._values import shown
+from workerpools.adapter import Setting
 
 
 def conf(**settings: Any) -> Any:
@@ -64,6 +67,21 @@ def test_an_unknown_setting_under_a_namespace_is_refused() -> None:
         ("workerpools_http_timeout", float("nan"), "above 0"),
         ("workerpools_http_timeout", float("inf"), "above 0"),
         ("workerpools_http_timeout", True, "above 0"),
+        ("workerpools_http_timeout", 10**400, r"of 1329 bits; wanted: .* and at most 604800 \(a week\)"),
+        ("workerpools_http_timeout", "1" + "0" * 400, "at most 604800"),
+        ("workerpools_http_timeout", 604_801, "workerpools_http_timeout is 604801"),
+        ("workerpools_http_timeout", Decimal(5), "of the type Decimal"),
+        ("workerpools_close_timeout", 1e12, "at most 604800"),
+        ("workerpools_close_timeout", "nan", "above 0"),
+        ("workerpools_leak_after", 1e308, r"at most 31536000 \(a year\)"),
+        ("workerpools_deadline_margin", 1e9, "at least 0 and at most 31536000"),
+        ("workerpools_retry_budget", 10**400, "at most 1000000"),
+        ("workerpools_retry_budget", 1e308, "at most 1000000"),
+        ("workerpools_alert_utilisation", 10**400, "1 at most"),
+        ("workerpools_alert_creation_factor", 10**400, "at most 1000000"),
+        ("workerpools_alert_acquire_wait", 10**400, "one of these numbers"),
+        ("workerpools_metrics_port", 10**400, "a port"),
+        ("workerpools_metrics_port", "inf", "a port"),
         ("workerpools_close_timeout", [], "above 0"),
         ("workerpools_database_pool_size", "1.5", "a whole number of at least 1"),
         ("workerpools_database_pool_size", 0, "at least 1"),
@@ -163,7 +181,7 @@ def test_a_mistaken_url_is_not_shown() -> None:
 
 def test_every_setting_is_documented() -> None:
     """Each has a meaning and two names."""
-    for setting in SETTINGS:
+    for setting in all_settings():
         assert setting.meaning.endswith(".")
         assert setting.variable == setting.key.upper() == f"WORKERPOOLS_{setting.name.upper()}"
 
@@ -191,3 +209,15 @@ def test_a_database_task_without_a_url_says_so() -> None:
 
     with pytest.raises(ConfigurationError, match="WORKERPOOLS_DATABASE_URL"):
         task()
+
+
+@pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), 10**5000, 1e308, float("nan"), float("inf"), -1, True, Decimal(1)],
+    ids=shown,
+)
+def test_no_setting_takes_any_number(setting: Setting, value: Any) -> None:
+    """Each has bounds, and says which."""
+    with pytest.raises(ConfigurationError, match=rf"^{setting.key} is .+; wanted: ."):
+        read_settings(conf(**{setting.key: value}), {})

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from demo_tasks.servers import PostgresServer
-from tests.chaos import blackhole, table
-from tests.chaos.shop import Shop
+from tests.chaos import table
+from tests.chaos.shop import ChaosShop
 from tests.support.databases import Database
 from tests.support.faults import connection_limit, crash, down_for, read_only, restart, terminate_backends
 from tests.support.pgbouncer import PgBouncer
@@ -35,7 +35,7 @@ class DatabaseSite:
         bouncer: The PgBouncer behind the proxy, if there is one.
     """
 
-    shop: Shop
+    shop: ChaosShop
     server: PostgresServer
     database: Database
     proxy: TcpProxy
@@ -93,7 +93,7 @@ class DatabaseSite:
         return {
             "FIN": lambda: self.proxy.close_all("fin"),
             "RST": lambda: self.proxy.close_all("rst"),
-            "blackhole": lambda: self.proxy._call(lambda: blackhole.sever(self.proxy)),
+            "blackhole": self.proxy.sever,
             "terminate": lambda: terminate_backends(self.database),
             "restart immediate": lambda: restart(self.server),
             "restart fast": self._restart_in_order,
@@ -139,7 +139,7 @@ class DatabaseSite:
         if broken in ENDINGS:
             self.proxy.cut_after(0, "to_server", ENDINGS[broken], scope="all")
         elif broken == "blackhole":
-            self.proxy._call(lambda: blackhole.refuse_silently(self.proxy))
+            self.proxy.refuse_silently()
         else:
             happens()
 
@@ -192,7 +192,7 @@ class DatabaseSite:
         def look(chunk: bytes) -> bool:
             if text in chunk and not happened:
                 happened.append(True)
-                blackhole.sever(self.proxy)
+                self.proxy.sever()
             return False
 
         happened: list[bool] = []
@@ -216,7 +216,6 @@ class DatabaseSite:
 def repair(proxy: TcpProxy) -> None:
     """Let a proxy accept and forward again, whatever was done to it."""
     proxy.start()
-    proxy._call(lambda: blackhole.heal(proxy))
     proxy.pass_through()
 
 

@@ -12,7 +12,7 @@ import sqlalchemy
 from demo_tasks.servers import PostgresServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory
 from tests.chaos.breaks import DatabaseSite
-from tests.chaos.shop import Shop
+from tests.chaos.shop import ChaosShop
 from tests.chaos.table import Cell
 from tests.support.databases import Database, new_database
 from tests.support.faults import ordinary_role
@@ -100,7 +100,7 @@ def database_site(
             # Only where it is wanted: the machine may have none.
             bouncer = request.getfixturevalue("pgbouncer_to")(role, default_pool_size=size, query_wait_timeout=1)
         proxy = proxy_to(bouncer or chaos_server)
-        shop = Shop()
+        shop = ChaosShop()
         shop.add_database(**_options(cell, driver, role.through(proxy)))
         opened.callback(shop.close)
         made = DatabaseSite(shop, chaos_server, chaos_database, proxy, bouncer)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from celery import Celery
 from celery.exceptions import Retry
 from celery.worker.request import Request
 
 from tests.chaos import table
 from tests.chaos.errands import Errands
 from tests.chaos.table import Step
-from workerpools import FailureKind, PooledTask, RetryPolicy, WorkerPools, classify
-from workerpools.events import Event, EventKind
-from workerpools.httpx import HttpxClient
-from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
-
-_NUMBERS = itertools.count(1)
+from tests.support.shop import Shop
+from workerpools import FailureKind, RetryPolicy, classify
+from workerpools.events import EventKind
 
 _DONE = {
     EventKind.ATTEMPT_REPLAYED: table.REPLAYED,
@@ -30,7 +25,7 @@ _DONE = {
 }
 
 
-class Shop:
+class ChaosShop(Shop):
     """One app, one task, a memory broker, and what happened.
 
     Attributes:
@@ -41,28 +36,11 @@ class Shop:
     """
 
     def __init__(self) -> None:
-        name = f"chaos{next(_NUMBERS)}"
-        self.app = Celery(name, broker="memory://", set_as_current=False)
-        # The memory broker's queues belong to the process: a queue of its own for each app.
-        self.app.conf.task_default_queue = name
-        self.pools = WorkerPools(self.app)
-        self.events: list[Event] = []
-        self.pools.subscribe(self.events.append)
+        super().__init__(eager=False)
         self.runs = 0
         self.raised: list[BaseException | None] = []
         self.errands = Errands()
         self.at: dict[str, Callable[[], object]] = {}
-        self._attributes: dict[str, Any] = {}
-
-    def add_database(self, **options: Any) -> None:
-        """Give the task an engine, ``self.db``, and ``self.session``."""
-        self.engine = self.pools.add(SQLAlchemyEngine(**options), name="db")
-        self._attributes.update(db=self.engine, session=TaskSession(self.engine))
-
-    def add_api(self, **options: Any) -> None:
-        """Give the task a client, ``self.api``."""
-        self.api = self.pools.add(HttpxClient(**options), name="api")
-        self._attributes["api"] = self.api
 
     def declare(self, body: Callable[[Any], object], declared: str) -> None:
         """Make the task.
@@ -83,14 +61,14 @@ class Shop:
             shop.raised.append(None)
             return result
 
-        base = type("ChaosTask", (PooledTask,), {"abstract": True, "__call__": call, **self._attributes})
+        base = type("ChaosTask", (self.base,), {"abstract": True, "__call__": call})
 
-        @self.app.task(base=base, bind=True, name=f"{self.app.main}.task", **_options(declared))  # type: ignore[untyped-decorator]
+        @self.task(base=base, name=f"{self.app.main}.task", **_options(declared))
         def task(self: Any) -> object:
             shop.runs += 1
             return body(self)
 
-        self.task = task
+        self.sent = task
 
     def pause_at(self, moment: str) -> None:
         """Let happen what is to happen at this moment of the body's, if anything."""
@@ -99,7 +77,7 @@ class Shop:
 
     def send(self) -> None:
         """Send the task to the broker."""
-        self.task.apply_async()
+        self.sent.apply_async()
 
     def deliver(self, message: Any) -> None:
         """Run a message's task as a worker's process does."""
@@ -126,8 +104,8 @@ class Shop:
         return tuple(found)
 
     def close(self) -> None:
-        """Close the connections."""
-        self.pools.close()
+        """Close the connections, and empty the queue."""
+        super().close()
         while self.take() is not None:
             pass
 
@@ -143,7 +121,7 @@ def _options(declared: str) -> dict[str, Any]:
     return options
 
 
-def run_to_the_end(shop: Shop, heal: Callable[[], object], expected: tuple[Step, ...]) -> None:
+def run_to_the_end(shop: ChaosShop, heal: Callable[[], object], expected: tuple[Step, ...]) -> None:
     """Send the task, run it while everything is broken, heal, and run what it put back on the broker.
 
     Asserts that what came out of the first delivery, and how often the body ran, agrees with the expected steps.

@@ -10,13 +10,13 @@ from sqlalchemy import text
 
 from tests.chaos import table
 from tests.chaos.breaks import DatabaseSite
-from tests.chaos.shop import Shop, run_to_the_end
+from tests.chaos.shop import ChaosShop, run_to_the_end
 from tests.chaos.table import Cell
 from tests.support.faults import restart
 from tests.support.upstream import EchoUpstream
 
 
-def _body(shop: Shop, cell: Cell) -> Callable[[Any], None]:
+def _body(shop: ChaosShop, cell: Cell) -> Callable[[Any], None]:
     def insert(connection: Any) -> None:
         if cell.moment == table.FIRST_BYTE:
             connection.execute(text("select 1"))

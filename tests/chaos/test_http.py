@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.chaos import blackhole, table
+from tests.chaos import table
 from tests.chaos.breaks import ENDINGS, repair
-from tests.chaos.shop import Shop, run_to_the_end
+from tests.chaos.shop import ChaosShop, run_to_the_end
 from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.tls import TlsProxy
@@ -27,7 +27,7 @@ _CHUNKS = 8000
 class HttpSite:
     """A shop, its upstream, and the proxy that its connections go through: before TLS begins, if there is any."""
 
-    shop: Shop
+    shop: ChaosShop
     upstream: EchoUpstream
     proxy: TcpProxy
     _undo: ExitStack = field(default_factory=ExitStack)
@@ -54,7 +54,7 @@ class HttpSite:
         if broken in ENDINGS:
             self.proxy.cut_after(0, "to_server", ENDINGS[broken], scope="all")
         elif broken == "blackhole":
-            self.proxy._call(lambda: blackhole.refuse_silently(self.proxy))
+            self.proxy.refuse_silently()
         elif broken == "restart slow":
             # Of an HTTP server only this is seen: connections end, and for a while nobody listens.
             self.proxy.close_all()
@@ -80,11 +80,11 @@ class HttpSite:
         def sever(chunk: bytes) -> bool:
             passed[0] += len(chunk)
             if moment == table.HEADERS or passed[0] > _HALF:
-                blackhole.sever(self.proxy)
+                self.proxy.sever()
             return False
 
         if moment == table.IDLE:
-            self.proxy._call(lambda: blackhole.sever(self.proxy))
+            self.proxy.sever()
         else:
             # The request that was read is still sent on; its response is lost, or the rest of it.
             self.proxy.cut_when(sever, "to_server" if moment == table.HEADERS else "to_client", scope="open")
@@ -103,7 +103,7 @@ def site(
     with ExitStack() as opened:
         tls = driver == table.TLS
         proxy = proxy_to(tls_upstream if tls else upstream)
-        shop = Shop()
+        shop = ChaosShop()
         options: dict[str, Any] = {"timeout": httpx.Timeout(0.5, connect=0.5, pool=0.2)}
         # However slow the machine is, the idle connection is the one that the task takes.
         limits = {"max_connections": 1} if broken == "pool full" else {}
@@ -123,7 +123,7 @@ def send(api: httpx.Client, request: str, path: str = "/orders") -> None:
     api.request(method, path, headers={"Idempotency-Key": "order-1"} if key else {}).raise_for_status()
 
 
-def _body(shop: Shop, cell: Cell, broken: str, method: str) -> Callable[[Any], None]:
+def _body(shop: ChaosShop, cell: Cell, broken: str, method: str) -> Callable[[Any], None]:
     def body(self: Any) -> None:
         if cell.before:
             send(self.api, cell.before)

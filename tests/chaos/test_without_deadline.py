@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.chaos import blackhole
 from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
 from tests.support.shop import Shop, insert
@@ -23,8 +22,8 @@ BOUND = 35.0
 
 
 def _vanish(proxy: TcpProxy) -> None:
-    proxy._call(lambda: blackhole.refuse_silently(proxy))
-    proxy._call(lambda: blackhole.sever(proxy))
+    proxy.refuse_silently()
+    proxy.sever()
 
 
 def _ask(self: Any, vanish: Callable[[], None]) -> None:
@@ -82,7 +81,7 @@ def test_packets_that_vanish_hold_a_task_for_half_a_minute(
             shop = opened.enter_context(closing(Shop(database, driver, proxy=proxy_to(database))))
             shop.add_api(f"http://127.0.0.1:{api.port}")
             proxy = api if name == "HTTP" else shop.proxy
-            opened.callback(lambda proxy=proxy: proxy._call(lambda: blackhole.heal(proxy)))
+            opened.callback(proxy.pass_through)
             threads.append(threading.Thread(target=run, args=(name, shop, proxy, body), daemon=True))
         for thread in threads:
             thread.start()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from demo_tasks import workload
+from demo_tasks.runner.faults import Faults
+from demo_tasks.runner.screen import Screen
 from demo_tasks.settings import from_environment
 from demo_tasks.summary import Summary, counted_since, per_task
 from demo_tasks.tally import Child
@@ -72,11 +75,59 @@ def test_connections_that_asked_are_told_apart() -> None:
     name = "connections_that_asked"
     asking = Child(Counter(place_order=1), Counter(db=3), Counter({name: 4}))
     summary = replace(GOOD, children={"a/1": asking})
-    line = "opened besides those that tasks used: 4 database connections to ask what became of a lost COMMIT"
+    line = "opened to ask what became of a lost COMMIT: 4 database connections, not in the table"
     assert line in summary.lines()
     assert (summary.report()[name], summary.report()["connections_opened"]["db"]) == (4, 3)
     assert summary.report()["per_child"]["a/1"][name] == 4
-    assert "opened besides" not in "\n".join(GOOD.lines())
+    assert "opened to ask" not in "\n".join(GOOD.lines())
+
+
+def test_closing_says_what_was_shown() -> None:
+    """The connections, beside those of a client per task, and that connections were cut if they were."""
+    opened = Child(Counter(take_payment=10), Counter(api=1, db=2))
+    shown, compared = replace(GOOD, children={"a/1": opened}, backends_killed=1).closing()
+    assert shown == "Shown: no task failed, and no row is missing or there twice, though every connection was cut."
+    assert compared == "3 connections did the work; a client per task would have opened 20."
+    assert GOOD.closing()[0] == "Shown: no task failed, and no row is missing or there twice."
+    (bad,) = replace(GOOD, failed=1).closing()
+    assert bad.startswith("Not what was promised")
+
+
+def test_the_largest_figures_fit_in_100_columns() -> None:
+    """The screen is read without wrapping, whatever the numbers are."""
+    counts = dict.fromkeys(("replayed", "requests_replayed", "commits_resolved", "retried", "replays_refused"), 12_345)
+    large = Child(Counter(take_payment=1_000_000), Counter(api=1_234, db=1_234), Counter(counts))
+    large.counts["connections_that_asked"] = 1_234
+    written = dict.fromkeys(("orders", "payments", "shipments"), 250_000)
+    summary = Summary(
+        tasks=1_000_000,
+        succeeded=1_000_000,
+        failed=0,
+        seconds=9_999.9,
+        children={f"host/{4_194_304 + number}": large for number in range(4)},
+        rows=written,
+        rows_expected=written,
+        backends_killed=128,
+        upstream_reloaded=True,
+        commits_lost=64,
+    )
+    stream = io.StringIO()
+    screen = Screen(stream)
+    screen.opening(1_000_000, 64)
+    screen.summary(summary)
+    faults = Faults(None, None, children=64, tasks=1, relay=Lossy())  # type: ignore[arg-type]
+    faults._terminated, faults.upstream_reloaded = 64, True
+    screen.say(f"after 400,000 tasks: {faults}")
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if len(line) > 100] == []
+    headings = next(line for line in lines if line.startswith("| process"))
+    above = lines[lines.index(headings) - 1]
+    columns = list(zip(above.strip("|").split("|"), headings.strip("|").split("|"), strict=True))
+    assert len({" ".join(" ".join(column).split()) for column in columns}) == len(columns) == 6
+
+
+class Lossy:
+    lost = 0
 
 
 @pytest.mark.parametrize("bad", [{"failed": 1, "succeeded": 3}, {"rows": {"orders": 0}}, {"succeeded": 3}])

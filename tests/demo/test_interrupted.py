@@ -35,7 +35,7 @@ def test_ctrl_c_while_it_stays_up(place: Path, tmp_path: Path) -> None:
         with urllib.request.urlopen(f"{flower[0]}/workers", timeout=10) as answer:
             assert answer.status == 200
         # The summary names the page about the connections, where the worker is online.
-        pools = re.search(r"connections: (http://127\.0\.0\.1:\d+)(/pools)$", run.text, re.MULTILINE)
+        pools = re.search(r"Flower: (http://127\.0\.0\.1:\d+)(/pools)$", run.text, re.MULTILINE)
         assert pools is not None
         with urllib.request.urlopen(pools[1] + pools[2], timeout=10) as answer:
             assert 'aria-current="page">Pools</a>' in answer.read().decode()

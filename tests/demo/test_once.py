@@ -65,7 +65,7 @@ def test_lost_commits_are_resolved(ended: Ended) -> None:
     # Not in the table of what tasks used, but opened all the same; an attempt that failed is asked for once more.
     asked = ended.figures["connections_that_asked"]
     assert asked >= ended.figures["commits_resolved"]
-    assert f"opened besides those that tasks used: {asked} database connections to ask" in ended.output
+    assert f"opened to ask what became of a lost COMMIT: {asked} database connections" in ended.output
 
 
 def test_connections_opened_are_few(ended: Ended) -> None:
@@ -101,6 +101,18 @@ def test_warm_stop_leaves_no_connection(ended: Ended) -> None:
 def test_plain_lines_without_a_terminal(ended: Ended) -> None:
     """Without a terminal there is no control character in the output, and nothing is drawn over."""
     assert re.findall(r"[\x00-\x09\x0b-\x1f]", ended.output) == []
+
+
+def test_it_says_what_will_be_shown_and_what_was(ended: Ended) -> None:
+    """First what to watch for, at the end what came of it; no line is wider than a terminal of 100 columns."""
+    first, *others = ended.output.splitlines()
+    assert first == "A shop's 300 tasks, in a Celery worker with 4 processes, on real servers."
+    opened = sum(ended.figures["connections_opened"].values())
+    shown = "Shown: no task failed, and no row is missing or there twice, though every connection was cut."
+    assert shown in others
+    assert others[others.index(shown) + 1].startswith(f"{opened} connections did the work; a client per task would")
+    assert [line for line in (first, *others) if len(line) > 100] == []
+    assert others[-1] == "Database connections of the worker after its stop: 0"
 
 
 def test_everything_is_stopped_in_order(ended: Ended) -> None:

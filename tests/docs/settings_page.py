@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.docs.tables import begin, replaced
 from tests.support.paths import ROOT
-from workerpools._celery.settings import SETTINGS
+from workerpools._celery.settings import all_settings
 
 PAGE = ROOT / "docs" / "settings.md"
 BEGIN = begin("settings_page")
@@ -17,7 +17,7 @@ def table() -> str:
     """Return the table, with a line for each setting."""
     rows = [
         f"| `{setting.key}` | `{setting.variable}` | {setting.meaning.replace('``', '`').rstrip('.')} |"
-        for setting in SETTINGS
+        for setting in all_settings()
     ]
     return "\n".join(["| in `app.conf` | in the environment | meaning (default) |", "|---|---|---|", *rows])
 

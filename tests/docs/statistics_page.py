@@ -21,7 +21,7 @@ def table() -> str:
 def _line(definition: Definition) -> str:
     labels = ", ".join(f"`{value}`" for value in definition.values)
     by = f" By {definition.label}: {labels}." if labels else ""
-    return f"| `{definition.name}` | {definition.kind.value} | {definition.unit} | {definition.meaning}{by} |"
+    return f"| `{definition.name}` | {definition.type.value} | {definition.unit} | {definition.meaning}{by} |"
 
 
 def written(text: str) -> str:

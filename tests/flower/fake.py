@@ -20,7 +20,7 @@ def resource(name: str, kind: str = "database", **numbers: float) -> ResourceSta
     for number, value in numbers.items():
         found = definition(number)
         # The longest one is the last of a histogram's numbers.
-        row[FIRST[number] + (found.width - 1 if found.kind.value == "histogram" else 0)] = value
+        row[FIRST[number] + (found.width - 1 if found.type.value == "histogram" else 0)] = value
     row[FIRST["idle"]] = max(0.0, row[FIRST["open"]] - row[FIRST["in_use"]])
     return ResourceStats(name, kind, tuple(row))
 

@@ -312,7 +312,7 @@ def test_a_client_that_a_body_closes_is_replaced(
     assert resource.get().get("/echo/2").status_code == 200
     (line,) = [record.getMessage() for record in caplog.records if record.name == "workerpools"]
     assert "<Resource 'api' HttpxClient" in line
-    assert "closed by who used it" in line
+    assert "closed by its user" in line
     first.close()
     assert resource.get().get("/echo/3").status_code == 200
     assert echo.accepted == 2

@@ -6,14 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
-from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
-from tests.support.shop import NUMBERS
+from tests.support.shop import NUMBERS, Shop
 from tests.support.upstream import EchoUpstream
 from workerpools import ConfigurationError, DeadlineExceeded, PooledTask, WorkerPools
 from workerpools.httpx import HttpxClient
@@ -21,10 +21,8 @@ from workerpools.httpx import HttpxClient
 
 @pytest.fixture
 def pools() -> Iterator[WorkerPools]:
-    app = Celery(f"rotation{next(NUMBERS)}", set_as_current=False, backend="cache+memory://")
-    app.conf.task_always_eager = True
-    with WorkerPools(app) as made:
-        yield made
+    with closing(Shop()) as shop:
+        yield shop.pools
 
 
 def test_streaming_load_survives_rotations(pools: WorkerPools, echo: EchoUpstream) -> None:

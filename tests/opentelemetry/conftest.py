@@ -42,8 +42,7 @@ def pools(echo: EchoUpstream, database: Database) -> Iterator[WorkerPools]:
 
 
 def value_of(pools: WorkerPools, name: str) -> Any:
-    found = pools.find(name)
-    assert found is not None
+    (found,) = (each for each in pools.resources if each.name == name)
     return found.get()
 
 

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.stats.test_metrics import row
-from workerpools._stats.export import OF_WORKERS
-from workerpools._stats.metrics import AGES, BOUNDS, DEFINITIONS, Kind
-from workerpools._stats.snapshot import Histogram, ResourceStats
+from workerpools._stats.metrics import AGES, BOUNDS, DEFINITIONS, MetricType
+from workerpools._stats.snapshot import OF_WORKERS, Histogram, ResourceStats
 from workerpools.opentelemetry._conventions import (
     INSTRUMENTS,
     Form,
@@ -88,9 +87,9 @@ def test_kinds_of_instruments(name: str, form: Form) -> None:
             ],
         ),
         ("http", "db.client.connection.count", {"open": 3}, []),
-        ("database", "db.client.connection.max", {"limit": 4}, [({"db.client.connection.pool.name": "thing"}, 4)]),
+        ("database", "db.client.connection.limit", {"limit": 4}, [({"db.client.connection.pool.name": "thing"}, 4)]),
         # No limit is not a limit of 0.
-        ("database", "db.client.connection.max", {}, []),
+        ("database", "db.client.connection.limit", {}, []),
         (
             "http",
             "http.client.open_connections",
@@ -151,19 +150,32 @@ def test_recordings_fill_the_very_buckets_and_have_the_very_sum(
 ) -> None:
     """Whatever was recorded before, and at the bounds, too."""
     before, after = histogram(earlier, bounds), histogram([*earlier, *later], bounds)
-    made = [value for value, count in recordings(before, after) for _ in range(count)]
+    found = recordings(before, after)
+    made = [value for _, value, count in found for _ in range(count)]
     assert histogram(made, bounds).buckets == histogram(later, bounds).buckets
     assert math.isclose(sum(made), sum(later), rel_tol=1e-6, abs_tol=1e-6)
     assert max(made, default=0.0) <= max([*earlier, *later, math.nextafter(bounds[-1], math.inf)])
-    assert added(before, after) == after
+    recorded = added(before, found)
+    assert recorded.buckets == after.buckets
+    assert math.isclose(recorded.sum, after.sum, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def test_numbers_that_fall_add_nothing() -> None:
     """What was recorded cannot be taken back; and what is read too low once is not recorded again."""
     full, low = histogram([0.002, 0.2, 2.0]), histogram([0.002])
     assert recordings(full, low) == []
-    assert added(full, low) == full
-    assert recordings(added(full, low), full) == []
+    assert added(full, []) == full
+
+
+def test_a_part_can_be_recorded_later() -> None:
+    """Then the buckets and the sum are as if all had been recorded at once."""
+    empty, full = histogram([]), histogram([0.002, 0.003, 0.2, 0.3, 2.0])
+    first = added(empty, recordings(empty, full)[:1])
+    assert first.count == 2
+    rest = recordings(first, full)
+    assert [count for _, _, count in rest] == [2, 1]
+    assert added(first, rest).buckets == full.buckets
+    assert math.isclose(added(first, rest).sum, full.sum)
 
 
 def test_forms_follow_kinds() -> None:
@@ -171,4 +183,4 @@ def test_forms_follow_kinds() -> None:
     for each in INSTRUMENTS:
         assert bool(each.bounds) is (each.form is Form.HISTOGRAM)
         for part in each.parts:
-            assert (part.definition.kind is Kind.HISTOGRAM) is (each.form is Form.HISTOGRAM)
+            assert (part.definition.type is MetricType.HISTOGRAM) is (each.form is Form.HISTOGRAM)

@@ -60,8 +60,11 @@ def test_names_units_and_kinds_are_those_of_the_conventions() -> None:
         for name in names:
             getattr(module, prefix + name)(meter)
     assert len(meter.made) == 9
+    # Renamed in 1.45, which has no module of the SDK's yet.
+    renamed = {"db.client.connection.max": "db.client.connection.limit"}
+    made = {(renamed.get(name, name), form, unit) for name, form, unit in meter.made}
     ours = {(each.name, each.form, each.unit) for each in INSTRUMENTS if not each.name.startswith("workerpools.")}
-    assert ours == set(meter.made)
+    assert ours == made
 
 
 def test_what_a_script_shows(
@@ -79,7 +82,7 @@ def test_what_a_script_shows(
         )
     }
     assert states == {"used": 1, "idle": 0}
-    (limit,) = points(data, db_metrics.DB_CLIENT_CONNECTION_MAX)
+    (limit,) = points(data, "db.client.connection.limit")
     assert (limit.value, dict(limit.attributes)) == (3, POOL)
     (waits,) = points(data, db_metrics.DB_CLIENT_CONNECTION_WAIT_TIME)
     (creations,) = points(data, db_metrics.DB_CLIENT_CONNECTION_CREATE_TIME)

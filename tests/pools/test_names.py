@@ -48,6 +48,47 @@ def test_two_resources_of_one_name_are_refused() -> None:
         api = WorkerPools().add(make)
 
 
+@pytest.mark.parametrize("name", ["api", "other cache", "api (settings)", "käse", "a" * 56, "ä" * 28, "x.y-z/1"])
+def test_names_that_can_be_published(name: str) -> None:
+    """One line of text."""
+    assert WorkerPools().add(make, name=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "'' is empty"),
+        (" api", "spaces at its ends"),
+        ("api ", "spaces at its ends"),
+        ("a\nb", "printable"),
+        ("a\x00b", "printable"),
+        ("a\u2028b", "printable"),
+        ("\ud800", "printable"),
+        ('a"b', "printable characters other than"),
+        ("a=b", "printable characters other than"),
+        ("a" * 57, "takes 57 bytes in UTF-8, and 56 are"),
+        ("ä" * 29, "takes 58 bytes"),
+        (7, "7 is no text"),
+        (b"api", "a value of the type bytes is no text"),
+    ],
+)
+def test_names_that_cannot_be_published(name: Any, said: str) -> None:
+    """They would be cut in shared memory, or break a line; nothing is declared then."""
+    pools = WorkerPools()
+    with pytest.raises(ConfigurationError, match=rf"^pools\.add\(…, name=…\): .*{said}"):
+        pools.add(make, name=name)
+    assert pools.resources == []
+
+
+def test_an_attribute_that_cannot_be_published() -> None:
+    """Its name is the resource's."""
+    pools = WorkerPools()
+    name = "a" * 57
+    with pytest.raises(ConfigurationError, match=rf"^Base\.{name}: .*takes 57 bytes"):
+        type("Base", (PooledTask,), {name: pools.add(make)})
+    assert pools.resources == []
+
+
 @pytest.mark.parametrize("name", ["request", "retry", "name", "app", "run", "backend", "delay", "max_retries"])
 def test_hiding_an_attribute_of_celery_is_refused(name: str) -> None:
     """At class creation, with the error itself, on every Python."""

@@ -6,21 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy
-from celery import Celery
 from sqlalchemy import event, text
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from tests.sqlalchemy.test_counted import closed, eventually, stats
 from tests.support.databases import Database
 from tests.support.faults import terminate_backends
-from tests.support.mariashop import MariaShop
-from tests.support.shop import NUMBERS, Shop, insert
+from tests.support.shop import Shop, insert
 from tests.support.upstream import EchoUpstream
 from workerpools import WorkerPools
 from workerpools.httpx import HttpxClient
@@ -31,10 +29,8 @@ BACKEND = text("select pg_backend_pid()")
 
 @pytest.fixture
 def pools() -> Iterator[WorkerPools]:
-    app = Celery(f"recycle{next(NUMBERS)}", set_as_current=False, backend="cache+memory://")
-    app.conf.task_always_eager = True
-    with WorkerPools(app) as made:
-        yield made
+    with closing(Shop()) as shop:
+        yield shop.pools
 
 
 def alive(database: Database) -> set[int]:
@@ -233,7 +229,7 @@ def test_pools_of_other_kinds(pools: WorkerPools, database: Database) -> None:
     assert closed(pools, "memory") == {}
 
 
-def test_mariadb_connections_are_recycled(maria_shop: MariaShop) -> None:
+def test_mariadb_connections_are_recycled(maria_shop: Shop) -> None:
     """In the middle of a task, undisturbed; and the next one has another connection."""
     connection_id = text("select connection_id()")
     seen: list[int] = []

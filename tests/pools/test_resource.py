@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -374,3 +374,24 @@ def read_goodbye(state: Any) -> bytes:
         return bytes(theirs.recv(10))
     except BlockingIOError:
         return b""
+
+
+def test_values_close_in_the_reverse_order_of_their_opening(pools: WorkerPools) -> None:
+    """Whatever their names: a value may need another one, which was open before, to close."""
+    closed: list[str] = []
+
+    def needs(*others: str) -> Callable[[], Iterator[str]]:
+        def make() -> Iterator[str]:
+            for other in others:
+                resources[other].get()
+            yield "value"
+            closed.append(", ".join(others) or "nothing")
+
+        return make
+
+    resources = {"m": pools.add(needs(), name="m")}
+    resources["a"] = pools.add(needs("m"), name="a")
+    resources["z"] = pools.add(needs("a", "m"), name="z")
+    resources["z"].get()
+    pools.close()
+    assert closed == ["a, m", "m", "nothing"]

@@ -119,7 +119,7 @@ def silent_connect(url: str, cooperates: bool) -> tuple[str, str, float]:
         with db.get().connect():
             return "connected", "", 0.0
     except Exception as error:
-        from workerpools.classification import classify
+        from workerpools.failures import classify
 
         failure = classify(error)
         return type(error).__name__, failure.kind.value if failure else "", time.monotonic() - started

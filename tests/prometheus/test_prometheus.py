@@ -11,13 +11,12 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from tests.stats.test_export import process, worker
 from tests.stats.test_snapshot import stats
+from tests.stats.test_workers import process, worker
 from tests.support.promtool import check_metrics
-from workerpools._stats.export import OF_WORKERS
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind
-from workerpools._stats.snapshot import Alert, ResourceStats, WorkerStats
-from workerpools.prometheus import ALERT, register, series_name
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, MetricType
+from workerpools._stats.snapshot import OF_WORKERS, Alert, ResourceStats, WorkerStats
+from workerpools.prometheus import ALERT, register
 
 FULL = ResourceStats("db", "database", tuple(float(number + 1) for number in range(WIDTH)))
 WORKERS: dict[str, list[WorkerStats]] = {
@@ -50,7 +49,7 @@ def test_promtool_finds_nothing_to_complain_about() -> None:
 
 def test_the_names_are_stable() -> None:
     """Dashboards and rules are written against them: a new one changes this test."""
-    assert [series_name(each) for each in DEFINITIONS] == [
+    assert [each.prometheus for each in DEFINITIONS] == [
         "workerpools_connections_open",
         "workerpools_connections_in_use",
         "workerpools_connections_idle",
@@ -76,7 +75,7 @@ def test_the_names_are_stable() -> None:
         "workerpools_attempts_total",
         "workerpools_leaks_total",
     ]
-    assert [series_name(each.definition) for each in OF_WORKERS] == [
+    assert [each.definition.prometheus for each in OF_WORKERS] == [
         "workerpools_processes_running",
         "workerpools_processes_unseen",
         "workerpools_processes_interrupted",
@@ -90,13 +89,13 @@ def test_the_names_are_stable() -> None:
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.name)
 def test_every_definition_is_exposed(definition: object) -> None:
     """With its meaning, its type, and the totals of a worker: two processes and what has ended."""
-    name, kind = definition.name, definition.kind  # type: ignore[attr-defined]
-    text, first, series = exposed(), FIRST[definition.name], series_name(definition)  # type: ignore[arg-type,attr-defined]
-    types = {Kind.COUNTER: "counter", Kind.HISTOGRAM: "histogram"}
+    name, kind = definition.name, definition.type  # type: ignore[attr-defined]
+    text, first, series = exposed(), FIRST[definition.name], definition.prometheus  # type: ignore[attr-defined]
+    types = {MetricType.COUNTER: "counter", MetricType.HISTOGRAM: "histogram"}
     assert f"# HELP {series} {definition.meaning}\n# TYPE {series} {types.get(kind, 'gauge')}\n" in text  # type: ignore[attr-defined]
     of = {"worker": "celery@one", "resource": "db"}
-    together = 1 if kind is Kind.MAX else 3
-    if kind is Kind.HISTOGRAM:
+    together = 1 if kind is MetricType.MAX else 3
+    if kind is MetricType.HISTOGRAM:
         buckets = samples(text, f"{series}_bucket", **of)
         counts = [together * (first + 1 + n) for n in range(len(BOUNDS) + 1)]
         assert buckets == [sum(counts[: n + 1]) for n in range(len(counts))]

@@ -48,6 +48,9 @@ def test_a_deadline_counts_down_to_nothing() -> None:
     assert coming.clamp(5.0) == 5.0
     assert coming.clamp(None) is not None
     assert over.clamp(5.0) == 0.0
+    # A socket that is given 0 does not wait.
+    assert (over.clamp(5.0, 0.001), over.clamp(None, 0.001), NO_DEADLINE.clamp(None, 0.001)) == (0.001, 0.001, None)
+    assert over.clamp(0.0001, 0.001) == 0.0001
     assert coming.nearest(over) is over.nearest(coming) is over
     assert NO_DEADLINE.nearest(coming) is coming.nearest(NO_DEADLINE) is coming
     assert repr(NO_DEADLINE) == "Deadline(none)"

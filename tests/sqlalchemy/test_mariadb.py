@@ -13,9 +13,9 @@ import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from tests.sqlalchemy.mariadb import LATE, SESSION, kind_of
 from tests.support.mariadb import MariaDatabase, MariaDBServer
-from tests.support.mariashop import LATE, SESSION, MariaShop, kind_of
-from tests.support.shop import insert
+from tests.support.shop import Shop, insert
 from workerpools import FailureKind
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
@@ -23,7 +23,7 @@ from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
 
 @pytest.mark.parametrize("check_after", [None, 0.0], ids=["trusted", "checked"])
-def test_a_connection_killed_in_the_pool_costs_nothing(maria_shop: MariaShop, check_after: float | None) -> None:
+def test_a_connection_killed_in_the_pool_costs_nothing(maria_shop: Shop, check_after: float | None) -> None:
     """Trusted: the body runs again at once. Checked: it is replaced before. Its work is there once."""
     _, base = maria_shop.another(check_after=check_after)
     runs: list[int] = []
@@ -41,7 +41,7 @@ def test_a_connection_killed_in_the_pool_costs_nothing(maria_shop: MariaShop, ch
     assert maria_shop.rows() == [0, 1]
 
 
-def test_a_transaction_that_was_killed_half_way_is_replayed_whole(maria_shop: MariaShop) -> None:
+def test_a_transaction_that_was_killed_half_way_is_replayed_whole(maria_shop: Shop) -> None:
     """What the lost transaction did is undone by the server, so that the whole body runs again."""
     runs: list[int] = []
 
@@ -58,7 +58,7 @@ def test_a_transaction_that_was_killed_half_way_is_replayed_whole(maria_shop: Ma
     assert maria_shop.rows() == [1, 2]
 
 
-def test_a_transaction_that_is_killed_in_a_statement_is_replayed_whole(maria_shop: MariaShop) -> None:
+def test_a_transaction_that_is_killed_in_a_statement_is_replayed_whole(maria_shop: Shop) -> None:
     """The server says so itself, with error 1927, or ends the connection: the same thing either way."""
     runs: list[int] = []
 
@@ -83,7 +83,7 @@ def test_a_transaction_that_is_killed_in_a_statement_is_replayed_whole(maria_sho
     assert maria_shop.rows() == [1]
 
 
-def test_nothing_is_replayed_after_a_statement_that_commits(maria_shop: MariaShop) -> None:
+def test_nothing_is_replayed_after_a_statement_that_commits(maria_shop: Shop) -> None:
     """Without the word: CREATE TABLE has committed what was done before it."""
     runs: list[int] = []
 
@@ -101,7 +101,7 @@ def test_nothing_is_replayed_after_a_statement_that_commits(maria_shop: MariaSho
     assert maria_shop.rows() == [1]
 
 
-def test_a_lost_statement_in_autocommit_is_raised(maria_shop: MariaShop) -> None:
+def test_a_lost_statement_in_autocommit_is_raised(maria_shop: Shop) -> None:
     """The reply was lost, the row is there: nobody may insert it again."""
     runs: list[int] = []
 
@@ -122,7 +122,7 @@ def test_a_lost_statement_in_autocommit_is_raised(maria_shop: MariaShop) -> None
 
 @pytest.mark.parametrize("idempotent", [False, True], ids=["", "idempotent"])
 @pytest.mark.parametrize("deliver", [False, True], ids=["server never got it", "server got it"])
-def test_a_lost_commit_is_raised(maria_shop: MariaShop, deliver: bool, idempotent: bool) -> None:
+def test_a_lost_commit_is_raised(maria_shop: Shop, deliver: bool, idempotent: bool) -> None:
     """MariaDB cannot be asked what became of a transaction: only an idempotent task runs again."""
     runs: list[int] = []
 
@@ -147,7 +147,7 @@ def test_a_lost_commit_is_raised(maria_shop: MariaShop, deliver: bool, idempoten
 # Transactions that the server gives up.
 
 
-def test_a_deadlock_is_replayed(maria_shop: MariaShop) -> None:
+def test_a_deadlock_is_replayed(maria_shop: Shop) -> None:
     """Error 1213: the server has rolled the whole transaction back."""
     maria_shop.database.execute("create table stock (id int primary key, amount int)")
     maria_shop.database.execute("insert into stock select seq, 0 from seq_1_to_50")
@@ -180,7 +180,7 @@ def test_a_deadlock_is_replayed(maria_shop: MariaShop) -> None:
     assert maria_shop.database.execute("select amount from stock where id < 3") == [(2,), (2,)]
 
 
-def test_a_lock_that_did_not_come_free_in_time_is_replayed(maria_shop: MariaShop) -> None:
+def test_a_lock_that_did_not_come_free_in_time_is_replayed(maria_shop: Shop) -> None:
     """Error 1205: the server has undone the statement alone, and the attempt undoes the rest."""
     maria_shop.database.execute("create table stock (id int primary key, amount int)")
     maria_shop.database.execute("insert into stock values (1, 0)")
@@ -205,7 +205,7 @@ def test_a_lock_that_did_not_come_free_in_time_is_replayed(maria_shop: MariaShop
     assert maria_shop.database.execute("select amount from stock") == [(2,)]
 
 
-def test_a_server_that_is_read_only_is_left(maria_shop: MariaShop, mariadb_server: MariaDBServer) -> None:
+def test_a_server_that_is_read_only_is_left(maria_shop: Shop, mariadb_server: MariaDBServer) -> None:
     """Error 1290, to a user who may not write then: the connection is thrown away, and the body runs again."""
     root = mariadb_server.maintenance
     user, name = f"app_{maria_shop.database.name}", maria_shop.database.name
@@ -233,7 +233,7 @@ def test_a_server_that_is_read_only_is_left(maria_shop: MariaShop, mariadb_serve
     assert maria_shop.rows() == [1]
 
 
-def test_what_cannot_be_connected_to_is_told_apart(maria_shop: MariaShop) -> None:
+def test_what_cannot_be_connected_to_is_told_apart(maria_shop: Shop) -> None:
     """A wrong password and an unknown database stay wrong; a server that is down comes back."""
     good = sqlalchemy.make_url(maria_shop.database.through(maria_shop.proxy).url(maria_shop.driver))
     maria_shop.engine.close()

@@ -11,14 +11,14 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from tests.support.mariashop import LATE, SESSION, TIMEOUT, MariaShop, kind_of
-from tests.support.shop import insert
+from tests.sqlalchemy.mariadb import LATE, SESSION, TIMEOUT, kind_of
+from tests.support.shop import Shop, insert
 from workerpools import FailureKind
 from workerpools.sqlalchemy._timeouts import slack
 
 
 @pytest.mark.parametrize("statement", ["select sleep(60)", "insert into orders select sleep(60) + 5"])
-def test_the_server_ends_a_statement_at_the_deadline(maria_shop: MariaShop, statement: str) -> None:
+def test_the_server_ends_a_statement_at_the_deadline(maria_shop: Shop, statement: str) -> None:
     """Whatever it is; reported as Celery reports its limit, once, and the connection is of use afterwards."""
     runs: list[int] = []
 
@@ -44,7 +44,7 @@ def test_the_server_ends_a_statement_at_the_deadline(maria_shop: MariaShop, stat
     assert after.apply().get() == (runs[0], 0.0)
 
 
-def test_a_later_statement_has_less_time(maria_shop: MariaShop) -> None:
+def test_a_later_statement_has_less_time(maria_shop: Shop) -> None:
     """The timeout is sent again when it no longer fits: it ends a statement at the deadline or a little earlier."""
 
     @maria_shop.task(soft_time_limit=30)
@@ -63,7 +63,7 @@ def test_a_later_statement_has_less_time(maria_shop: MariaShop) -> None:
         assert after - slack(before) - 0.001 <= timeout <= before
 
 
-def test_short_tasks_pay_no_round_trip_for_their_deadline(maria_shop: MariaShop) -> None:
+def test_short_tasks_pay_no_round_trip_for_their_deadline(maria_shop: Shop) -> None:
     """The session's timeout is remembered: not every task of the same limit sends one."""
 
     @maria_shop.task(soft_time_limit=300)
@@ -75,7 +75,7 @@ def test_short_tasks_pay_no_round_trip_for_their_deadline(maria_shop: MariaShop)
     assert any(one == other for one, other in itertools.pairwise(sent))
 
 
-def test_the_users_own_shorter_timeout_wins(maria_shop: MariaShop) -> None:
+def test_the_users_own_shorter_timeout_wins(maria_shop: Shop) -> None:
     """Its error is the database's own: no deadline ended it, and it is no failure of the connection."""
     _, base = maria_shop.another(connect_args={"init_command": "set session max_statement_time = 1.5"})
 
@@ -90,7 +90,7 @@ def test_the_users_own_shorter_timeout_wins(maria_shop: MariaShop) -> None:
     assert maria_shop.replays() == 0
 
 
-def test_what_tells_of_the_statement_before_still_does(maria_shop: MariaShop) -> None:
+def test_what_tells_of_the_statement_before_still_does(maria_shop: Shop) -> None:
     """Nothing is sent in between, though the timeout no longer fits."""
 
     @maria_shop.task(soft_time_limit=30)
@@ -102,7 +102,7 @@ def test_what_tells_of_the_statement_before_still_does(maria_shop: MariaShop) ->
     assert task.apply().get() == 3
 
 
-def test_a_statement_that_outlasts_the_drivers_read_timeout_is_raised(maria_shop: MariaShop) -> None:
+def test_a_statement_that_outlasts_the_drivers_read_timeout_is_raised(maria_shop: Shop) -> None:
     """Nobody knows whether the server is gone or slow: a slow statement is not run again and again."""
     _, base = maria_shop.another(connect_args={"read_timeout": 2})
     runs: list[int] = []
@@ -122,7 +122,7 @@ def test_a_statement_that_outlasts_the_drivers_read_timeout_is_raised(maria_shop
 
 
 @pytest.mark.parametrize("when", ["statement", "its timeout", "commit", "checkout"])
-def test_a_silent_network_is_given_up_at_the_deadline(maria_shop: MariaShop, when: str) -> None:
+def test_a_silent_network_is_given_up_at_the_deadline(maria_shop: Shop, when: str) -> None:
     """Packets are dropped, the server's timeout with them: the socket is shut down, long before the driver's bound."""
     connect_args = {"read_timeout": 80, "write_timeout": 80}
     engine, base = maria_shop.another(check_after=0.0 if when == "checkout" else None, connect_args=connect_args)

@@ -13,8 +13,7 @@ from sqlalchemy import text
 from tests.sqlalchemy.fork_cases import STATES, collect_garbage, make_table, rows
 from tests.support.forking import fork_in_script, start_child, wait_for_child
 from tests.support.inspect import socket_inodes
-from tests.support.mariadb import MariaDatabase
-from tests.support.mariashop import DRIVERS
+from tests.support.mariadb import DRIVERS, MariaDatabase
 from workerpools import Resource, WorkerPools
 from workerpools.sqlalchemy import SQLAlchemyEngine
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import sqlalchemy
-from celery import Celery
 
 from tests.support.databases import Database
-from tests.support.shop import NUMBERS
+from tests.support.shop import Shop
 from workerpools import WorkerPools
 from workerpools._stats.snapshot import ResourceStats
 from workerpools.sqlalchemy import SQLAlchemyEngine
@@ -19,10 +18,8 @@ from workerpools.sqlalchemy import SQLAlchemyEngine
 
 @contextmanager
 def counted_pools() -> Iterator[WorkerPools]:
-    app = Celery(f"counted{next(NUMBERS)}", set_as_current=False, backend="cache+memory://")
-    app.conf.task_always_eager = True
-    with WorkerPools(app) as made:
-        yield made
+    with closing(Shop()) as shop:
+        yield shop.pools
 
 
 def stats(pools: WorkerPools, name: str) -> ResourceStats:

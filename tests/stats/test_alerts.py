@@ -359,4 +359,4 @@ def test_what_is_well_for_long_ends_every_alert(looks: list[Any]) -> None:
     story.go_on(1500, *calm)
     assert story.state.alerts == {}
     assert story.state.conditions == {}
-    assert max(len(each.samples) for each in story.state.seen.creation.values()) <= 11 * 60 + 3
+    assert max(len(each.samples) for each in story.state.baseline.creation.values()) <= 11 * 60 + 3

@@ -13,52 +13,39 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy
-from celery import Celery
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from tests.support.databases import Database
-from tests.support.shop import NUMBERS
+from tests.support.shop import Shop
 from tests.support.upstream import EchoUpstream
 from workerpools import PooledTask, WorkerPools
 from workerpools._stats.snapshot import ResourceStats
-from workerpools.events import Event
 from workerpools.httpx import HttpxClient
-from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy import SQLAlchemyEngine
 
 ONE = text("select 1")
 PATIENCE = 30.0
 
 
 class Place:
-    """An app whose pools have a single connection each: one that stays out is felt at once."""
+    """A shop whose pools have a single connection each: one that stays out is felt at once."""
 
     def __init__(self, database: Database, driver: str, url: str) -> None:
-        app = Celery(f"leaks{next(NUMBERS)}", set_as_current=False, backend="cache+memory://")
-        app.conf.task_always_eager = True
-        self.app, self.pools = app, WorkerPools(app)
-        engine = SQLAlchemyEngine(database.url(driver), pool_size=1, max_overflow=0, acquire_timeout=0.2)
-        client = HttpxClient(base_url=url, max_connections=1, timeout=httpx.Timeout(10.0, pool=0.2))
-
-        class Base(PooledTask):
-            abstract = True
-            db = self.pools.add(engine)
-            session = TaskSession(db)
-            api = self.pools.add(client)
-            replay = False
-
-        self.base = Base
+        self.shop = shop = Shop()
+        self.pools = shop.pools
+        shop.add_database(database.url(driver), pool_size=1, max_overflow=0, acquire_timeout=0.2)
+        shop.add_api(url, max_connections=1, timeout=httpx.Timeout(10.0, pool=0.2))
+        self.base = type("Base", (shop.base,), {"abstract": True, "replay": False})
         self.database = database
-        self.events: list[Event] = []
-        self.pools.subscribe(self.events.append)
 
     def task(self, body: Callable[..., Any], **options: Any) -> Any:
         # Celery takes a body's name for source code.
         body.__name__ = "body" if body.__name__ == "<lambda>" else body.__name__
-        return self.app.task(base=self.base, bind=True, name=f"leaks{next(NUMBERS)}", shared=False, **options)(body)
+        return self.shop.task(base=self.base, **options)(body)
 
     def told(self, kind: str) -> list[tuple[str, Any]]:
-        return [(event.resource, event.fields) for event in self.events if event.kind.value == kind]
+        return [(event.resource, event.fields) for event in self.shop.events if event.kind.value == kind]
 
     def stats(self, name: str) -> ResourceStats:
         (process,) = self.pools.stats().processes
@@ -66,7 +53,11 @@ class Place:
 
     def is_whole(self, task: Any) -> None:
         """Check that the one connection of each pool can be had, and that nothing else was counted as a leak."""
-        leaks = [self.stats(name).value("leaks") for name in ("db", "api") if self.base.__dict__[name].is_open]
+        leaks = [
+            self.stats(name).value("leaks")
+            for name, each in (("db", self.shop.engine), ("api", self.shop.api))
+            if each.is_open
+        ]
 
         def uses(this: Any) -> None:
             assert this.session.scalar(ONE) == 1
@@ -283,7 +274,7 @@ def test_a_thread_that_still_runs_keeps_its_connection(place: Place) -> None:
 
 def test_what_a_factory_keeps_for_its_value_stays(place: Place) -> None:
     """A value that is opened by an attempt's first use lives as long as the process."""
-    engine = place.base.__dict__["db"]
+    engine = place.shop.engine
     holder = place.pools.add(lambda: engine.get().connect(), name="holder", close=lambda made: made.close())
     task = place.task(lambda this: holder.get().scalar(ONE))
     assert (task(), task()) == (1, 1)
@@ -328,7 +319,7 @@ def test_one_that_is_held_too_long_is_told_of_once_with_its_stack(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While it is held: the line has the task's name, and its record where the connection was acquired."""
-    place.app.conf.workerpools_leak_after = 0.05
+    place.shop.app.conf.workerpools_leak_after = 0.05
 
     def holds(this: Any) -> None:
         with this.db.connect(), this.api.stream("GET", "/echo/long"):
@@ -356,7 +347,7 @@ def test_one_that_is_held_too_long_is_told_of_once_with_its_stack(
 
 def test_an_adapters_own_option_wins_over_the_setting(place: Place) -> None:
     """Each resource may say what is too long for it."""
-    place.app.conf.workerpools_leak_after = 0.5
+    place.shop.app.conf.workerpools_leak_after = 0.5
     for option, found in ((None, 0.5), (7.0, 7.0)):
         made = place.pools.add(SQLAlchemyEngine(place.database.url(), leak_after=option), name=f"after{found}")
         assert made.leak_after == found

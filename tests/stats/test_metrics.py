@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, fold, lasting, merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, MetricType, fold, lasting, merge
 
 
 def row(**numbers: float) -> list[float]:
@@ -61,8 +61,8 @@ def test_merge_takes_the_highest_of_the_highest_waits() -> None:
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.name)
 def test_fold_keeps_counters_and_drops_what_was_momentary(definition: object) -> None:
     """What a process that has ended leaves behind: its counters, and none of its gauges."""
-    name, kind = definition.name, definition.kind  # type: ignore[attr-defined]
-    momentary = kind in (Kind.GAUGE, Kind.MAX)
+    name, kind = definition.name, definition.type  # type: ignore[attr-defined]
+    momentary = kind in (MetricType.GAUGE, MetricType.MAX)
     assert fold(row(**{name: 2}), row(**{name: 3})) == row(**{name: 0 if momentary else 5})
     assert lasting(row(**{name: 3})) == row(**{name: 0 if momentary else 3})
 

@@ -14,7 +14,8 @@ from celery import Celery
 from tests.support.forking import run_in_fork, start_child
 from workerpools import WorkerPools
 from workerpools._celery import worker as worker_steps
-from workerpools._stats.alerts import Monitor, log, stopped_among
+from workerpools._celery.worker import monitor_of
+from workerpools._stats.alerts import log, stopped_among
 from workerpools._stats.rules import Thresholds
 from workerpools._stats.snapshot import Alert
 
@@ -45,7 +46,7 @@ def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
         raise ValueError("the listener")
 
     busy.pools.on_alert(lambda alert, raised: told.append((alert.rule, raised)))
-    monitor = Monitor(busy.pools, QUICK)
+    monitor = monitor_of(busy.pools, QUICK)
     with caplog.at_level(logging.INFO, "workerpools.alerts"):
         assert monitor.look(None) == []
         busy.use()
@@ -76,7 +77,7 @@ def test_a_forked_child_has_no_alerts() -> None:
     """They are the parent's."""
     busy = Busy()
     busy.use()
-    Monitor(busy.pools, QUICK).look(None)
+    monitor_of(busy.pools, QUICK).look(None)
     assert run_in_fork(lambda: len(busy.pools.stats().alerts)) == 0
     assert len(busy.pools.stats().alerts) == 1
 

@@ -12,10 +12,9 @@ import pytest
 from rich.console import Console
 
 from tests.stats.test_metrics import row
-from tests.unit.seen.test_counters import row
 from workerpools._celery.cli.plain import text
 from workerpools._celery.cli.rows import seconds
-from workerpools._celery.cli.table import Screen, seconds
+from workerpools._celery.cli.table import Screen
 from workerpools._celery.worker import readable
 from workerpools._stats.metrics import DEFINITIONS, FIRST, definition
 from workerpools._stats.report import document, lines

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.stats.test_metrics import row
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Kind, definition
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, MetricType, definition
 from workerpools._stats.snapshot import Alert, Histogram, ProcessStats, ResourceStats, WorkerStats, merged
 
 
@@ -22,9 +22,9 @@ FULL = ResourceStats("db", "database", tuple(float(number + 1) for number in ran
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda each: each.name)
 def test_every_number_can_be_asked_for_by_its_name(definition: object) -> None:
     """By name, by name and label, or as a histogram, as the table says."""
-    name, kind, values = definition.name, definition.kind, definition.values  # type: ignore[attr-defined]
+    name, kind, values = definition.name, definition.type, definition.values  # type: ignore[attr-defined]
     first = FIRST[name]
-    if kind is Kind.HISTOGRAM:
+    if kind is MetricType.HISTOGRAM:
         histogram = FULL.histogram(name)
         assert histogram.buckets[0] == first + 1
         assert histogram.max == histogram.sum + 1

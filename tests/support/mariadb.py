@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -18,6 +19,9 @@ from demo_tasks.servers.identity import unprivileged_identity
 from demo_tasks.servers.ports import LOOPBACK
 from demo_tasks.servers.process import ServerProcess
 from tests.support.databases import Database
+
+# mysqlclient has no wheels for Linux: it is tried where somebody has built it.
+DRIVERS = ["pymysql"] + ["mysqldb"] * (importlib.util.find_spec("MySQLdb") is not None)
 
 # Not on every user's PATH.
 _DEBIAN = "/usr/sbin/mariadbd"

@@ -3,15 +3,21 @@
 One thread moves all bytes and owns every socket, so that a connection is closed by the only thread that uses
 it: a socket that another thread is blocked on is not really closed, and its reset would not be sent. The test's
 calls are carried out by that thread and return when they have taken effect.
+
+``python -m tests.support.proxy HOST PORT SECONDS`` runs one in a process of its own: it prints its port, and adds so
+many seconds to each round trip until its standard input ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import select
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +29,14 @@ from tests.support.sockets import Ending, close_listener, drop_in_forked_child
 
 _CALL_TIMEOUT = 10.0
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+
+# Of asm-generic/socket.h; Python has no names for them.
+_ATTACH_FILTER = 26
+_DETACH_FILTER = 27
+# struct sock_filter: the one instruction BPF_RET | BPF_K with 0, "keep no byte of the packet".
+_DROP = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+# struct sock_fprog.
+_DROP_PROGRAM = struct.pack("@HP", 1, ctypes.addressof(_DROP))
 
 
 class TcpProxy:
@@ -112,19 +126,50 @@ class TcpProxy:
     # What the test can do.
 
     def pass_through(self) -> None:
-        """Forward at once, also what was held back; forget delay and cut rules."""
+        """Forward at once, also what was held back; forget delay, cut rules and lost packets.
+
+        Both ends of connections that were severed see them end.
+        """
 
         def change() -> None:
             self._silent, self._delay = False, 0.0
             self._next, self._lasting = [], []
             for link in self._links:
                 link.rules = []
+                for sock in (link.client, link.upstream):
+                    _filter(sock, _DETACH_FILTER)
+            _filter(self._listener, _DETACH_FILTER)
 
         self._call(change)
 
     def blackhole(self) -> None:
-        """Accept, keep old and new connections open, and move nothing: no bytes, no end."""
+        """Accept, keep old and new connections open, and move nothing: no bytes, no end.
+
+        As a program that no longer reads: the kernel goes on acknowledging for it (see `sever`).
+        """
         self._call(lambda: setattr(self, "_silent", True))
+
+    def sever(self) -> None:
+        """Lose every packet of the open connections from now on, from both of their ends.
+
+        A half-open connection, as a firewall leaves it that has forgotten its state: a socket filter (Linux,
+        socket(7), SO_ATTACH_FILTER) drops what arrives, so that nothing is acknowledged either. What the proxy has
+        read already is still sent on. May be called by a predicate of `cut_when`.
+        """
+
+        def lose() -> None:
+            for link in self._links:
+                for sock in (link.client, link.upstream):
+                    _filter(sock, _ATTACH_FILTER)
+
+        if threading.current_thread() is self._thread:
+            lose()
+        else:
+            self._call(lose)
+
+    def refuse_silently(self) -> None:
+        """Lose the packets that would open a connection."""
+        self._call(lambda: _filter(self._listener, _ATTACH_FILTER))
 
     def delay(self, seconds: float) -> None:
         """Hold every chunk back for `seconds`, in each direction; 0 ends it."""
@@ -356,3 +401,24 @@ class TcpProxy:
         with self._changed:
             self._links = [link for link in self._links if not link.closed]
             self._changed.notify_all()
+
+
+def _filter(sock: socket.socket | None, option: int) -> None:
+    """Attach the filter that drops all packets, or detach it."""
+    # Most sockets have none to detach.
+    with contextlib.nullcontext() if option == _ATTACH_FILTER else contextlib.suppress(OSError):
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, option, _DROP_PROGRAM if option == _ATTACH_FILTER else 0)
+
+
+def main() -> None:
+    """Delay what passes, until standard input ends."""
+    host, port, seconds = sys.argv[1:4]
+    with TcpProxy(host, int(port)) as proxy:
+        proxy.delay(float(seconds) / 2)
+        print(proxy.port, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

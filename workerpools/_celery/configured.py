@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Generic, TypeVar, overload
 
 from celery import Celery, current_app
@@ -17,8 +18,6 @@ __all__ = ["ConfiguredResource"]
 
 T = TypeVar("T")
 
-Make = Callable[[Mapping[str, Any]], Adapter[T]]
-
 
 class ConfiguredResource(Overridable[T]):
     """A resource of which every app has one of its own, made from the app's ``workerpools_…`` settings.
@@ -26,12 +25,12 @@ class ConfiguredResource(Overridable[T]):
     As a class attribute it gives the value for the task's app; on the class it is a handle for the current app.
 
     Args:
-        make: Returns the adapter for an app's settings; raises ConfigurationError where one is missing.
+        adapter: The adapter's class, or ``"module:class"`` to import it when it is needed.
     """
 
-    def __init__(self, make: Make[T]) -> None:
+    def __init__(self, adapter: type[Adapter[T]] | str) -> None:
         super().__init__()
-        self._make = make
+        self._adapter = adapter
         self._name = ""
         self._key = ""
         self._resources: weakref.WeakKeyDictionary[Any, Resource[T]] = weakref.WeakKeyDictionary()
@@ -64,7 +63,7 @@ class ConfiguredResource(Overridable[T]):
             if pools.has(name):
                 # Somebody declared a resource of that name: both stay, and can be told apart.
                 name += " (settings)"
-            resource = pools.add(_FromSettings(app, self._make), name=name)
+            resource = pools.add(_FromSettings(app, self._adapter), name=name)
             self._resources[app] = resource
         return resource
 
@@ -88,10 +87,10 @@ def _app() -> Celery:
 class _FromSettings(Adapter[T], Generic[T]):
     """An adapter that is made when it is needed, since settings may be changed until then."""
 
-    def __init__(self, app: Celery, make: Make[T]) -> None:
+    def __init__(self, app: Celery, adapter: type[Adapter[T]] | str) -> None:
         # Weak: the app owns its pools, and they own this.
         self._app = weakref.ref(app)
-        self._make = make
+        self._class = adapter
         self._settings: Mapping[str, Any] | None = None
         self._made: Adapter[T] | None = None
 
@@ -99,7 +98,7 @@ class _FromSettings(Adapter[T], Generic[T]):
         app = self._app()
         settings = read_settings(app.conf) if app is not None else self._settings or {}
         if self._made is None or settings != self._settings:
-            self._made = self._make(settings)
+            self._made = _imported(self._class).from_settings(settings)
             self._settings = settings
         return self._made
 
@@ -123,3 +122,10 @@ class _FromSettings(Adapter[T], Generic[T]):
 
     def describe(self) -> str:
         return "from settings" if self._made is None else self._made.describe()
+
+
+def _imported(adapter: type[Adapter[Any]] | str) -> Any:
+    if not isinstance(adapter, str):
+        return adapter
+    module, _, name = adapter.partition(":")
+    return getattr(import_module(module), name)

@@ -23,6 +23,7 @@ from workerpools._process.bounded import remaining, run_bounded
 from workerpools._run import attempts
 from workerpools._run.events import Listener
 from workerpools._stats.collector import Collector
+from workerpools._values import WEEK, check_name, seconds
 from workerpools.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -138,10 +139,28 @@ class WorkerPools:
     ) -> Resource[Any]:
         """Declare a resource. Opens nothing.
 
+        >>> import io
+        >>> from workerpools import WorkerPools
+        >>> pools = WorkerPools()
+        >>> def notes():
+        ...     value = io.StringIO()
+        ...     yield value         # opened on first use, once per process
+        ...     value.close()       # at the end of the process, or by close()
+        >>> resource = pools.add(notes, name="notes")
+        >>> resource.is_open
+        False
+        >>> value = resource.get()
+        >>> resource.get() is value
+        True
+        >>> pools.close()
+        >>> value.closed
+        True
+
         Args:
             adapter: An adapter; or a function that returns the value; or a generator function that yields it once
                 and closes it after the ``yield``.
-            name: The resource's name; by default that of the class attribute it is assigned to.
+            name: The resource's name; by default that of the class attribute it is assigned to. One line of printable
+                characters, at most 56 bytes in UTF-8, without ``"``, ``\\``, ``,`` and ``=``.
             close: For a plain function: called with the value when the process is done with it; by default the
                 value's own ``close()``, if it has one.
             connections: For a function: called with the value at a fork; returns the objects with a ``fileno()`` that
@@ -152,8 +171,8 @@ class WorkerPools:
             The resource: a class attribute for task bases, and a handle with ``get()``, ``override()``, ``close()``.
 
         Raises:
-            ConfigurationError: Another resource of this WorkerPools has that name, or ``adapter`` is neither, or is an
-                adapter and comes with ``close`` or ``connections``.
+            ConfigurationError: Another resource of this WorkerPools has that name, or it cannot be published; or
+                ``adapter`` is neither, or is an adapter and comes with ``close`` or ``connections``.
         """
         if isinstance(adapter, type):
             name = adapter.__name__
@@ -184,6 +203,7 @@ class WorkerPools:
             )
         resource: Resource[Any] = Resource(self.shared, cast("Adapter[Any]", adapter), name)
         if name is not None:
+            check_name(name)
             if name in self.shared.names:
                 raise ConfigurationError(
                     f"two resources are named {name!r} in one WorkerPools: {self.shared.names[name]!r} and "
@@ -258,7 +278,12 @@ class WorkerPools:
 
         Args:
             timeout: The bound for all of it, in seconds; ``close_timeout`` if None.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
         """
+        if timeout is not None:
+            seconds(timeout, "WorkerPools.close(): timeout", most=WEEK, optional=True)
         # A value may need another one to close, and has opened later then.
         resources = sorted(
             (resource for resource in self.resources if resource.is_open),

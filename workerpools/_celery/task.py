@@ -31,6 +31,21 @@ class PooledTask(Task):
     committed when it returns, before the result is stored and the message acknowledged, and rolled back on every
     other way out. After a failure of a connection the body runs again where that is safe.
 
+    >>> from celery import Celery
+    >>> from workerpools import PooledTask, WorkerPools
+    >>> app = Celery("shop", set_as_current=False)
+    >>> pools = WorkerPools(app)
+    >>> class ShopTask(PooledTask):
+    ...     prices = pools.add(lambda: {"teapot": 12})     # a client, in earnest
+    >>> @app.task(base=ShopTask, bind=True, name="shop.price")
+    ... def price(self, sku):
+    ...     return self.prices[sku]
+    >>> price("teapot")
+    12
+    >>> with ShopTask.prices.override({"teapot": 10}):
+    ...     price("teapot")
+    10
+
     Attributes:
         idempotent: Whether the body may run twice even if the first run may have done everything.
         replay: How often it runs again: a :class:`workerpools.RetryPolicy`, True for the default one, False for never.

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import bootsteps, signals
 from celery.worker.control import Panel, control_command, inspect_command
@@ -26,9 +26,6 @@ from workerpools._stats.metrics import FIRST
 from workerpools._stats.rules import Thresholds
 from workerpools._stats.snapshot import Alert, ResourceStats, WorkerStats
 from workerpools.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from workerpools._stats.endpoint import Endpoint
 
 __all__ = [
     "ALERT_INTERVAL",
@@ -189,7 +186,9 @@ class AlertsStep(bootsteps.StartStopStep):
         try:
             living = children(worker)
             for pools in apps.all_of(worker.app):
-                _, monitor = self._monitors.setdefault(id(pools), (pools, Monitor(pools, self._thresholds)))
+                if id(pools) not in self._monitors:
+                    self._monitors[id(pools)] = pools, monitor_of(pools, self._thresholds)
+                _, monitor = self._monitors[id(pools)]
                 for alert, raised in monitor.look(living):
                     _send(worker, alert, raised)
             self._failure = ""
@@ -197,6 +196,16 @@ class AlertsStep(bootsteps.StartStopStep):
             if (failure := repr(error)) != self._failure:
                 self._failure = failure
                 alert_logger.exception("alerts could not be looked for; it is tried again")
+
+
+def monitor_of(pools: Any, thresholds: Thresholds) -> Monitor:
+    """Return a monitor of the statistics of a WorkerPools, for its listeners."""
+    return Monitor(
+        pools.collector,
+        thresholds,
+        leak_after=lambda: {each.name: after for each in pools.resources if (after := each.leak_after) is not None},
+        listeners=lambda: pools.alert_listeners,
+    )
 
 
 def _nothing() -> None:
@@ -246,7 +255,7 @@ class MetricsStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **_: Any) -> None:
-        self._endpoint: Endpoint | None = None
+        self._endpoint: Any = None
         self._worker: Any = None
         self._uid = f"workerpools-metrics-{id(self)}"
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
@@ -17,6 +19,7 @@ from workerpools._run.budget import Budget
 from workerpools._run.events import CONNECTIONS, EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
 from workerpools._stats.meter import Lease, Meter
+from workerpools.errors import ConfigurationError
 
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
@@ -140,10 +143,13 @@ class Opening:
 
         Args:
             error: The exception. Never replaced nor wrapped.
-            failure: What it proves; None if it is no failure of a connection, though the client raised it.
+            failure: What it proves, of this resource if it names none; None if it is no failure of a connection,
+                though the client raised it.
             phase: What was being done; that of ``failure`` if None.
             deadline: Whether the task's deadline ended it: the task then fails with its own time limit.
         """
+        if failure is not None and not failure.resource:
+            failure = replace(failure, resource=self.resource)
         if failure is not None and noted_of(error) is None:
             self._meter.failed(failure.kind)
         phase = phase or (Phase.STATEMENT if failure is None else failure.phase)
@@ -200,12 +206,33 @@ class Adapter(Protocol[T]):
     An adapter holds the declaration alone. Each process opens a value of its own through it. Subclass it, and override
     what differs; :mod:`workerpools.adapter` tells when each method is called, in which process and thread.
 
+    >>> import socket
+    >>> from workerpools import Adapter, WorkerPools
+    >>> class Line(Adapter[socket.socket]):
+    ...     kind = "line"
+    ...     def __init__(self, address):
+    ...         self.server = address
+    ...     def open(self, opening):
+    ...         connection = socket.create_connection(self.server, timeout=3)
+    ...         opening.connected(connection)
+    ...         return connection
+    ...     def close(self, value, timeout):
+    ...         value.close()
+    ...     def describe(self):
+    ...         return f"Line {self.server[0]}:{self.server[1]}"
+    >>> with socket.create_server(("127.0.0.1", 0)) as server, WorkerPools() as pools:
+    ...     line = pools.add(Line(server.getsockname()), name="line")
+    ...     line.get().getpeername() == server.getsockname()
+    True
+
     Attributes:
         kind: What it connects to, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``; exporters choose
             their names by it.
         server: The host and port that it always connects to, for exporters; None if there is no such one.
         libraries: Top-level packages whose exceptions are this client's: the client's own and its drivers'. What they
             raise over another exception may mask it.
+        settings: The settings that :meth:`from_settings` reads: checked when tasks are bound, and read from the
+            environment, too.
         leak_after: Seconds after which a connection in use is reported with its stack; None for the setting
             ``workerpools_leak_after``.
     """
@@ -213,6 +240,7 @@ class Adapter(Protocol[T]):
     kind: str = ""
     server: tuple[str, int] | None = None
     libraries: Sequence[str] = ()
+    settings: Sequence[Setting] = ()
     leak_after: float | None = None
 
     def prepare(self) -> None:
@@ -275,6 +303,33 @@ class Adapter(Protocol[T]):
         Args:
             error: The exception.
             earlier: The failures that the attempt's resources have noted, for an error that merely follows from one.
+        """
+        return None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Adapter[T]:
+        """Return the adapter that an app's settings declare, for a base that needs no declaration.
+
+        See :func:`workerpools.bases.from_settings`. Called late, once per app: settings may change until then.
+
+        Args:
+            settings: Those that are set, by name without ``workerpools_``, parsed.
+
+        Raises:
+            ConfigurationError: One that is needed is missing.
+        """
+        raise ConfigurationError(
+            f"{cls.__name__} cannot be made from settings: declare it, pools.add({cls.__name__}(…))"
+        )
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        """Return what an exception of this library proves where nothing was watched; None if it is no such failure.
+
+        For :func:`workerpools.failures.classify`, of clients that no resource has opened.
+
+        Args:
+            error: The exception.
         """
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from workerpools._values import number, seconds, shown
 from workerpools.errors import ConfigurationError
 
 __all__ = ["Due", "Lifetime", "due"]
@@ -42,10 +43,12 @@ class Lifetime:
     def __post_init__(self) -> None:
         for name in ("check_after", "max_idle", "max_lifetime"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value >= 0):
-                raise ConfigurationError(f"{name}={value!r}: wanted a number of seconds, at least 0, or None")
-        if not (_is_number(self.max_lifetime_jitter) and 0 <= self.max_lifetime_jitter <= 1):
-            raise ConfigurationError(f"max_lifetime_jitter={self.max_lifetime_jitter!r}: wanted a number from 0 to 1")
+            if value is not None:
+                seconds(value, name, optional=True)
+        if number(self.max_lifetime_jitter, 0, 1) is None:
+            raise ConfigurationError(
+                f"max_lifetime_jitter={shown(self.max_lifetime_jitter)}: wanted a number from 0 to 1"
+            )
 
     def drawn(self, chance: float) -> float | None:
         """Return how long one connection lives.
@@ -70,7 +73,3 @@ def due(lifetime: Lifetime, *, age: float, idle: float, lives: float | None) -> 
     if lifetime.check_after is not None and idle >= lifetime.check_after:
         return Due.CHECK
     return Due.NOTHING
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -22,6 +22,7 @@ from workerpools._run.events import EventKind
 from workerpools._run.failure import Failure, Noted, is_interruption, know_libraries
 from workerpools._stats.meter import Meter
 from workerpools._text import add_note
+from workerpools._values import WEEK, check_name, seconds
 from workerpools.errors import ConfigurationError, OpenTimeoutError
 
 __all__ = ["Overridable", "Resource"]
@@ -119,15 +120,15 @@ class Resource(Overridable[T]):
 
     >>> from workerpools import WorkerPools
     >>> pools = WorkerPools()
-    >>> clock = pools.add(lambda: time, name="clock")
-    >>> clock
-    <Resource 'clock' FunctionAdapter closed pid=...>
-    >>> clock.get() is time
-    True
-    >>> with clock.override("a stand-in"):
-    ...     clock.get()
-    'a stand-in'
-    >>> clock.close()
+    >>> prices = pools.add(lambda: {"teapot": 12}, name="prices")
+    >>> prices
+    <Resource 'prices' FunctionAdapter closed pid=...>
+    >>> prices.get()
+    {'teapot': 12}
+    >>> with prices.override({"teapot": 10}):
+    ...     prices.get()
+    {'teapot': 10}
+    >>> prices.close()
     """
 
     #: The WorkerPools it was declared in.
@@ -169,7 +170,7 @@ class Resource(Overridable[T]):
         self._where = self._where or f"{owner.__name__}.{name}"
 
     def check_name(self, where: str) -> None:
-        """Refuse an attribute name that another resource has already.
+        """Refuse an attribute name that cannot be published, or that another resource has already.
 
         Args:
             where: The attribute, for the message.
@@ -177,6 +178,12 @@ class Resource(Overridable[T]):
         Raises:
             ConfigurationError: See above.
         """
+        try:
+            check_name(self.name, where)
+        except ConfigurationError:
+            self.shared.resources.remove(self)
+            self.shared.names.pop(self.name, None)
+            raise
         other = self.shared.names.get(self.name)
         if other is not None and other is not self:
             self.shared.resources.remove(self)
@@ -393,7 +400,12 @@ class Resource(Overridable[T]):
 
         Args:
             timeout: Seconds to wait for work in flight; the setting ``workerpools_close_timeout`` if None.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
         """
+        if timeout is not None:
+            seconds(timeout, "Resource.close(): timeout", most=WEEK, optional=True)
         with self._lock:
             values, self._retired = self._retired, []
             if self._live is not None:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from workerpools._values import WEEK, seconds
+
 __all__ = ["NO_DEADLINE", "Deadline", "seconds_allowed"]
 
 
@@ -23,11 +25,22 @@ class Deadline:
         """Return the seconds that are left, never below 0; None without a limit."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
-    def clamp(self, timeout: float | None) -> float | None:
-        """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds."""
+    def clamp(self, timeout: float | None, least: float = 0.0) -> float | None:
+        """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds.
+
+        Args:
+            timeout: In seconds; None without one.
+            least: Returned where less is left: a socket with a timeout of 0 does not wait, and raises no timeout.
+
+        Raises:
+            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
+        """
+        if timeout is not None:
+            timeout = seconds(timeout, "Deadline.clamp(): timeout", most=WEEK, optional=True)
         remaining = self.remaining()
         if remaining is None:
             return timeout
+        remaining = max(least, remaining)
         return remaining if timeout is None else min(timeout, remaining)
 
     def nearest(self, other: Deadline) -> Deadline:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from workerpools._run.failure import Failure, FailureKind
+from workerpools._values import seconds, whole
 from workerpools.errors import ConfigurationError
 
 __all__ = ["Action", "Decision", "RetryPolicy", "Situation", "decide"]
@@ -26,7 +27,7 @@ class RetryPolicy:
         backoff_max: The highest bound.
 
     Raises:
-        ConfigurationError: A value is negative or no number.
+        ConfigurationError: A value is no number, negative, or above a million times, or a year of seconds.
     """
 
     replays: int = 2
@@ -35,18 +36,15 @@ class RetryPolicy:
     backoff_max: float = 60.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            whole = field.name in ("replays", "max_retries")
-            right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and value >= 0
-            if not right:
-                wanted = "a whole number of at least 0" if whole else "a number of seconds, at least 0"
-                raise ConfigurationError(f"RetryPolicy({field.name}={value!r}): wanted {wanted}")
+        whole(self.replays, "RetryPolicy: replays")
+        whole(self.max_retries, "RetryPolicy: max_retries")
+        seconds(self.backoff, "RetryPolicy: backoff")
+        seconds(self.backoff_max, "RetryPolicy: backoff_max")
 
     @property
     def longest_delay(self) -> float:
         """The longest delay that may be drawn, in seconds; 0 without retries."""
-        return min(self.backoff_max, self.backoff * 2.0 ** (self.max_retries - 1)) if self.max_retries else 0.0
+        return min(self.backoff_max, self.backoff * 2.0 ** min(self.max_retries - 1, 60)) if self.max_retries else 0.0
 
     @classmethod
     def of(cls, value: object, where: str) -> RetryPolicy | None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from workerpools._run.events import ALERTS, write
-from workerpools._stats.rules import RULES, Finding, Key, Seen, Thresholds, examine
+from workerpools._stats.collector import Collector
+from workerpools._stats.rules import RULES, Baseline, Finding, Key, Thresholds, examine
 from workerpools._stats.snapshot import Alert, WorkerStats
-
-if TYPE_CHECKING:
-    from workerpools._celery.pools import WorkerPools as Registry
 
 __all__ = ["Alert", "AlertListener", "Monitor", "Outcome", "State", "evaluate", "stopped_among"]
 
@@ -24,26 +22,25 @@ class AlertListener(Protocol):
     """Anything that can be called with an alert."""
 
     def __call__(self, alert: Alert, raised: bool, /) -> object:
-        """Take note of an alert that was raised or cleared.
+        """Handle an alert that was raised or cleared.
 
-        Runs in the worker's main process, where nothing else can go on meanwhile: keep it short, and hand what takes
-        time to a task.
+        Runs in the worker's main loop and blocks it: keep it short, and send a task for what takes time.
         """
 
 
-#: How often a lasting condition must be seen before it counts.
+#: The evaluations in which a lasting condition must be found before it counts.
 LOOKS = 3
 
 
 class Condition(NamedTuple):
-    """What is found again and again.
+    """A finding that was bad, from its first evaluation until it is cleared.
 
     Attributes:
-        finding: The last one that was too much.
-        since: When it was found first, on the clock of the evaluation.
-        looks: How often it was found.
-        active: Whether it is a part of an alert.
-        well: Since when all is well; None while it is not.
+        finding: The last bad one.
+        since: The time of the first bad one, on the clock of the evaluations.
+        looks: The number of bad ones.
+        active: It is part of an alert.
+        well: The time since which it has been good; None while it is not.
     """
 
     finding: Finding
@@ -55,16 +52,16 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """What is known from earlier evaluations."""
+    """The result of the evaluations so far."""
 
-    seen: Seen = field(default_factory=Seen)
+    baseline: Baseline = field(default_factory=Baseline)
     conditions: Mapping[Key, Condition] = field(default_factory=dict[Key, Condition])
-    #: The alerts, by rule and resource: one for all processes, so that a hundred children raise one and not a hundred.
+    #: By rule and resource, over all processes: a hundred children raise one alert, not a hundred.
     alerts: Mapping[tuple[str, str], Alert] = field(default_factory=dict[tuple[str, str], Alert])
 
 
 class Outcome(NamedTuple):
-    """What an evaluation comes to."""
+    """The result of an evaluation, and the alerts that it changed."""
 
     state: State
     raised: tuple[Alert, ...]
@@ -74,16 +71,16 @@ class Outcome(NamedTuple):
 def evaluate(
     state: State, stats: WorkerStats, now: float, thresholds: Thresholds, stopped: Collection[int] = ()
 ) -> Outcome:
-    """Return what a snapshot changes.
+    """Return the state after a snapshot, and the alerts that it raises and clears.
 
     Args:
-        state: What is known.
+        state: The state before.
         stats: The snapshot.
-        now: When it was taken, on the clock of :func:`time.monotonic`.
-        thresholds: What is too much.
-        stopped: The processes that the system says are stopped.
+        now: Its time, on the clock of :func:`time.monotonic`.
+        thresholds: The limits.
+        stopped: Processes stopped by a signal.
     """
-    seen, findings = examine(state.seen, stats, now, thresholds, stopped)
+    baseline, findings = examine(state.baseline, stats, now, thresholds, stopped)
     by_key = {finding.key: finding for finding in findings}
     conditions = dict[Key, Condition]()
     for key in by_key.keys() | state.conditions.keys():
@@ -92,7 +89,7 @@ def evaluate(
             conditions[key] = condition
     alerts = _alerts(conditions, stats.taken - now)
     return Outcome(
-        State(seen, conditions, alerts),
+        State(baseline, conditions, alerts),
         tuple(alert for key, alert in alerts.items() if key not in state.alerts),
         tuple(alert for key, alert in state.alerts.items() if key not in alerts),
     )
@@ -105,7 +102,7 @@ def _step(condition: Condition | None, finding: Finding | None, now: float, clea
         return Condition(finding, since, looks, lasted or (condition is not None and condition.active))
     if condition is None or not condition.active:
         return None
-    # What is gone, a process or a resource, has no trouble any more.
+    # A process or resource that is gone counts as well.
     if finding is not None and not finding.good:
         return condition._replace(well=None)
     well = now if condition.well is None else condition.well
@@ -146,34 +143,43 @@ logger = logging.getLogger(ALERTS)
 
 
 class Monitor:
-    """Looks at a registry's statistics, from time to time and in one thread at a time.
+    """Evaluates the statistics of one WorkerPools whenever :meth:`look` is called, by one thread at a time.
 
     Args:
-        registry: Whose.
-        thresholds: What is too much; ``leak_after`` is taken from the resources.
+        collector: Takes the snapshots, and is given the present alerts.
+        thresholds: The limits.
+        leak_after: Returns the resources' own limits for ``thresholds.leak_after``.
+        listeners: Returns the listeners to call.
     """
 
-    def __init__(self, registry: Registry, thresholds: Thresholds) -> None:
-        self._registry = registry
+    def __init__(
+        self,
+        collector: Collector,
+        thresholds: Thresholds,
+        leak_after: Callable[[], Mapping[str, float]] = dict,
+        listeners: Callable[[], Iterable[AlertListener]] = tuple,
+    ) -> None:
+        self._collector = collector
         self._thresholds = thresholds
+        self._leak_after = leak_after
+        self._listeners = listeners
         self._state = State()
 
     def look(self, children: Collection[int] | None) -> list[tuple[Alert, bool]]:
-        """Evaluate; log what has changed, and call whoever asked for it.
+        """Evaluate a snapshot; log the changes, and call the listeners.
 
         Args:
-            children: The process ids of the worker's living children; None where they are not known.
+            children: The process ids of the worker's living children; None if unknown.
 
         Returns:
-            Each alert that has changed, and whether it was raised.
+            Each alert that has changed, with True if it was raised, False if it was cleared.
         """
-        stats = self._registry.collector.snapshot(children)
-        leak_after = {each.name: after for each in self._registry.resources if (after := each.leak_after) is not None}
-        thresholds = replace(self._thresholds, leak_after=leak_after)
+        stats = self._collector.snapshot(children)
+        thresholds = replace(self._thresholds, leak_after=self._leak_after())
         pids = [process.pid for process in stats.processes if process.index is not None]
         state, raised, cleared = evaluate(self._state, stats, time.monotonic(), thresholds, stopped_among(pids))
         self._state = state
-        self._registry.collector.alerts = tuple(state.alerts.values())
+        self._collector.alerts = tuple(state.alerts.values())
         changes = [*((alert, False) for alert in cleared), *((alert, True) for alert in raised)]
         for alert, is_raised in changes:
             log(alert, raised=is_raised)
@@ -181,7 +187,7 @@ class Monitor:
         return changes
 
     def _tell(self, alert: Alert, raised: bool) -> None:
-        for listener in self._registry.alert_listeners:
+        for listener in self._listeners():
             try:
                 listener(alert, raised)
             except Exception:
@@ -189,7 +195,7 @@ class Monitor:
 
 
 def log(alert: Alert, *, raised: bool) -> None:
-    """Write an alert's line."""
+    """Log an alert."""
     fields: dict[str, object] = {
         "rule": alert.rule,
         **({"resource": alert.resource} if alert.resource else {}),
@@ -203,7 +209,7 @@ def log(alert: Alert, *, raised: bool) -> None:
 
 
 def stopped_among(pids: Iterable[int]) -> frozenset[int]:
-    """Return which of these processes a signal or a debugger has stopped; none where the system does not tell."""
+    """Return the processes stopped by a signal or a debugger; none where the system is not Linux."""
     if sys.platform != "linux":
         return frozenset()
     return frozenset(pid for pid in pids if _state_of(pid) in ("T", "t"))

@@ -20,7 +20,7 @@ __all__ = [
     "FIRST",
     "WIDTH",
     "Definition",
-    "Kind",
+    "MetricType",
     "definition",
     "fold",
     "lasting",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-class Kind(str, Enum):
+class MetricType(str, Enum):
     """How numbers of one name behave, and so how those of several processes are put together."""
 
     #: Never falls while the worker lives; added up.
@@ -57,7 +57,7 @@ class Definition(NamedTuple):
     Attributes:
         name: The stable name, in snapshots and in their JSON form.
         unit: ``s`` for seconds, else what is counted.
-        kind: How it behaves.
+        type: How it behaves.
         meaning: One sentence for people.
         label: What tells its numbers apart; empty where there is one alone.
         values: The label's values.
@@ -66,7 +66,7 @@ class Definition(NamedTuple):
 
     name: str
     unit: str
-    kind: Kind
+    type: MetricType
     meaning: str
     label: str = ""
     values: tuple[str, ...] = ()
@@ -75,59 +75,88 @@ class Definition(NamedTuple):
     @property
     def width(self) -> int:
         """How many floats it takes in a row."""
-        if self.kind is Kind.HISTOGRAM:
+        if self.type is MetricType.HISTOGRAM:
             return len(self.bounds) + 3
         return len(self.values) or 1
 
+    @property
+    def prometheus(self) -> str:
+        """Its series in Prometheus: base units in the plural, counters with ``total``; without a histogram's suffixes.
+
+        See https://prometheus.io/docs/practices/naming/.
+        """
+        parts = ["workerpools", *self._words]
+        if self.unit == "s":
+            parts.append("seconds")
+        if self.type is MetricType.COUNTER:
+            parts.append("total")
+        return "_".join(parts)
+
+    @property
+    def opentelemetry(self) -> str:
+        """Its metric in OpenTelemetry, where no semantic convention names it."""
+        return ".".join(["workerpools", *self._words])
+
+    @property
+    def _words(self) -> list[str]:
+        # ``open`` and ``opened`` name a state and an event; the unit says of what.
+        return [self.name] if self.unit == "s" or self.name.endswith("s") else [self.unit, self.name]
+
 
 DEFINITIONS = (
-    Definition("open", "connections", Kind.GAUGE, "Connections that are open."),
-    Definition("in_use", "connections", Kind.GAUGE, "Connections that are in use; with HTTP/2 requests."),
-    Definition("idle", "connections", Kind.GAUGE, "Connections that are open and not in use."),
-    Definition("limit", "connections", Kind.GAUGE, "Connections that may be open; 0 where there is no limit."),
-    Definition("pending", "acquisitions", Kind.GAUGE, "Callers that wait for a connection."),
-    Definition("longest_wait", "s", Kind.MAX, "For how long the caller that waits longest has been waiting."),
-    Definition("longest_use", "s", Kind.MAX, "For how long the connection that is out longest has been in use."),
-    Definition("opened", "connections", Kind.COUNTER, "Connections that were opened."),
+    Definition("open", "connections", MetricType.GAUGE, "Connections that are open."),
+    Definition("in_use", "connections", MetricType.GAUGE, "Connections in use; requests, where a client sends several over one connection."),
+    Definition("idle", "connections", MetricType.GAUGE, "Connections that are open and not in use."),
+    Definition("limit", "connections", MetricType.GAUGE, "Connections that may be open; 0 where there is no limit."),
+    Definition("pending", "acquisitions", MetricType.GAUGE, "Callers that wait for a connection."),
+    Definition("longest_wait", "s", MetricType.MAX, "For how long the caller that waits longest has been waiting."),
+    Definition("longest_use", "s", MetricType.MAX, "For how long the connection that is out longest has been in use."),
+    Definition("opened", "connections", MetricType.COUNTER, "Connections that were opened."),
     Definition(
         "closed",
         "connections",
-        Kind.COUNTER,
+        MetricType.COUNTER,
         "Connections that were closed: not used for max_idle, older than max_lifetime, found or suspected to be dead, "
         "recycled on demand, closed with the resource, inherited by a fork and dropped (not counted as opened there), "
         "or otherwise: in use when it failed, or not to be kept.",
         "reason",
         CLOSE_REASONS,
     ),
-    Definition("reused", "acquisitions", Kind.COUNTER, "Acquisitions that got a connection which was open already."),
-    Definition("acquire_wait", "s", Kind.HISTOGRAM, "Waits for a connection, without the time to open one."),
-    Definition("acquire_timeouts", "acquisitions", Kind.COUNTER, "Waits for a connection that ended without one."),
-    Definition("create_time", "s", Kind.HISTOGRAM, "How long opening a connection took, with TLS and log-in."),
-    Definition("use_time", "s", Kind.HISTOGRAM, "For how long a connection was in use at a time."),
+    Definition(
+        "reused", "acquisitions", MetricType.COUNTER, "Acquisitions that got a connection which was open already."
+    ),
+    Definition("acquire_wait", "s", MetricType.HISTOGRAM, "Waits for a connection, without the time to open one."),
+    Definition(
+        "acquire_timeouts", "acquisitions", MetricType.COUNTER, "Waits for a connection that ended without one."
+    ),
+    Definition("create_time", "s", MetricType.HISTOGRAM, "How long opening a connection took, with TLS and log-in."),
+    Definition("use_time", "s", MetricType.HISTOGRAM, "For how long a connection was in use at a time."),
     Definition(
         "open_time",
         "s",
-        Kind.HISTOGRAM,
+        MetricType.HISTOGRAM,
         "For how long a connection was open, told when it is closed; unknown where it was detached from its pool.",
         bounds=AGES,
     ),
-    Definition("checks", "checks", Kind.COUNTER, "Idle connections that were checked before they were used."),
-    Definition("failed_checks", "checks", Kind.COUNTER, "Checks that found a dead connection."),
+    Definition("checks", "checks", MetricType.COUNTER, "Idle connections that were checked before they were used."),
+    Definition("failed_checks", "checks", MetricType.COUNTER, "Checks that found a dead connection."),
     Definition(
         "failures",
         "failures",
-        Kind.COUNTER,
+        MetricType.COUNTER,
         "Failures of connections, caught by the task or not, by what they prove.",
         "kind",
         tuple(kind.value for kind in FailureKind),
     ),
-    Definition("replays", "replays", Kind.COUNTER, "Bodies and requests that were run again at once in the process."),
-    Definition("retries", "retries", Kind.COUNTER, "Tasks that were put back on the broker."),
-    Definition("refused_replays", "failures", Kind.COUNTER, "Failures after which nothing was run again."),
-    Definition("resolved_commits", "commits", Kind.COUNTER, "Lost COMMITs whose outcome was found out."),
-    Definition("attempts", "attempts", Kind.COUNTER, "Runs of a task body that used the resource."),
     Definition(
-        "leaks", "connections", Kind.COUNTER, "Connections that were still in use when their attempt had ended."
+        "replays", "replays", MetricType.COUNTER, "Bodies and requests that were run again at once in the process."
+    ),
+    Definition("retries", "retries", MetricType.COUNTER, "Tasks that were put back on the broker."),
+    Definition("refused_replays", "failures", MetricType.COUNTER, "Failures after which nothing was run again."),
+    Definition("resolved_commits", "commits", MetricType.COUNTER, "Lost COMMITs whose outcome was found out."),
+    Definition("attempts", "attempts", MetricType.COUNTER, "Runs of a task body that used the resource."),
+    Definition(
+        "leaks", "connections", MetricType.COUNTER, "Connections that were still in use when their attempt had ended."
     ),
 )
 
@@ -155,16 +184,16 @@ def definition(name: str) -> Definition:
     return _BY_NAME[name]
 
 
-def _cells(kinds: tuple[Kind, ...]) -> list[int]:
-    return [FIRST[each.name] + n for each in DEFINITIONS if each.kind in kinds for n in range(each.width)]
+def _cells(types: tuple[MetricType, ...]) -> list[int]:
+    return [FIRST[each.name] + n for each in DEFINITIONS if each.type in types for n in range(each.width)]
 
 
 #: The numbers of which the highest counts: the last one of each histogram is its highest value.
-_HIGHEST = _cells((Kind.MAX,)) + [
-    FIRST[each.name] + each.width - 1 for each in DEFINITIONS if each.kind is Kind.HISTOGRAM
+_HIGHEST = _cells((MetricType.MAX,)) + [
+    FIRST[each.name] + each.width - 1 for each in DEFINITIONS if each.type is MetricType.HISTOGRAM
 ]
 #: The numbers that end with their process.
-_MOMENTARY = _cells((Kind.GAUGE, Kind.MAX))
+_MOMENTARY = _cells((MetricType.GAUGE, MetricType.MAX))
 
 
 def merge(rows: Sequence[Sequence[float]]) -> list[float]:

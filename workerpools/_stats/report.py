@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from workerpools._stats.metrics import DEFINITIONS, Kind
+from workerpools._stats.metrics import DEFINITIONS, MetricType
 from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 __all__ = ["Workers", "combined", "document", "lines", "shown"]
@@ -48,7 +48,7 @@ def full(stats: ResourceStats) -> dict[str, Any]:
     """Return every number of a resource, and what follows from them; None where that is not known."""
     answer: dict[str, Any] = {"kind": stats.kind}
     for each in DEFINITIONS:
-        if each.kind is Kind.HISTOGRAM:
+        if each.type is MetricType.HISTOGRAM:
             found = stats.histogram(each.name)
             answer[each.name] = {
                 "count": found.count,

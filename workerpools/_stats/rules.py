@@ -11,22 +11,34 @@ from workerpools._run.budget import REPLAY_COST
 from workerpools._stats.metrics import FIRST, definition
 from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
-__all__ = ["RULES", "WINDOWS", "Creation", "Finding", "Key", "Rule", "Seen", "Spike", "Thresholds", "examine", "judged"]
+__all__ = [
+    "RULES",
+    "WINDOWS",
+    "Baseline",
+    "Creation",
+    "Finding",
+    "Key",
+    "Rule",
+    "Spike",
+    "Thresholds",
+    "examine",
+    "judged",
+]
 
-#: How many windows before the present one say what is usual.
+#: The windows before the present one that define what is usual.
 WINDOWS = 10
 
-#: How many samples of a window are kept at most.
+#: The most samples kept per window.
 SAMPLES = 60
 
 
 class Creation(NamedTuple):
-    """What was seen of a counter of opened connections.
+    """The history of a counter of opened connections.
 
     Attributes:
-        samples: ``(when, how many so far)``, the oldest first; counters that started over go on where they were.
-        last: What the counter said last.
-        spike: Since when there is a spike, and how many connections a window were usual before; None for none.
+        samples: ``(time, count)``, the oldest first; a counter that starts over continues from its last count.
+        last: The counter's last value.
+        spike: The start of the present spike, and the usual connections per window before it; None without one.
     """
 
     samples: tuple[tuple[float, float], ...] = ()
@@ -35,14 +47,14 @@ class Creation(NamedTuple):
 
 
 class Spike(NamedTuple):
-    """What is so now.
+    """The present window, judged.
 
     Attributes:
-        bad: Whether it is a spike.
-        good: Whether it is none, with room to spare.
-        recent: How many connections were opened within the last window.
-        usual: How many a window are usual.
-        threshold: How many are a spike.
+        bad: It is a spike.
+        good: It is none, by a margin.
+        recent: Connections opened within the last window.
+        usual: Connections that a window usually opens.
+        threshold: More than these are a spike.
     """
 
     bad: bool
@@ -55,29 +67,29 @@ class Spike(NamedTuple):
 def judged(
     before: Creation, opened: float, now: float, *, factor: float, floor: float, window: float
 ) -> tuple[Creation, Spike]:
-    """Return what is remembered from now on, and whether there is a spike.
+    """Return the history with one sample more, and the present window judged.
 
-    Nothing is judged before two windows have passed: a worker that starts opens its connections. Until there are ten
-    before the present one, those that there were say what is usual.
+    A starting worker opens its connections, so nothing is a spike within the first two windows. Fewer than ten earlier
+    windows say what is usual until there are ten.
 
     Args:
-        before: What was remembered.
-        opened: What the counter says.
-        now: In seconds, on any clock that does not go back.
-        factor: How many times as many as usual are a spike.
-        floor: How many are none in any case.
+        before: The history.
+        opened: The counter's value.
+        now: In seconds, on a monotonic clock.
+        factor: A spike is more than this many times the usual number,
+        floor: and more than this number.
         window: The length of a window, in seconds.
     """
     samples, spike = _continued(before, opened, now, window), before.spike
     edge = _last_until(samples, now - window)
     if spike is not None and now - spike[0] >= WINDOWS * window:
-        # It has gone on for so long that it is what is usual now: what was before it says nothing any more.
+        # A spike that lasts this long is the usual now; the history before it no longer counts.
         samples, edge, spike = samples[edge:], 0, None
     recent, past = samples[-1][1] - samples[edge][1], samples[edge][0] - samples[0][0]
     judge = past >= window
     usual = (samples[edge][1] - samples[0][1]) * window / past if judge else 0.0
     if spike is not None:
-        # What a spike has opened does not make it usual while it lasts.
+        # While a spike lasts, its own connections do not make it usual.
         usual = spike[1]
     threshold = max(floor, factor * usual)
     bad, good = judge and recent > threshold, not judge or recent <= threshold / 2
@@ -92,13 +104,13 @@ def _continued(before: Creation, opened: float, now: float, window: float) -> tu
     samples = before.samples
     if not samples:
         return ((now, opened),)
-    # A counter that started over has counted all of it since then.
+    # A counter that started over has counted all of its value since.
     more = opened - before.last if opened >= before.last else opened
     new = (now, samples[-1][1] + more)
-    # However often it is looked, a window has no more than so many samples.
+    # The number of samples per window is bounded, however short the interval.
     if len(samples) > 1 and now - samples[-2][0] < window / SAMPLES:
         samples = samples[:-1]
-    # One sample from before the windows stays: it tells where they began.
+    # Keep one sample from before the windows: it is where they begin.
     return (*samples[_last_until(samples, now - (WINDOWS + 1) * window) :], new)
 
 
@@ -108,18 +120,18 @@ def _last_until(samples: tuple[tuple[float, float], ...], when: float) -> int:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is too much; times in seconds.
+    """The limits of the rules; times in seconds.
 
     Attributes:
-        utilisation: Which part of a process's connections may be in use.
-        sustained: For how long it may be more.
-        acquire_wait: How long a caller may wait; one of :data:`workerpools._stats.metrics.BOUNDS`.
-        creation_factor: How many times as many connections as before may be opened in a window.
-        creation_floor: How many may be opened in a window in any case.
+        utilisation: The part of a process's connections that may be in use,
+        sustained: and the time for which more may be.
+        acquire_wait: The longest wait for a connection; one of :data:`workerpools._stats.metrics.BOUNDS`.
+        creation_factor: The multiple of the usual new connections that a window may open;
+        creation_floor: it may open this many in any case.
         window: The length of that window.
-        publish_after: For how long a child may be unseen, stopped, or in the middle of a publication.
-        clear_after: For how long all must be well before an alert ends.
-        leak_after: For how long a connection may be in use, by resource; none for any time.
+        publish_after: The time for which a child may be unseen, stopped, or in the middle of publishing.
+        clear_after: The time without trouble after which an alert is cleared.
+        leak_after: The longest use of a connection, by resource; unlimited for those without an entry.
     """
 
     utilisation: float = 0.8
@@ -139,11 +151,11 @@ class Rule(NamedTuple):
     Attributes:
         name: Its stable name.
         unit: The unit of an alert's value and threshold.
-        subject: What an alert is about: a ``resource``, or the ``worker``.
-        meaning: When it is raised, in one sentence for people.
-        clears: When it is well again, before ``clear_after`` begins.
+        subject: The subject of its alerts: a ``resource``, or the ``worker``.
+        meaning: The condition that raises an alert, in one sentence.
+        clears: The condition that starts ``clear_after``.
         settings: Its settings, without the prefix.
-        lowest: Whether the lowest value is the worst.
+        lowest: The lowest value is the worst.
     """
 
     name: str
@@ -211,7 +223,7 @@ RULES = (
 
 
 class Key(NamedTuple):
-    """What a finding is about: the resource is empty, or the process None, where it is not about one."""
+    """The subject of a finding; the resource is empty, or the process None, where there is none."""
 
     rule: str
     resource: str = ""
@@ -219,15 +231,15 @@ class Key(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a rule sees in one snapshot.
+    """A rule's verdict on one snapshot.
 
     Attributes:
-        key: What it is about.
-        bad: Whether it is too much.
-        good: Whether it is well; neither counts as what it was before.
-        value: What was measured, in the rule's unit.
-        threshold: What it should not exceed.
-        hold: For how long it must be too much before it is told, in seconds.
+        key: Its subject.
+        bad: The threshold is exceeded.
+        good: It is kept by a margin. Neither bad nor good leaves an alert as it is.
+        value: The measured value, in the rule's unit.
+        threshold: The limit.
+        hold: The time for which it must be bad before an alert is raised, in seconds.
         message: One sentence, without secrets.
     """
 
@@ -241,7 +253,7 @@ class Finding(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What of a resource's counters is compared from one snapshot to the next."""
+    """The counters of a resource that are compared from one snapshot to the next."""
 
     long_waits: float = 0.0
     longest: float = 0.0
@@ -249,26 +261,26 @@ class Counted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the rules remember of earlier snapshots, by resource."""
+class Baseline:
+    """The last snapshot's counters, by resource: what the next one is compared with."""
 
     counted: Mapping[str, Counted] = field(default_factory=dict[str, Counted])
     creation: Mapping[str, Creation] = field(default_factory=dict[str, Creation])
-    #: Whether there was any: what was counted before the first one is nobody's news.
-    any: bool = False
+    #: The first snapshot is the baseline; it raises no alerts for what was counted before it.
+    first: bool = True
 
 
 def examine(
-    seen: Seen, stats: WorkerStats, now: float, thresholds: Thresholds, stopped: Collection[int] = ()
-) -> tuple[Seen, list[Finding]]:
-    """Return what all rules see, and what they remember.
+    baseline: Baseline, stats: WorkerStats, now: float, thresholds: Thresholds, stopped: Collection[int] = ()
+) -> tuple[Baseline, list[Finding]]:
+    """Return the next baseline, and the findings of all rules.
 
     Args:
-        seen: What they remember.
+        baseline: That of the snapshot before.
         stats: The snapshot.
-        now: When it was taken, on the clock of :func:`time.monotonic`.
-        thresholds: What is too much.
-        stopped: The processes that the system says are stopped.
+        now: Its time, on the clock of :func:`time.monotonic`.
+        thresholds: The limits.
+        stopped: Processes stopped by a signal.
     """
     findings = [
         *_utilisation(stats, thresholds),
@@ -281,13 +293,13 @@ def examine(
         name = total.name
         waits = total.histogram("acquire_wait")
         is_now = Counted(waits.above(thresholds.acquire_wait), waits.max, total.value("leaks"))
-        before = seen.counted.get(name, Counted() if seen.any else is_now)
+        before = baseline.counted.get(name, is_now if baseline.first else Counted())
         counted[name] = is_now
         longest_wait, longest_use = held.get(name, (0.0, 0.0))
         findings.append(_acquire_wait(name, before, is_now, longest_wait, thresholds))
         findings.append(_leak_suspected(name, before, is_now, longest_use, thresholds))
         creation[name], spike = judged(
-            seen.creation.get(name, Creation()),
+            baseline.creation.get(name, Creation()),
             total.value("opened"),
             now,
             factor=thresholds.creation_factor,
@@ -305,7 +317,7 @@ def examine(
                 f"usual are {spike.usual:.1f}",
             )
         )
-    return Seen(counted, creation, True), findings
+    return Baseline(counted, creation, first=False), findings
 
 
 def _each(stats: WorkerStats) -> Iterator[tuple[ProcessStats, ResourceStats]]:
@@ -345,10 +357,10 @@ def _utilisation(stats: WorkerStats, thresholds: Thresholds) -> Iterator[Finding
 
 def _acquire_wait(name: str, before: Counted, now: Counted, pending: float, thresholds: Thresholds) -> Finding:
     bound = thresholds.acquire_wait
-    # Counters that start over have counted all of it since then.
+    # A counter that started over has counted all of its value since.
     more = now.long_waits - before.long_waits if now.long_waits >= before.long_waits else now.long_waits
     if more:
-        # The longest ever tells how long, if it is one of these; else no more is known than that it was longer.
+        # The longest wait ever is exact if it is one of the new ones; otherwise only the bound is known.
         value = now.longest if now.longest > before.longest else max(pending, bound)
         message = f"callers that have waited longer than {bound:g} s for a connection of {name!r}: {more:.0f}"
     else:
@@ -372,7 +384,7 @@ def _leak_suspected(name: str, before: Counted, now: Counted, use: float, thresh
 
 def _budget_empty(stats: WorkerStats) -> Iterator[Finding]:
     for process in stats.processes:
-        # With less than the price of one there never was a replay to pay for.
+        # A budget smaller than one replay never allowed any.
         if process.capacity >= REPLAY_COST:
             yield Finding(
                 Key("budget_empty", "", process.pid),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workerpools._stats.metrics import WIDTH, fold
+from workerpools._values import NAME
 
 __all__ = ["PLACES", "RECYCLE_SIZE", "SLOTS", "Board", "RecycleTable", "Recycles", "Slot", "SlotState"]
 
@@ -20,8 +21,7 @@ __all__ = ["PLACES", "RECYCLE_SIZE", "SLOTS", "Board", "RecycleTable", "Recycles
 SLOTS = 256
 PLACES = 16
 
-#: What a resource's name may take, and its kind, in bytes of UTF-8.
-NAME = 56
+#: What a resource's kind may take, in bytes of UTF-8, after its name.
 KIND = 8
 TITLE = NAME + KIND
 

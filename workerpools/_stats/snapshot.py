@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, Kind, definition, merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, MetricType, definition, merge
 
-__all__ = ["Alert", "Histogram", "ProcessStats", "ResourceStats", "WorkerStats", "merged"]
+__all__ = [
+    "OF_WORKERS",
+    "Alert",
+    "Histogram",
+    "OfWorker",
+    "ProcessStats",
+    "Raised",
+    "ResourceStats",
+    "WorkerStats",
+    "merged",
+    "raised",
+    "resources",
+]
 
 #: The version of the JSON form; a reader skips what it does not know, and takes what is missing for 0.
 VERSION = 1
@@ -71,7 +83,7 @@ class ResourceStats:
             KeyError: There is no such number, or it is a histogram.
         """
         found, first = definition(name), FIRST[name]
-        if found.kind is Kind.HISTOGRAM:
+        if found.type is MetricType.HISTOGRAM:
             raise KeyError(name)
         if label:
             return self.row[first + _place(found, label)]
@@ -141,7 +153,7 @@ class ResourceStats:
             part = row[first:end]
             if not any(part):
                 continue
-            if kind is Kind.HISTOGRAM:
+            if kind is MetricType.HISTOGRAM:
                 buckets = list(map(int, part[:-2]))
                 total, longest = round(part[-2], 6), round(part[-1], 6)
                 answer[name] = {"count": sum(buckets), "sum": total, "max": longest, "buckets": buckets}
@@ -157,7 +169,7 @@ class ResourceStats:
             value = data.get(name)
             if value is None:
                 continue
-            if kind is Kind.HISTOGRAM:
+            if kind is MetricType.HISTOGRAM:
                 part = [*value.get("buckets", ()), value.get("sum", 0.0), value.get("max", 0.0)]
                 # Other bounds are of another version.
                 if len(part) == end - first:
@@ -171,7 +183,7 @@ class ResourceStats:
 
 
 _PLAN = tuple(
-    (each.name, FIRST[each.name], FIRST[each.name] + each.width, each.kind, each.unit, each.values)
+    (each.name, FIRST[each.name], FIRST[each.name] + each.width, each.type, each.unit, each.values)
     for each in DEFINITIONS
 )
 
@@ -353,3 +365,132 @@ class WorkerStats:
             unseen=int(data.get("unseen", 0)),
             alerts=tuple(Alert.from_dict(each) for each in data.get("alerts", ())),
         )
+
+
+# What exporters show of a worker: its resources over all its processes, its alerts, and numbers of its own. A process
+# id is no label, because each recycled child would leave its series behind.
+
+
+class OfWorker(NamedTuple):
+    """One number of a worker as a whole.
+
+    Attributes:
+        definition: Its name and meaning.
+        value: Returns it for the snapshots of one worker; None where there is nothing to say.
+    """
+
+    definition: Definition
+    value: Callable[[Sequence[WorkerStats]], float | None]
+
+
+class Raised(NamedTuple):
+    """An alert, as exporters tell of it: over all processes of a worker."""
+
+    rule: str
+    resource: str
+
+
+def resources(snapshots: Iterable[WorkerStats]) -> tuple[ResourceStats, ...]:
+    """Return each resource of a worker: over all its processes, those that have ended, and its WorkerPools."""
+    totals = [each for snapshot in snapshots for each in snapshot.totals()]
+    # Most have one WorkerPools, whose totals are merged already.
+    return tuple(totals) if len({each.name for each in totals}) == len(totals) else merged(totals)
+
+
+def raised(snapshots: Iterable[WorkerStats]) -> set[Raised]:
+    """Return the alerts of a worker."""
+    return {Raised(alert.rule, alert.resource) for snapshot in snapshots for alert in snapshot.alerts}
+
+
+def _processes(snapshots: Sequence[WorkerStats]) -> float:
+    return float(len({process.pid for snapshot in snapshots for process in snapshot.processes}))
+
+
+def _unseen(snapshots: Sequence[WorkerStats]) -> float:
+    # Each WorkerPools misses the same children.
+    return float(max((snapshot.unseen for snapshot in snapshots), default=0))
+
+
+def _interrupted(snapshots: Sequence[WorkerStats]) -> float:
+    return float(len({process.pid for each in snapshots for process in each.processes if process.interrupted}))
+
+
+def _overflow(snapshots: Sequence[WorkerStats]) -> float:
+    return float(sum(process.overflow for snapshot in snapshots for process in snapshot.processes))
+
+
+def _poorest(snapshots: Sequence[WorkerStats]) -> ProcessStats | None:
+    budgets = [process for each in snapshots for process in each.processes if process.capacity]
+    return min(budgets, key=lambda process: process.tokens / process.capacity, default=None)
+
+
+def _tokens(snapshots: Sequence[WorkerStats]) -> float | None:
+    poorest = _poorest(snapshots)
+    return None if poorest is None else float(poorest.tokens)
+
+
+def _capacity(snapshots: Sequence[WorkerStats]) -> float | None:
+    poorest = _poorest(snapshots)
+    return None if poorest is None else float(poorest.capacity)
+
+
+def _taken(snapshots: Sequence[WorkerStats]) -> float | None:
+    return min((snapshot.taken for snapshot in snapshots), default=None)
+
+
+OF_WORKERS = (
+    OfWorker(
+        Definition("running", "processes", MetricType.GAUGE, "Processes that run tasks and whose numbers are known."),
+        _processes,
+    ),
+    OfWorker(
+        Definition(
+            "unseen",
+            "processes",
+            MetricType.GAUGE,
+            "Children that publish nothing: they found no slot in shared memory, or are just starting.",
+        ),
+        _unseen,
+    ),
+    OfWorker(
+        Definition(
+            "interrupted",
+            "processes",
+            MetricType.GAUGE,
+            "Processes that seem to have stopped in the middle of publishing.",
+        ),
+        _interrupted,
+    ),
+    OfWorker(
+        Definition(
+            "overflowing",
+            "resources",
+            MetricType.GAUGE,
+            "Resources, counted in each process, that found no place in shared memory and are in no other series.",
+        ),
+        _overflow,
+    ),
+    OfWorker(
+        Definition(
+            "retry_budget_tokens",
+            "tokens",
+            MetricType.GAUGE,
+            "Tokens that the retry budget has left, in the process that has the smallest part left; a replay takes 5, "
+            "10 after a time-out.",
+        ),
+        _tokens,
+    ),
+    OfWorker(
+        Definition("retry_budget_capacity_tokens", "tokens", MetricType.GAUGE, "Tokens that this budget can hold."),
+        _capacity,
+    ),
+    OfWorker(
+        Definition(
+            "snapshot_timestamp",
+            "s",
+            MetricType.GAUGE,
+            "When these numbers were taken, in seconds since the epoch.",
+        ),
+        _taken,
+    ),
+)

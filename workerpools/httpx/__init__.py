@@ -19,7 +19,19 @@ try:
 except ModuleNotFoundError as error:
     raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
 
-from workerpools.adapter import Adapter, ExecutionPool, Failure, Lifetime, Opening, redact_url, refusal
+from workerpools.adapter import (
+    WEEK,
+    Adapter,
+    ExecutionPool,
+    Failure,
+    Lifetime,
+    Opening,
+    Setting,
+    redact_url,
+    refusal,
+    seconds,
+    whole,
+)
 from workerpools.errors import ConfigurationError
 from workerpools.httpx._errors import classify_status, classify_unwatched
 from workerpools.httpx._transport import Traffic, WatchedTransport
@@ -86,10 +98,22 @@ class HttpxClient(Adapter[httpx.Client]):
         options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
-        ConfigurationError: ``httpx.Client`` has no such option, or ``base_url`` or ``proxy`` is no URL of a server.
+        ConfigurationError: ``httpx.Client`` has no such option, ``base_url`` or ``proxy`` is no URL of a server, or a
+            number is out of bounds: a week for timeouts, a year for other times.
     """
 
     kind = "http"
+    settings = (
+        Setting.url(
+            "http_base_url",
+            "The base URL of ``HTTPTask.http`` (none: tasks give full URLs).",
+            example="https://api.example.com",
+        ),
+        Setting.timeout("http_timeout", "Read and write timeout, in seconds (10)."),
+        Setting.timeout("http_connect_timeout", "Connect timeout, in seconds (3)."),
+        Setting.timeout("http_acquire_timeout", "How long to wait for a free connection, in seconds (2)."),
+        Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
+    )
     libraries = ("httpx", "httpcore", "h11", "h2", "hpack")
 
     def __init__(
@@ -122,6 +146,11 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+        if max_connections is not None:
+            whole(max_connections, "HttpxClient: max_connections", least=1, optional=True)
+        if leak_after is not None:
+            seconds(leak_after, "HttpxClient: leak_after", optional=True)
+        _check_timeout(timeout)
         self.leak_after = leak_after
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
         self.server = _server(options.get("base_url", ""))
@@ -220,6 +249,23 @@ class HttpxClient(Adapter[httpx.Client]):
         failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None
         return failure if failure is not None and failure.resource else None
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> HttpxClient:
+        timeout = httpx.Timeout(
+            settings.get("http_timeout", DEFAULT_TIMEOUT.read),
+            connect=settings.get("http_connect_timeout", DEFAULT_TIMEOUT.connect),
+            pool=settings.get("http_acquire_timeout", DEFAULT_TIMEOUT.pool),
+        )
+        return cls(
+            base_url=settings.get("http_base_url", ""),
+            timeout=timeout,
+            max_connections=settings.get("http_max_connections"),
+        )
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
+
     def describe(self) -> str:
         return f"HttpxClient {self._base_url}".strip()
 
@@ -237,6 +283,16 @@ class _Credentials(httpx.Auth):
             yield request
         else:
             yield from httpx.BasicAuth(*found).auth_flow(request)
+
+
+def _check_timeout(timeout: Any) -> None:
+    try:
+        bounds = httpx.Timeout(timeout).as_dict()
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigurationError(f"HttpxClient: timeout: {error}") from None
+    for name, bound in bounds.items():
+        if bound is not None:
+            seconds(bound, f"HttpxClient: timeout: {name}", most=WEEK, optional=True)
 
 
 _CLIENT_OPTIONS = frozenset(
@@ -361,17 +417,3 @@ def classify(error: BaseException) -> Failure | None:
     :func:`workerpools.classify` tells that.
     """
     return classify_unwatched(error)
-
-
-def from_settings(settings: Mapping[str, Any]) -> HttpxClient:
-    """Return the adapter for an app's ``workerpools_http_…`` settings."""
-    timeout = httpx.Timeout(
-        settings.get("http_timeout", DEFAULT_TIMEOUT.read),
-        connect=settings.get("http_connect_timeout", DEFAULT_TIMEOUT.connect),
-        pool=settings.get("http_acquire_timeout", DEFAULT_TIMEOUT.pool),
-    )
-    return HttpxClient(
-        base_url=settings.get("http_base_url", ""),
-        timeout=timeout,
-        max_connections=settings.get("http_max_connections"),
-    )

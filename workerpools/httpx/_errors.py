@@ -125,18 +125,27 @@ def classify_status(error: httpx.HTTPStatusError, now: datetime | None = None) -
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait (RFC 9110 §10.2.3); None without a valid one."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
+    """Return the seconds that a Retry-After header asks to wait (RFC 9110 §10.2.3): a year at most; None without a
+    valid one.
+    """
+    text = (value or "").strip()
+    # Other digits of Unicode are digits to Python, and not to HTTP.
+    if text.isascii() and text.isdigit():
+        # Longer ones are more than Python converts; leading zeros are no size.
+        text = text.lstrip("0")
+        return float(min(int(text[:12] or "0"), _LONGEST))
     try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
+        when = parsedate_to_datetime(text)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=timezone.utc)
+        return min(max(0.0, (when - now).total_seconds()), _LONGEST)
+    except (ValueError, OverflowError, IndexError, TypeError):
+        # The parser of the standard library raises each of them.
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=timezone.utc)
-    return max(0.0, (when - now).total_seconds())
+
+
+#: The longest wait that a server may ask for, in seconds: a year.
+_LONGEST = 31_536_000.0
 
 
 def classify_unwatched(error: BaseException) -> Failure | None:

@@ -90,6 +90,7 @@ class WatchedTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._traffic = traffic
         self._traced = traced
+        self._closed = False
         traffic.transports.append(self)
 
     def _generation(self, transport: httpx.BaseTransport) -> _Generation:
@@ -107,6 +108,9 @@ class WatchedTransport(httpx.BaseTransport):
         # One automatic retry and not more (RFC 9110 §9.2.2): the second one goes out on a fresh connection, whose
         # failure never is STALE. A body that is no longer whole cannot be sent again.
         if failure is None or failure.kind is not FailureKind.STALE or not isinstance(request.stream, httpx.ByteStream):
+            return False
+        if self._closed:
+            # What ended it was that: another connection would outlive its client.
             return False
         return self._traffic.opening.replay(error, method=request.method)
 
@@ -227,6 +231,7 @@ class WatchedTransport(httpx.BaseTransport):
             self._retire(current, "recycled")
 
     def close(self) -> None:
+        self._closed = True
         self._traffic.opening.ended()
         self._current.transport.close()
 

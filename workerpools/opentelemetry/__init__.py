@@ -24,14 +24,23 @@ except ModuleNotFoundError as error:
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics import Histogram as HistogramInstrument
 
-from workerpools._stats.export import OF_WORKERS, OfWorker, Raised, raised, resources
-from workerpools._stats.snapshot import Histogram, ResourceStats, WorkerStats
+from workerpools._stats.snapshot import (
+    OF_WORKERS,
+    Histogram,
+    OfWorker,
+    Raised,
+    ResourceStats,
+    WorkerStats,
+    raised,
+    resources,
+)
 from workerpools.opentelemetry._conventions import (
     ALERT,
     INSTRUMENTS,
     SCHEMA_URL,
     Form,
     Instrument,
+    Recording,
     added,
     applies,
     attributes,
@@ -39,6 +48,7 @@ from workerpools.opentelemetry._conventions import (
     parts_of,
     recordings,
 )
+from workerpools.opentelemetry._recording import record
 
 if TYPE_CHECKING:
     from workerpools._celery.pools import WorkerPools
@@ -46,6 +56,9 @@ if TYPE_CHECKING:
 __all__ = ["instrument", "uninstrument"]
 
 logger = logging.getLogger("workerpools")
+
+#: The most recordings of one collection: about 0.1 s. Only aggregations other than explicit buckets ever need so many.
+RECORDINGS = 10_000
 
 #: How long the end of a worker waits for an export that is under way, in seconds.
 JOIN = 10.0
@@ -95,19 +108,24 @@ class _Instruments:
         self._servers = {
             resource.name: getattr(resource.adapter, "server", None) for each in pools for resource in each.resources
         }
+        left = RECORDINGS
         for each, part in parts_of(INSTRUMENTS, Form.HISTOGRAM):
             for stats in self._resources:
                 if applies(part, stats.kind):
-                    self._record(each, stats, part.definition.name, attributes(part, stats, self._server(stats)))
+                    found = attributes(part, stats, self._server(stats))
+                    left -= self._record(each, stats, part.definition.name, found, left)
 
-    def _record(self, each: Instrument, stats: ResourceStats, name: str, found: dict[str, Any]) -> None:
+    def _record(self, each: Instrument, stats: ResourceStats, name: str, found: dict[str, Any], limit: int) -> int:
+        """Record what a histogram has gained; what exceeds the limit waits for the next collection."""
         key, after = (each.name, stats.name), stats.histogram(name)
         before = self._recorded.get(key) or Histogram(bounds=after.bounds)
-        self._recorded[key] = added(before, after)
-        histogram = self._histograms[each.name]
-        for value, count in recordings(before, after):
-            for _ in range(count):
-                histogram.record(value, found)
+        histogram, done, used = self._histograms[each.name], list[Recording](), 0
+        for recording in recordings(before, after):
+            times, calls = record(histogram, recording.value, recording.times, found, limit - used)
+            done.append(recording._replace(times=times))
+            used += calls
+        self._recorded[key] = added(before, done)
+        return used
 
     def _server(self, stats: ResourceStats) -> tuple[str, int] | None:
         return self._servers.get(stats.name)

@@ -1,23 +1,35 @@
-"""How the statistics are named in OpenTelemetry: by its semantic conventions, and below ``workerpools.`` elsewhere.
+"""The instruments: named by the semantic conventions for the kinds of clients that have one, else ``workerpools.…``.
 
-The conventions: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#connection-pools and
-https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client, at the version of :data:`SCHEMA_URL`.
+The conventions: https://opentelemetry.io/docs/specs/semconv/db/database-metrics/#connection-pools and
+https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client, in the release of :data:`SCHEMA_URL`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from workerpools._stats.export import OF_WORKERS, words
-from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
-from workerpools._stats.snapshot import Histogram, ResourceStats
+from workerpools._stats.metrics import DEFINITIONS, Definition, MetricType
+from workerpools._stats.snapshot import OF_WORKERS, Histogram, ResourceStats
 
-__all__ = ["ALERT", "INSTRUMENTS", "SCHEMA_URL", "Form", "Instrument", "added", "attributes", "measured", "recordings"]
+__all__ = [
+    "ALERT",
+    "INSTRUMENTS",
+    "SCHEMA_URL",
+    "Form",
+    "Instrument",
+    "Recording",
+    "added",
+    "applies",
+    "attributes",
+    "measured",
+    "parts_of",
+    "recordings",
+]
 
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
 
 Server = tuple[str, int]
 
@@ -32,20 +44,20 @@ class Form(str, Enum):
 
 
 _FORMS = {
-    Kind.COUNTER: Form.COUNTER,
-    Kind.GAUGE: Form.UP_DOWN_COUNTER,
-    Kind.MAX: Form.GAUGE,
-    Kind.HISTOGRAM: Form.HISTOGRAM,
+    MetricType.COUNTER: Form.COUNTER,
+    MetricType.GAUGE: Form.UP_DOWN_COUNTER,
+    MetricType.MAX: Form.GAUGE,
+    MetricType.HISTOGRAM: Form.HISTOGRAM,
 }
 
 
 class Part(NamedTuple):
-    """Which number an instrument shows of which resources.
+    """A number that an instrument shows.
 
     Attributes:
         definition: The number.
-        kind: Of resources of this kind; None for all for which no convention has a name for it.
-        state: An attribute that tells it from the instrument's other parts, and its value.
+        kind: The kind of resources it is shown for; None for every kind without a convention for this number.
+        state: The attribute, and its value, that sets it apart from the instrument's other parts.
     """
 
     definition: Definition
@@ -59,9 +71,9 @@ class Instrument(NamedTuple):
     Attributes:
         name: Its name.
         unit: In the notation of UCUM.
-        form: What kind it is.
+        form: Counter, gauge, ….
         meaning: One sentence for people.
-        parts: What it shows; none for a number of the worker itself.
+        parts: Its numbers; none for a number of the worker itself.
         bounds: The upper bounds of a histogram's buckets, in seconds.
     """
 
@@ -94,7 +106,7 @@ _CONVENTIONS = (
     _Convention(
         "database",
         "limit",
-        "db.client.connection.max",
+        "db.client.connection.limit",
         "{connection}",
         "The maximum number of open connections allowed.",
     ),
@@ -144,7 +156,7 @@ _CONVENTIONS = (
     ),
 )
 
-# What is told by the numbers above: the connections in each state.
+# A database's open connections are the sum of those per state.
 _TOLD = {("database", "open")} | {(each.kind, each.definition) for each in _CONVENTIONS}
 
 _BY_NAME = {each.name: each for each in DEFINITIONS}
@@ -160,10 +172,6 @@ def _unit(definition: Definition) -> str:
     return "{" + unit + "}"
 
 
-def _own(definition: Definition) -> str:
-    return ".".join(["workerpools", *words(definition)])
-
-
 def _instruments() -> Iterator[Instrument]:
     for name in dict.fromkeys(each.name for each in _CONVENTIONS):
         found = [each for each in _CONVENTIONS if each.name == name]
@@ -171,23 +179,24 @@ def _instruments() -> Iterator[Instrument]:
         yield Instrument(
             name,
             found[0].unit,
-            _FORMS[first.kind],
+            _FORMS[first.type],
             found[0].meaning,
             tuple(Part(_BY_NAME[each.definition], each.kind, each.state) for each in found),
-            first.bounds if first.kind is Kind.HISTOGRAM else (),
+            first.bounds if first.type is MetricType.HISTOGRAM else (),
         )
     for each in DEFINITIONS:
         yield Instrument(
-            _own(each),
+            each.opentelemetry,
             _unit(each),
-            _FORMS[each.kind],
+            _FORMS[each.type],
             each.meaning,
             (Part(each),),
-            each.bounds if each.kind is Kind.HISTOGRAM else (),
+            each.bounds if each.type is MetricType.HISTOGRAM else (),
         )
     for number in OF_WORKERS:
         # Some are the extreme of the processes: nothing that could be added up.
-        yield Instrument(_own(number.definition), _unit(number.definition), Form.GAUGE, number.definition.meaning)
+        each = number.definition
+        yield Instrument(each.opentelemetry, _unit(each), Form.GAUGE, each.meaning)
 
 
 #: Every instrument of resources, then those of the worker, in the order of :data:`OF_WORKERS`.
@@ -208,9 +217,9 @@ def attributes(part: Part, stats: ResourceStats, server: Server | None) -> dict[
     """Return the attributes of a resource's number, without its label's.
 
     Args:
-        part: Which number.
+        part: The number.
         stats: The resource.
-        server: The host and port that it always connects to, if there is such a one.
+        server: The host and port of its only server; None if there is none or several.
     """
     found: dict[str, str | int]
     found = {POOL_NAME: stats.name} if part.kind == "database" else {"workerpools.resource": stats.name}
@@ -237,35 +246,46 @@ def measured(part: Part, stats: ResourceStats) -> list[tuple[Mapping[str, str], 
     return [({}, number if definition.unit == "s" else int(number))]
 
 
-def recordings(before: Histogram, after: Histogram) -> list[tuple[float, int]]:
-    """Return values to record, each so many times, for what was added to a histogram.
+class Recording(NamedTuple):
+    """A value to record a number of times: what a histogram's bucket has gained."""
 
-    OpenTelemetry takes single values, and buckets are what is known of them. The values fall into the very buckets and
-    have the very sum; each bucket's are alike.
+    bucket: int
+    value: float
+    times: int
+
+
+def recordings(before: Histogram, after: Histogram) -> list[Recording]:
+    """Return what a histogram has gained: one recording per bucket.
+
+    The snapshot has counts per bucket and one sum, so the values of a bucket are alike. They fall into that bucket, and
+    all of them add up to what the sum has gained.
 
     Args:
-        before: What was recorded.
-        after: What there is now. What is less than before was read at a bad moment, and adds nothing.
+        before: What has been recorded so far.
+        after: The histogram now. A bucket below its earlier count was read at a bad moment, and adds nothing.
     """
     counts = [max(0, now - then) for then, now in zip(before.buckets, after.buckets, strict=True)]
     lowest = (0.0, *after.bounds)
     highest = (*after.bounds, max(after.max, math.nextafter(after.bounds[-1], math.inf)))
-    bounds = list(zip(counts, lowest, highest, strict=True))
-    least = sum(count * low for count, low, _ in bounds)
-    most = sum(count * high for count, _, high in bounds)
+    least = sum(count * low for count, low in zip(counts, lowest, strict=True))
+    most = sum(count * high for count, high in zip(counts, highest, strict=True))
     part = min(1.0, max(0.0, (after.sum - before.sum - least) / (most - least))) if most > least else 0.0
     return [
-        # A bucket's upper bound belongs to it, and its lower one does not.
-        (min(high, max(low + part * (high - low), math.nextafter(low, high) if low else 0.0)), count)
-        for count, low, high in bounds
+        # The upper bound belongs to a bucket, the lower one does not.
+        Recording(bucket, min(high, max(low + part * (high - low), math.nextafter(low, high) if low else 0.0)), count)
+        for bucket, (count, low, high) in enumerate(zip(counts, lowest, highest, strict=True))
         if count
     ]
 
 
-def added(before: Histogram, after: Histogram) -> Histogram:
-    """Return what has been recorded once :func:`recordings` are: never less than before."""
-    buckets = tuple(max(then, now) for then, now in zip(before.buckets, after.buckets, strict=True))
-    return Histogram(buckets, max(before.sum, after.sum), max(before.max, after.max), after.bounds)
+def added(before: Histogram, recorded: Iterable[Recording]) -> Histogram:
+    """Return a histogram with more values in it."""
+    buckets, total, longest = list(before.buckets), before.sum, before.max
+    for bucket, value, times in recorded:
+        buckets[bucket] += times
+        total += value * times
+        longest = max(longest, value)
+    return Histogram(tuple(buckets), total, longest, before.bounds)
 
 
 def parts_of(instruments: Sequence[Instrument], form: Form) -> Iterator[tuple[Instrument, Part]]:

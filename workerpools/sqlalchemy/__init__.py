@@ -23,7 +23,19 @@ from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
-from workerpools.adapter import Adapter, ExecutionPool, Failure, Lifetime, Opening, add_note
+from workerpools.adapter import (
+    WEEK,
+    Adapter,
+    ExecutionPool,
+    Failure,
+    Lifetime,
+    Opening,
+    Setting,
+    add_note,
+    seconds,
+    whole,
+)
+from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy._commit import resolve_commits
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
 from workerpools.sqlalchemy._greenlets import suit_greenlets
@@ -124,10 +136,22 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             ``connect_args`` or the URL's query sets.
 
     Raises:
-        ConfigurationError: ``url`` is no URL, or an option is misspelt.
+        ConfigurationError: ``url`` is no URL, an option is misspelt, or a number is out of bounds: a week for timeouts,
+            a year for other times, a million for sizes.
     """
 
     kind = "database"
+    settings = (
+        Setting.url(
+            "database_url",
+            "The SQLAlchemy URL of ``DatabaseTask.engine``; required by it.",
+            example="postgresql+psycopg2://app@localhost/shop",
+        ),
+        Setting.timeout("database_connect_timeout", "Connect timeout, in seconds (5)."),
+        Setting.timeout("database_acquire_timeout", "How long to wait for a free connection, in seconds (10)."),
+        Setting.whole("database_pool_size", "Connections that a process keeps (1, or the concurrency).", least=1),
+        Setting.whole("database_max_overflow", "Connections that a process may open beyond ``pool_size`` (1)."),
+    )
     libraries = ("sqlalchemy", "psycopg2", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "sqlite3")
 
     def __init__(
@@ -151,6 +175,19 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     ) -> None:
         self._url, self._shown = parsed(url)
         check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
+        for name, wait in (
+            ("connect_timeout", connect_timeout),
+            ("acquire_timeout", acquire_timeout),
+            ("resolve_timeout", resolve_timeout),
+        ):
+            seconds(wait, f"SQLAlchemyEngine: {name}", most=WEEK)
+        if pool_size is not None:
+            whole(pool_size, "SQLAlchemyEngine: pool_size", optional=True)
+        if max_overflow is not None:
+            # To SQLAlchemy -1 is no limit.
+            whole(max_overflow, "SQLAlchemyEngine: max_overflow", least=-1, optional=True)
+        if leak_after is not None:
+            seconds(leak_after, "SQLAlchemyEngine: leak_after", optional=True)
         self._connect_timeout = connect_timeout
         self._acquire_timeout = acquire_timeout
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
@@ -234,6 +271,21 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             return POOL_EXHAUSTED
         return earlier[0] if earlier and _follows(error) else None
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> SQLAlchemyEngine:
+        if "database_url" not in settings:
+            raise ConfigurationError(
+                "workerpools_database_url is not set; DatabaseTask needs it: set it in app.conf, or "
+                "WORKERPOOLS_DATABASE_URL in the environment, like postgresql+psycopg2://app@db/shop"
+            )
+        names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
+        options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
+        return cls(settings["database_url"], **options)
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
+
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
 
@@ -267,10 +319,3 @@ def _follows(error: BaseException) -> bool:
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return error_code(error.orig) == "25P02"
     return isinstance(error, sqlalchemy.exc.PendingRollbackError)
-
-
-def from_settings(settings: Mapping[str, Any]) -> SQLAlchemyEngine:
-    """Return the adapter for an app's ``workerpools_database_…`` settings; ``database_url`` must be among them."""
-    names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
-    options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
-    return SQLAlchemyEngine(settings["database_url"], **options)

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from tests.stats.test_snapshot import stats
-from workerpools._stats.export import OF_WORKERS, Raised, raised, resources, words
-from workerpools._stats.metrics import DEFINITIONS, Definition, Kind
-from workerpools._stats.snapshot import Alert, ProcessStats, WorkerStats
+from workerpools._stats.metrics import DEFINITIONS, Definition, MetricType
+from workerpools._stats.snapshot import OF_WORKERS, Alert, ProcessStats, Raised, WorkerStats, raised, resources
 
 
 def worker(*processes: ProcessStats, **changes: Any) -> WorkerStats:
@@ -67,21 +66,28 @@ def test_alerts_of_several_processes_are_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "unit", "made"),
+    ("name", "unit", "kind", "prometheus", "opentelemetry"),
     [
-        ("open", "connections", ["connections", "open"]),
-        ("reused", "acquisitions", ["acquisitions", "reused"]),
-        ("longest_use", "s", ["longest_use"]),
-        ("failures", "failures", ["failures"]),
-        ("leaks", "connections", ["leaks"]),
+        ("open", "connections", MetricType.GAUGE, "workerpools_connections_open", "workerpools.connections.open"),
+        (
+            "reused",
+            "acquisitions",
+            MetricType.COUNTER,
+            "workerpools_acquisitions_reused_total",
+            "workerpools.acquisitions.reused",
+        ),
+        ("longest_use", "s", MetricType.MAX, "workerpools_longest_use_seconds", "workerpools.longest_use"),
+        ("failures", "failures", MetricType.COUNTER, "workerpools_failures_total", "workerpools.failures"),
+        ("leaks", "connections", MetricType.COUNTER, "workerpools_leaks_total", "workerpools.leaks"),
     ],
 )
-def test_names(name: str, unit: str, made: list[str]) -> None:
-    """What is only a state or an event says of what."""
-    assert words(Definition(name, unit, Kind.GAUGE, "…")) == made
+def test_names(name: str, unit: str, kind: MetricType, prometheus: str, opentelemetry: str) -> None:
+    """A name that is only a state or an event gets the unit in front."""
+    made = Definition(name, unit, kind, "…")
+    assert (made.prometheus, made.opentelemetry) == (prometheus, opentelemetry)
 
 
 def test_names_are_unique() -> None:
     """Of resources and workers together."""
-    made = [".".join(words(each)) for each in (*DEFINITIONS, *(number.definition for number in OF_WORKERS))]
-    assert len(set(made)) == len(made)
+    every = (*DEFINITIONS, *(number.definition for number in OF_WORKERS))
+    assert len({each.opentelemetry for each in every}) == len({each.prometheus for each in every}) == len(every)

@@ -1,0 +1,532 @@
+"""What holds for every adapter, as tests against a live server."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+
+from workerpools._celery.pools import WorkerPools
+from workerpools._celery.task import PooledTask
+from workerpools._pools.adapter import Adapter
+from workerpools._pools.resource import Resource
+from workerpools._process.descriptors import numbers
+from workerpools._run.decision import RetryPolicy
+from workerpools._run.events import Event, EventKind
+from workerpools._run.failure import Failure
+from workerpools._stats.snapshot import ResourceStats
+from workerpools.errors import DeadlineExceeded
+from workerpools.testing._proxy import TcpProxy
+
+__all__ = ["AdapterContract", "run_attempt"]
+
+R = TypeVar("R")
+
+#: How long anything that must happen may take, in seconds.
+PATIENCE = 10.0
+
+_numbers = itertools.count(1)
+
+
+def run_attempt(
+    body: Callable[[], R],
+    *,
+    idempotent: bool = False,
+    replay: RetryPolicy | bool = True,
+    time_limit: float | None = None,
+) -> R:
+    """Run ``body`` as the body of a task, eagerly, in the calling thread; return what it returns.
+
+    What belongs to an attempt is there: effects, replays, sessions, the deadline. There is no broker to go back to.
+
+    Args:
+        body: Called without arguments, and again where a replay is safe.
+        idempotent: As for :class:`workerpools.PooledTask`.
+        replay: As for :class:`workerpools.PooledTask`.
+        time_limit: The task's soft time limit, in seconds, from which its deadline follows.
+
+    Raises:
+        BaseException: What the task raises.
+    """
+    app = Celery("workerpools.testing", broker="memory://", set_as_current=False)
+    options: dict[str, Any] = {"idempotent": idempotent, "replay": replay, "soft_time_limit": time_limit}
+
+    # Celery copies the signature, which not every callable has.
+    def attempt() -> R:
+        return body()
+
+    task: Any = app.task(
+        attempt,
+        base=PooledTask,
+        name=f"workerpools.testing.{next(_numbers)}",
+        shared=False,
+        lazy=False,
+        **options,
+    )
+    result: R = task.apply(throw=True).get()
+    return result
+
+
+class AdapterContract:
+    """What holds for every adapter. Subclass it in a test module, under a name that begins with ``Test``.
+
+    A subclass overrides the fixture :meth:`server` and the methods :meth:`adapter` and :meth:`read`; it has
+    :meth:`write` and :meth:`written` where the client can do what must not be done twice, and :meth:`hold` where a
+    body can keep a connection in use. Every connection of the adapter passes through a :class:`TcpProxy` between it
+    and the server: ``self.adapter(host, port)`` is called with the proxy's address.
+
+    Attributes:
+        effects: Whether the client can do what must not be done twice: :meth:`write` and :meth:`written` are there.
+        holds: Whether a body can keep a connection in use after its end: :meth:`hold` is there.
+        reclaims: Whether a connection that an attempt has left in use is given back.
+        answer_to: What the last request of :meth:`write` contains on the wire, whose answer is lost.
+        secret: What :meth:`adapter` was given and must not be shown; empty if there is nothing.
+        grace: How much later than asked for a bounded wait may end, in seconds.
+    """
+
+    effects: bool = True
+    holds: bool = True
+    reclaims: bool = True
+    answer_to: bytes = b""
+    secret: str = ""
+    grace: float = 1.0
+
+    # What a subclass says.
+
+    @pytest.fixture
+    def server(self) -> tuple[str, int]:
+        """The host and port of a live server."""
+        raise NotImplementedError("override the fixture server()")
+
+    def adapter(self, host: str, port: int) -> Adapter[Any]:
+        """Return a new adapter for the server at this address, with the time-outs that it has by default.
+
+        Of its time limits those that a silent server runs into must be longer than a second.
+        """
+        raise NotImplementedError
+
+    def read(self, value: Any) -> object:
+        """Use ``value``, harmlessly: one round trip at least. Calls in several threads use several connections."""
+        raise NotImplementedError
+
+    def write(self, value: Any) -> object:
+        """Use ``value`` for something that must not be done twice, once."""
+        raise NotImplementedError
+
+    def written(self) -> int:
+        """Return how often the server has done what :meth:`write` asks for. Asked over a connection of the test's."""
+        raise NotImplementedError
+
+    def hold(self, value: Any) -> object:
+        """Take a connection of ``value`` and return what keeps it in use."""
+        raise NotImplementedError
+
+    # What the tests share.
+
+    @pytest.fixture
+    def proxy(self, server: tuple[str, int]) -> Iterator[TcpProxy]:
+        """The proxy that the adapter connects to."""
+        with TcpProxy(*server) as opened:
+            yield opened
+
+    @pytest.fixture
+    def pools(self) -> Iterator[WorkerPools]:
+        """Where the adapter is declared."""
+        pools = WorkerPools()
+        yield pools
+        pools.close(1.0)
+
+    @pytest.fixture
+    def resource(self, pools: WorkerPools, proxy: TcpProxy) -> Resource[Any]:
+        """The adapter, declared."""
+        return pools.add(self.adapter(proxy.host, proxy.port), name="contract")
+
+    # Life.
+
+    def test_declaring_opens_nothing(self, pools: WorkerPools, proxy: TcpProxy) -> None:
+        """Nor does preparing: what a socket needs waits for the first use, which is after the fork."""
+        adapter = self.adapter(proxy.host, proxy.port)
+        adapter.prepare()
+        resource = pools.add(adapter, name="contract")
+        assert (resource.is_open, proxy.accepted, _sockets(proxy)) == (False, 0, set())
+        self.read(resource.get())
+        assert proxy.accepted > 0
+
+    def test_what_an_adapter_says_of_itself(self, resource: Resource[Any]) -> None:
+        """``kind``, ``server``, ``libraries`` and ``leak_after`` are what exporters and messages take them for."""
+        adapter = resource.adapter
+        assert isinstance(adapter.kind, str)
+        assert len(adapter.kind) <= 8
+        assert adapter.server is None or [type(part) for part in adapter.server] == [str, int]
+        assert not isinstance(adapter.libraries, str)
+        assert all(isinstance(name, str) for name in adapter.libraries)
+        assert adapter.leak_after is None or adapter.leak_after > 0
+
+    def test_no_secret_is_shown(self, resource: Resource[Any]) -> None:
+        """Neither by ``describe()`` nor by any ``repr``."""
+        shown = [resource.adapter.describe(), repr(resource.adapter), repr(resource), repr(resource.get())]
+        assert all(shown)
+        if self.secret:
+            assert [text for text in shown if self.secret in text] == []
+
+    def test_one_value_per_process(self, pools: WorkerPools, resource: Resource[Any]) -> None:
+        """Many threads at once get the same value, which was opened once."""
+        opened = list[Event]()
+        pools.subscribe(lambda event: opened.append(event) if event.kind is EventKind.VALUE_OPENED else None)
+        ready = threading.Barrier(8)
+
+        def use() -> int:
+            ready.wait(PATIENCE)
+            return id(resource.get())
+
+        with ThreadPoolExecutor(8) as threads:
+            values = {future.result(PATIENCE) for future in [threads.submit(use) for _ in range(8)]}
+        assert (len(values), len(opened)) == (1, 1)
+
+    def test_many_threads_use_it_at_once(self, resource: Resource[Any]) -> None:
+        """The value is safe to share, and nothing is counted as in use in the end."""
+        with ThreadPoolExecutor(4) as threads:
+            uses = [threads.submit(run_attempt, lambda: self.read(resource.get())) for _ in range(20)]
+            for use in uses:
+                use.result(PATIENCE)
+        assert (_stats(resource).in_use, _stats(resource).pending) == (0, 0)
+
+    def test_use_after_close_opens_again(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """Closing is for the value: the next use opens another one."""
+        self.read(resource.get())
+        resource.close()
+        proxy.wait_for(lambda proxy: proxy.open == 0)
+        assert (resource.is_open, _sockets(proxy)) == (False, set())
+        self.read(resource.get())
+        assert resource.is_open
+        assert proxy.open > 0
+
+    # Fork.
+
+    def test_fork_while_idle(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """A child cannot reach what it has inherited; its first use opens a value of its own, and the parent's
+        connection goes on."""
+        value = resource.get()
+        self.read(value)
+        before = _sockets(proxy)
+        _in_child(lambda: self._check_child(resource, value, before))
+        self.read(resource.get())
+        assert resource.get() is value
+        assert _sockets(proxy) == before
+
+    def test_fork_while_in_use(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """The same while a thread of the parent waits for an answer, which comes after the child has ended."""
+        value = resource.get()
+        self.read(value)
+        proxy.silence(new=False)
+        reading = _start(lambda: self.read(value))
+        proxy.wait_for(lambda proxy: proxy.held > 0)
+        before = _sockets(proxy)
+        _in_child(lambda: self._check_child(resource, value, before))
+        proxy.resume()
+        reading.result(PATIENCE)
+        self.read(resource.get())
+        assert _sockets(proxy) == before
+
+    def _check_child(self, resource: Resource[Any], inherited: Any, sockets: set[tuple[int, int]]) -> None:
+        assert sockets, "the parent had no connection"
+        null = os.stat(os.devnull).st_rdev
+        assert [number for number, _ in sockets if os.fstat(number).st_rdev != null] == []
+        assert not resource.is_open
+        assert resource.get() is not inherited
+        self.read(resource.get())
+        resource.close()
+
+    # Closing.
+
+    def test_close_waits_for_work_in_flight(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """What is under way ends well, and the value is closed after it."""
+        value = resource.get()
+        self.read(value)
+        proxy.silence()
+        reading = _start(lambda: self.read(value))
+        proxy.wait_for(lambda proxy: proxy.held > 0)
+        closing = _start(lambda: resource.close(PATIENCE))
+        with pytest.raises(TimeoutError):
+            closing.result(0.2)
+        proxy.resume()
+        reading.result(PATIENCE)
+        closing.result(PATIENCE)
+        proxy.wait_for(lambda proxy: proxy.open == 0)
+        assert _sockets(proxy) == set()
+
+    def test_close_is_bounded(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """Work that hangs is waited for as long as was asked for, and not longer."""
+        value = resource.get()
+        self.read(value)
+        proxy.silence()
+        reading = _start(lambda: self.read(value))
+        proxy.wait_for(lambda proxy: proxy.held > 0)
+        began = time.monotonic()
+        _start(lambda: resource.close(0.5)).result(0.5 + self.grace)
+        assert time.monotonic() - began >= 0.4
+        proxy.cut()
+        _ended(reading)
+        assert _sockets(proxy) == set()
+
+    # Failures and effects.
+
+    def test_dead_idle_connection_costs_no_failure(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """It is replaced, or what failed over it is repeated, or the body: in any case the task succeeds."""
+        run_attempt(lambda: self.read(resource.get()))
+        proxy.cut()
+        run_attempt(lambda: self.read(resource.get()))
+        assert _stats(resource).open == len(_sockets(proxy)) > 0
+
+    def test_an_error_reaches_the_body_unchanged(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """It is the client library's own, leaves the task as the body saw it, and carries a note."""
+        seen = list[Exception]()
+
+        def body() -> None:
+            try:
+                self.read(resource.get())
+            except Exception as error:
+                seen.append(error)
+                raise
+
+        proxy.stop()
+        with pytest.raises(Exception) as caught:
+            run_attempt(body)
+        assert caught.value is seen[-1]
+        assert type(caught.value).__module__.partition(".")[0] in {*resource.adapter.libraries, "builtins", "socket"}
+        assert "it runs eagerly, and has no broker to wait at" in _note(caught.value)
+        assert _stats(resource).value("failures", "unavailable") == len(seen) == 1
+        assert (_stats(resource).in_use, _stats(resource).pending, _stats(resource).open) == (0, 0, 0)
+
+    def test_a_lost_answer_to_a_write(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """The server has done it and the client does not know: it is not done twice. Either the outcome is found
+        out, or the task fails with a note that says why it was not run again."""
+        if not self.effects:
+            pytest.skip("the client has no effects")
+        run_attempt(lambda: self.read(resource.get()))
+        before, bodies, note = self.written(), 0, ""
+
+        def body() -> None:
+            nonlocal bodies
+            bodies += 1
+            self.write(resource.get())
+
+        proxy.lose_answer(self.answer_to)
+        try:
+            run_attempt(body)
+        except Exception as error:
+            note = _note(error)
+            assert note
+        assert (proxy.lost, bodies, self.written() - before) == (1, 1, 1), note
+
+    def test_an_effect_forbids_a_replay(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """After a write the body is not run again, whatever fails later."""
+        if not self.effects:
+            pytest.skip("the client has no effects")
+        before, bodies = self.written(), 0
+
+        def body() -> None:
+            nonlocal bodies
+            bodies += 1
+            self.write(resource.get())
+            proxy.stop()
+            proxy.cut()
+            self.read(resource.get())
+
+        with pytest.raises(Exception) as caught:
+            run_attempt(body)
+        assert "had left already" in _note(caught.value)
+        assert (bodies, self.written() - before) == (1, 1)
+
+    def test_classify_never_raises(self, resource: Resource[Any]) -> None:
+        """Whatever it is asked about; and an error of somebody else's is no failure of this client."""
+        classify = resource.adapter.classify
+        bitten = ValueError("its own cause")
+        bitten.__cause__ = bitten
+        for foreign in (bitten, KeyError("key"), Exception(), AssertionError("")):
+            assert classify(foreign, ()) is None
+        for error in (OSError(), ConnectionResetError(104, "reset"), TimeoutError(), *_own_errors(resource.adapter)):
+            found = classify(error, ())
+            assert found is None or isinstance(found, Failure)
+
+    # The deadline.
+
+    def test_deadline_over_a_silent_connection(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """An open connection falls silent: the task ends with its own time limit, in time."""
+        run_attempt(lambda: self.read(resource.get()))
+        proxy.silence()
+        self._check_deadline(resource)
+
+    def test_deadline_while_connecting(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """The same where the server accepts the connection and never says a word."""
+        proxy.silence()
+        self._check_deadline(resource)
+
+    def _check_deadline(self, resource: Resource[Any]) -> None:
+        began = time.monotonic()
+        with pytest.raises((SoftTimeLimitExceeded, DeadlineExceeded)):
+            run_attempt(lambda: self.read(resource.get()), time_limit=1.0)
+        assert time.monotonic() - began < 1.0 + self.grace
+        assert (_stats(resource).in_use, _stats(resource).pending) == (0, 0)
+
+    # Statistics.
+
+    def test_statistics(self, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """They follow the leases and the connections, and return to zero."""
+        for _ in range(3):
+            run_attempt(lambda: self.read(resource.get()))
+        stats = _stats(resource)
+        assert stats.value("attempts") == 3
+        assert stats.open == proxy.open == len(_sockets(proxy))
+        assert stats.value("opened") == proxy.accepted
+        assert stats.value("opened") + stats.value("reused") >= 3
+        assert stats.histogram("use_time").count >= 3
+        assert (stats.in_use, stats.pending, stats.value("leaks"), stats.value("failures")) == (0, 0, 0, 0)
+        assert stats.kind == resource.adapter.kind
+
+        proxy.silence()
+        reading = _start(lambda: self.read(resource.get()))
+        proxy.wait_for(lambda proxy: proxy.held > 0)
+        assert _stats(resource).in_use == 1
+        proxy.resume()
+        reading.result(PATIENCE)
+        assert _stats(resource).in_use == 0
+
+        resource.close()
+        stats = _stats(resource)
+        assert stats.value("closed", "shutdown") == stats.value("closed") == stats.value("opened")
+        assert stats.open == 0
+
+    def test_a_connection_that_is_left_in_use_is_a_leak(self, resource: Resource[Any]) -> None:
+        """It is counted at the end of its attempt, and given back where the adapter can."""
+        if not self.holds:
+            pytest.skip("nothing keeps a connection in use")
+        kept = list[object]()
+        run_attempt(lambda: kept.append(self.hold(resource.get())))
+        stats = _stats(resource)
+        assert (stats.value("leaks"), stats.in_use) == (1, 0 if self.reclaims else 1)
+        run_attempt(lambda: self.read(resource.get()))
+
+    # Recycling.
+
+    def test_recycle(self, pools: WorkerPools, resource: Resource[Any], proxy: TcpProxy) -> None:
+        """The next use is over a connection that was made later, and the earlier ones are closed."""
+        run_attempt(lambda: self.read(resource.get()))
+        before = _sockets(proxy)
+        pools.recycle()
+        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self.read(resource.get()))
+        assert _sockets(proxy)
+        assert not _sockets(proxy) & before
+        assert _stats(resource).value("closed", "recycled") == len(before)
+
+    def test_recycle_leaves_work_in_flight_alone(
+        self, pools: WorkerPools, resource: Resource[Any], proxy: TcpProxy
+    ) -> None:
+        """An attempt that waits for an answer gets it; others use new connections meanwhile."""
+        run_attempt(lambda: self.read(resource.get()))
+        proxy.silence(new=False)
+        before = proxy.accepted
+        reading = _start(lambda: run_attempt(lambda: self.read(resource.get())))
+        proxy.wait_for(lambda proxy: proxy.held > 0)
+        pools.recycle()
+        run_attempt(lambda: self.read(resource.get()))
+        assert proxy.accepted > before
+        proxy.resume()
+        reading.result(PATIENCE)
+        assert _stats(resource).value("failures") == 0
+
+
+def _stats(resource: Resource[Any]) -> ResourceStats:
+    pools: WorkerPools = resource.pools
+    return next(each for each in pools.stats().totals() if each.name == resource.name)
+
+
+def _sockets(proxy: TcpProxy) -> set[tuple[int, int]]:
+    """Return this process's sockets that lead to the proxy: the number and the inode of each."""
+    return {(number, inode) for number, inode in numbers() if _peer(number) == (proxy.host, proxy.port)}
+
+
+def _peer(number: int) -> object:
+    try:
+        # On a number of its own: closing this object must not close what was asked about.
+        with socket.socket(fileno=os.dup(number)) as asked:
+            return asked.getpeername()
+    except OSError:
+        return None
+
+
+def _start(work: Callable[[], R]) -> Future[R]:
+    """Do ``work`` in a thread that does not keep the process alive."""
+    future = Future[R]()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _ended(work: Future[Any]) -> None:
+    """Wait until ``work`` has ended, however it did."""
+    work.exception(PATIENCE)
+
+
+def _in_child(check: Callable[[], object]) -> None:
+    """Do ``check`` in a forked child; its failure is the test's."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # A process with threads is forked: that is what is tried.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            # One that hangs is ended by the kernel.
+            signal.alarm(30)
+            check()
+            os._exit(0)
+        except BaseException:
+            os.write(writing, traceback.format_exc()[-4000:].encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"the child ended with {os.waitstatus_to_exitcode(status)}:\n{said}"
+
+
+def _note(error: BaseException) -> str:
+    """Return the note of an error that says why the task was not run again."""
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    found = [note for note in notes if note.startswith("workerpools: ") and ". Not run again: " in note]
+    assert len(found) == 1, f"{error!r} has these notes: {notes}"
+    return found[0]
+
+
+def _own_errors(adapter: Adapter[Any]) -> Iterator[BaseException]:
+    """Yield an instance of each of the client library's exceptions that can be made without arguments."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in adapter.libraries:
+            for found in list(vars(module).values()):
+                if isinstance(found, type) and issubclass(found, BaseException):
+                    try:
+                        yield found()
+                    except Exception:
+                        continue
