@@ -18,6 +18,7 @@ from sqlalchemy.exc import PendingRollbackError
 
 from workerpools.adapter import FailureKind, Opening, Phase, current, deadline
 from workerpools.sqlalchemy._connection import (
+    IDLE,
     IN_ERROR,
     KEY,
     CommitState,
@@ -85,6 +86,10 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
                 rollback(proxied)
             return
         state.phase = Phase.ROLLBACK
+        if state.status is not None and state.status() == IDLE:
+            # The driver sends nothing: a connection that is checked in after COMMIT.
+            rollback(proxied)
+            return
         attempt = current()
         state.wait(None if attempt is None else attempt.deadline.at)
         try:

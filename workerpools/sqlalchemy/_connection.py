@@ -19,6 +19,7 @@ from workerpools.adapter import Effect, Lease, Phase, SocketNumber, Watch, Watch
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE, Kind, fitting, looks_back, send, send_session
 
 __all__ = [
+    "IDLE",
     "IN_ERROR",
     "KEY",
     "CommitState",
@@ -37,6 +38,8 @@ KEY = "workerpools"
 #: libpq's PQtransactionStatus of a transaction in which a statement failed: PostgreSQL will only roll it back, and
 #: answers COMMIT with ROLLBACK and no error (PostgreSQL documentation, "COMMIT"). Asking costs no round trip.
 IN_ERROR = 3
+#: That of a connection without a transaction.
+IDLE = 0
 
 _watchdog = Watchdog()
 
@@ -219,7 +222,11 @@ class ConnectionState:
             watch.waiting.pop()
             return False
         except IndexError:
-            return _watchdog.stop_waiting(watch)
+            return self.taken()
+
+    def taken(self) -> bool:
+        """Wait for the watchdog, which took the token; return whether the socket was shut down."""
+        return self.watch is not None and _watchdog.stop_waiting(self.watch)
 
     # The server's timeout.
 

@@ -61,33 +61,31 @@ class DeadlineQueuePool(QueuePool):
     ) -> None:
         super().__init__(creator, pool_size, max_overflow, timeout, use_lifo, **options)
         #: How many there may be; None without a limit.
-        self._limit = pool_size + max_overflow if pool_size > 0 and max_overflow >= 0 else None
+        self.limit = pool_size + max_overflow if pool_size > 0 and max_overflow >= 0 else None
         self._turn = threading.Lock()
 
-    def connect(self) -> PoolProxiedConnection:
-        """Return a connection.
+    def connect_in_turn(self, limit: int) -> PoolProxiedConnection:
+        """Return a connection of a pool that has none to spare, once there is one.
 
         Raises:
             DeadlineExceeded: None came free before the task's deadline.
             sqlalchemy.exc.TimeoutError: None came free within ``timeout``.
         """
-        if self._limit is None or self.checkedout() < self._limit:
-            return super().connect()
         remaining = deadline().remaining()
         if remaining is None or remaining > self.timeout():
-            return super().connect()
+            return QueuePool.connect(self)
         until = time.monotonic() + remaining
         # One at a time, so that no two of them see the same free connection.
         if self._turn.acquire(timeout=remaining):
             try:
-                while self.checkedout() >= self._limit and time.monotonic() < until:
+                while self.checkedout() >= limit and time.monotonic() < until:
                     time.sleep(_POLL)
-                if self.checkedout() < self._limit:
-                    return super().connect()
+                if self.checkedout() < limit:
+                    return QueuePool.connect(self)
             finally:
                 self._turn.release()
         raise DeadlineExceeded(
-            f"none of the connection pool's {self._limit} connections came free: the task's deadline has come"
+            f"none of the connection pool's {limit} connections came free: the task's deadline has come"
         )
 
 
@@ -113,12 +111,17 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         finally:
             pool_class._do_return_conn(pool, record)
 
-    def connect(pool: Pool) -> Any:
+    bounded = issubclass(pool_class, DeadlineQueuePool)
+
+    def connect(pool: Any) -> Any:
         if ASKING.get():
             return pool_class.connect(pool)
         lease = opening.wait()
         try:
-            connection = pool_class.connect(pool)
+            if bounded and pool.limit is not None and pool.checkedout() >= pool.limit:
+                connection = pool.connect_in_turn(pool.limit)
+            else:
+                connection = pool_class.connect(pool)
         except BaseException as error:
             lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
             # A time limit or the end of a greenlet may have struck while a connection was made.

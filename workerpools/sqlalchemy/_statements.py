@@ -55,8 +55,13 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
     @event.listens_for(engine, "after_cursor_execute")
     def executed_it(connection: Connection, *_: object) -> None:
         state: ConnectionState | None = connection.info.get(KEY)
-        if state is not None and state.waiting:
-            state.waited()
+        if state is not None and state.waiting and state.watch is not None:
+            # As state.waited() does, but for the shut-down: the statement has ended, and needs to know of none.
+            state.waiting = False
+            try:
+                state.watch.waiting.pop()
+            except IndexError:
+                state.taken()
 
     @event.listens_for(engine, "rollback_savepoint")
     def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
