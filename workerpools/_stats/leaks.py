@@ -121,9 +121,7 @@ def give_back(resource: str, listeners: Listeners, left: Sequence[Lease], task: 
         try:
             returned = lease.reclaim is not None and lease.reclaim()
         except BaseException as error:
-            logging.getLogger(LEAKS).debug(
-                "a connection of %r was not returned to its pool", resource, exc_info=error
-            )
+            logging.getLogger(LEAKS).debug("a connection of %r was not returned to its pool", resource, exc_info=error)
             if not isinstance(error, Exception):
                 interruption = error
         listeners.emit(
