@@ -22,6 +22,9 @@ def redact_url(url: str) -> str:
 
     Invalid URLs are redacted, too: everything before the last ``@`` is hidden, except for a user name followed by a
     password. A user name without a password may be a token.
+
+    Args:
+        url: Any text.
     """
     match = re.fullmatch(_USER_INFO, url)
     if match is None:

@@ -129,7 +129,7 @@ PANELS = (
     ),
     Panel(
         "Waiting callers",
-        "How long the one that waits longest has waited, and the connection that is out longest has been in use.",
+        "How long the longest-waiting caller has waited, and how long the longest-held connection has been in use.",
         (
             (f"sum by (resource) (workerpools_acquisitions_pending{OF})", "{{resource}} waiting"),
             (f"max by (resource) (workerpools_longest_wait_seconds{OF})", "{{resource}} longest wait, s"),

@@ -439,7 +439,12 @@ class Resource(Overridable[T]):
         self.shared.listeners.emit(EventKind.VALUE_CLOSED, self.name, "by its user")
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Noted | None:
-        """Return the adapter's classification of an exception; None if it does not concern this resource."""
+        """Return the adapter's classification of an exception; None if it does not concern this resource.
+
+        Args:
+            error: The exception that ended an attempt.
+            earlier: The failures reported earlier in the attempt.
+        """
         try:
             failure = self.adapter.classify(error, earlier)
         except Exception:  # third-party code: the task's own error matters more

@@ -150,7 +150,11 @@ class Descriptors:
         _hold(self.connections, id(connection), connection)
 
     def drop(self, connection: object) -> None:
-        """Remove a closed connection; unknown ones are ignored."""
+        """Remove a closed connection.
+
+        Args:
+            connection: The object passed to :meth:`add`; an unknown one is ignored.
+        """
         self.connections.pop(id(connection), None)
 
     def lend(self, connection: object, borrower: object) -> None:

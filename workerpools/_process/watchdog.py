@@ -110,7 +110,14 @@ class Watchdog:
             self._rouse()
 
     def stop_waiting(self, watch: Watch) -> bool:
-        """Remove the token; return whether the socket was shut down since it was added."""
+        """Remove the token at the end of a wait. Blocks for a moment if a shutdown is in progress.
+
+        Args:
+            watch: The watch.
+
+        Returns:
+            Whether the socket was shut down since the token was added.
+        """
         try:
             watch.waiting.pop()
         except IndexError:
@@ -122,7 +129,14 @@ class Watchdog:
         return found
 
     def forget(self, watch: Watch) -> bool:
-        """Disarm ``watch`` for good; return False if the socket was shut down already."""
+        """Disarm a watch for good. Blocks for a moment if a shutdown is in progress.
+
+        Args:
+            watch: The watch.
+
+        Returns:
+            Whether the wait ended in time: False if the socket was shut down.
+        """
         late = self.stop_waiting(watch)
         self.watched.pop(watch, None)
         watch.armed = False

@@ -225,7 +225,14 @@ class Attempt:
             raise interruption
 
     def classify(self, error: BaseException) -> Noted | None:
-        """Return the first classification of ``error`` by a resource in use, for an error without a note."""
+        """Return the first classification of an error without a note, by a resource in use.
+
+        Args:
+            error: The exception that ended the attempt.
+
+        Returns:
+            The note; None if no resource recognizes the error.
+        """
         earlier = tuple(noted.failure for noted in self.noted if noted.failure is not None)
         for resource in self.values:
             noted: Noted | None = resource.classify(error, earlier)

@@ -44,7 +44,11 @@ class Deadline:
         return remaining if timeout is None else min(timeout, remaining)
 
     def nearest(self, other: Deadline) -> Deadline:
-        """Return the earlier of the two deadlines."""
+        """Return the earlier of the two deadlines.
+
+        Args:
+            other: Another deadline.
+        """
         if self.at is None or (other.at is not None and other.at < self.at):
             return other
         return self

@@ -198,7 +198,11 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """Return ``error`` and all its causes and contexts, without duplicates, the nearest first."""
+    """Return an exception with all its causes and contexts, without duplicates, the nearest first.
+
+    Args:
+        error: The exception; a cyclic chain is allowed.
+    """
     found: dict[int, BaseException] = {}
     pending: list[BaseException | None] = [error]
     while pending:

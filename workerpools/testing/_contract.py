@@ -123,11 +123,19 @@ class AdapterContract:
         raise NotImplementedError
 
     def read(self, value: Any) -> object:
-        """Use ``value`` without an effect, for at least one round trip. Concurrent calls use separate connections."""
+        """Use the value without an effect, for at least one round trip. Concurrent calls use separate connections.
+
+        Args:
+            value: The adapter's value.
+        """
         raise NotImplementedError
 
     def write(self, value: Any) -> object:
-        """Perform one operation that must not run twice."""
+        """Perform one operation that must not run twice.
+
+        Args:
+            value: The adapter's value.
+        """
         raise NotImplementedError
 
     def written(self) -> int:
@@ -135,7 +143,11 @@ class AdapterContract:
         raise NotImplementedError
 
     def hold(self, value: Any) -> object:
-        """Check out a connection of ``value``; return the object that keeps it in use."""
+        """Check out a connection; return the object that keeps it in use.
+
+        Args:
+            value: The adapter's value.
+        """
         raise NotImplementedError
 
     # Shared fixtures.
