@@ -23,12 +23,12 @@ def test_a_table_remembers_each_name_and_all_of_them() -> None:
     """The later of a name's own time and that of all counts, and the version moves each time."""
     made = table()
     assert (made.at("db"), made.cells[0]) == (0.0, 0.0)
-    made.tell(["db"], 5.0)
-    made.tell(["api", "cache"], 6.0)
+    made.request(["db"], 5.0)
+    made.request(["api", "cache"], 6.0)
     assert [made.at(name) for name in ("db", "api", "cache", "other")] == [5.0, 6.0, 6.0, 0.0]
-    made.tell([], 7.0)
+    made.request([], 7.0)
     assert [made.at(name) for name in ("db", "other")] == [7.0, 7.0]
-    made.tell(["db"], 8.0)
+    made.request(["db"], 8.0)
     assert [made.at(name) for name in ("db", "api")] == [8.0, 7.0]
     assert made.cells[0] == 4.0
 
@@ -37,9 +37,9 @@ def test_a_table_remembers_each_name_and_all_of_them() -> None:
 def test_a_name_of_any_length_is_found(name: str) -> None:
     """Cut as it is in a slot, perhaps within a character."""
     made = table()
-    made.tell(["other"], 1.0)
-    made.tell([name], 2.0)
-    made.tell([name], 3.0)
+    made.request(["other"], 1.0)
+    made.request([name], 2.0)
+    made.request([name], 3.0)
     assert made.at(name) == 3.0
     assert made.at("other") == 1.0
 
@@ -48,10 +48,10 @@ def test_a_full_table_means_everybody() -> None:
     """More is recycled than was asked for, and never less."""
     made = table()
     for number in range(ENTRIES):
-        made.tell([f"r{number}"], 1.0)
-    made.tell(["r0"], 2.0)
+        made.request([f"r{number}"], 1.0)
+    made.request(["r0"], 2.0)
     assert (made.at("r0"), made.at("r1"), made.at("new")) == (2.0, 1.0, 0.0)
-    made.tell(["new"], 3.0)
+    made.request(["new"], 3.0)
     assert (made.at("new"), made.at("r1")) == (3.0, 3.0)
 
 
@@ -69,7 +69,7 @@ def test_a_child_is_told_by_its_parent(in_file: bool) -> None:
             pools.collector.join(0)
             first = resource.get()
             same = resource.get() is first
-            pools.collector._board.recycles.tell(["client"], time.monotonic())  # type: ignore[union-attr]
+            pools.collector._board.recycles.request(["client"], time.monotonic())  # type: ignore[union-attr]
             told = resource.get() is not first
             version = board.recycles.cells[0]
             pools.recycle()

@@ -70,7 +70,7 @@ def test_what_a_forked_child_publishes_is_read() -> None:
         slot = claim(board, 7)
         publish(slot, "api", opened=1)
         publish(slot, "db", opened=2, open=1)
-        slot.tell_tokens(490, 500)
+        slot.publish_tokens(490, 500)
         return os.getpid()
 
     pid = run_in_fork(child)

@@ -352,9 +352,9 @@ class Resource(Overridable[T]):
         left = self.meter.attempt_ended(attempt)
         if left:
             # Imported by the first attempt that leaves a connection in use.
-            from workerpools._stats.leaks import give_back
+            from workerpools._stats.leaks import reclaim
 
-            interruption = give_back(self.name, self.shared.listeners, left, attempt.task)
+            interruption = reclaim(self.name, self.shared.listeners, left, attempt.task)
             self.meter.publish()
         live: _Live[T] | None = attempt.values.get(self)
         if live is not None:

@@ -66,7 +66,7 @@ class Watchdog:
         #: The watches being examined right now, and possibly shut down.
         self._shutting: set[Watch] = set()
         #: The time of the thread's next pass.
-        self._looks = math.inf
+        self._next_pass = math.inf
         #: Released to start a pass at once.
         self._signal = self._threads.lock()
         self._signal.acquire()
@@ -106,7 +106,7 @@ class Watchdog:
         watch.armed = True
         self.watched[watch] = None
         # Read after the write above; the thread does both in the opposite order, so one of the two sees the other.
-        if at < self._looks:
+        if at < self._next_pass:
             self._rouse()
 
     def stop_waiting(self, watch: Watch) -> bool:
@@ -156,7 +156,7 @@ class Watchdog:
     def _run(self) -> None:
         watched, shutting = self.watched, self._shutting
         while True:
-            self._looks = math.inf
+            self._next_pass = math.inf
             now = time.monotonic()
             first = math.inf
             for watch in watched.copy():
@@ -184,7 +184,7 @@ class Watchdog:
                 shutting.discard(watch)
             for watch in watched.copy():
                 first = min(first, watch.at)
-            self._looks = first
+            self._next_pass = first
             self._signal.acquire(True, -1 if first == math.inf else max(0.0, first - time.monotonic()))
 
 

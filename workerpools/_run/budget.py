@@ -26,7 +26,7 @@ class Budget:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
-        self._tell: Callable[[int, int], object] | None = None
+        self._listener: Callable[[int, int], object] | None = None
         self._fill()
 
     def _fill(self) -> None:
@@ -34,7 +34,7 @@ class Budget:
         self._lock = threading.Lock()
         self._tokens = self.capacity
         self._full = True
-        self._tell = None
+        self._listener = None
 
     @property
     def tokens(self) -> int:
@@ -56,7 +56,7 @@ class Budget:
             self._tokens -= cost
             self._full = False
             Budget.touched = True
-            self._told()
+            self._changed()
             return True
 
     def succeeded(self, replays: int) -> None:
@@ -71,20 +71,20 @@ class Budget:
         with self._lock:
             self._tokens = min(self.capacity, self._tokens + max(1, replays * REPLAY_COST))
             self._full = self._tokens == self.capacity
-            self._told()
+            self._changed()
 
-    def tell(self, tell: Callable[[int, int], object]) -> None:
+    def on_change(self, listener: Callable[[int, int], object]) -> None:
         """Report every change of the tokens in this process.
 
         Args:
-            tell: Called with the tokens and the capacity. Must not block.
+            listener: Called with the tokens and the capacity. Must not block.
         """
         self._own()
-        self._tell = tell
+        self._listener = listener
 
-    def _told(self) -> None:
-        if self._tell is not None:
-            self._tell(self._tokens, self.capacity)
+    def _changed(self) -> None:
+        if self._listener is not None:
+            self._listener(self._tokens, self.capacity)
 
     def _own(self) -> None:
         # A forked child has its own budget, and a thread of the parent may have held the inherited lock.

@@ -190,10 +190,10 @@ class Monitor:
         changes = [*((alert, False) for alert in cleared), *((alert, True) for alert in raised)]
         for alert, is_raised in changes:
             log(alert, raised=is_raised)
-            self._tell(alert, is_raised)
+            self._notify(alert, is_raised)
         return changes
 
-    def _tell(self, alert: Alert, raised: bool) -> None:
+    def _notify(self, alert: Alert, raised: bool) -> None:
         for listener in self._listeners():
             try:
                 listener(alert, raised)

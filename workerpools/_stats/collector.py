@@ -182,8 +182,8 @@ class Collector:
             return False
         self._slot = slot
         budget = self._budget()
-        slot.tell_tokens(budget.tokens, budget.capacity)
-        budget.tell(slot.tell_tokens)
+        slot.publish_tokens(budget.tokens, budget.capacity)
+        budget.on_change(slot.publish_tokens)
         for resource in self._resources():
             self.attach(resource)
         return True
@@ -214,7 +214,7 @@ class Collector:
         """
         board, now = self._board, time.monotonic()
         if board is not None and board.owner == os.getpid():
-            board.recycles.tell(names, now)
+            board.recycles.request(names, now)
         for resource in self._resources():
             if not names or resource.name in names:
                 resource.ask(now)

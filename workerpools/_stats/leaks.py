@@ -13,7 +13,7 @@ from typing import NamedTuple
 from workerpools._run.events import LEAKS, EventKind, Listeners
 from workerpools._stats.meter import Lease, Meter
 
-__all__ = ["LeakDetector", "give_back"]
+__all__ = ["LeakDetector", "reclaim"]
 
 logger = logging.getLogger("workerpools")
 
@@ -57,7 +57,7 @@ class LeakDetector:
                 self._thread.daemon = True
                 self._thread.start()
 
-    def look(self, now: float) -> float:
+    def check(self, now: float) -> float:
         """Report overdue leases; return the time until the next check, in seconds.
 
         Args:
@@ -80,7 +80,7 @@ class LeakDetector:
 def _run(ref: weakref.ref[LeakDetector]) -> None:
     while (detector := ref()) is not None:
         try:
-            wait = detector.look(time.monotonic())
+            wait = detector.check(time.monotonic())
         except Exception:
             logger.exception("the check for leaked connections failed")
             wait = LONGEST
@@ -102,7 +102,7 @@ def _report(resource: str, listeners: Listeners, lease: Lease, held: float, afte
     )
 
 
-def give_back(resource: str, listeners: Listeners, left: Sequence[Lease], task: str) -> BaseException | None:
+def reclaim(resource: str, listeners: Listeners, left: Sequence[Lease], task: str) -> BaseException | None:
     """Return the connections that an attempt left in use to their pool, and report each.
 
     Args:

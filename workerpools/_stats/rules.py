@@ -70,14 +70,14 @@ def judged(
     """Return the history with one sample more, and the present window judged.
 
     A starting worker opens its connections, so nothing is a spike within the first two windows. Fewer than ten earlier
-    windows say what is usual until there are ten.
+    windows define the usual number until there are ten.
 
     Args:
         before: The history.
         opened: The counter's value.
         now: In seconds, on a monotonic clock.
-        factor: A spike is more than this many times the usual number,
-        floor: and more than this number.
+        factor: A spike exceeds the usual number by more than this factor.
+        floor: A spike also exceeds this number.
         window: The length of a window, in seconds.
     """
     samples, spike = _continued(before, opened, now, window), before.spike
@@ -123,11 +123,11 @@ class Thresholds:
     """The limits of the rules; times in seconds.
 
     Attributes:
-        utilisation: The part of a process's connections that may be in use,
-        sustained: and the time for which more may be.
+        utilisation: The fraction of a process's connections that may be in use for longer than ``sustained``.
+        sustained: The time for which more may be in use.
         acquire_wait: The longest wait for a connection; one of :data:`workerpools._stats.metrics.BOUNDS`.
-        creation_factor: The multiple of the usual new connections that a window may open;
-        creation_floor: it may open this many in any case.
+        creation_factor: The multiple of the usual new connections that a window may open.
+        creation_floor: The number of new connections that a window may always open.
         window: The length of that window.
         publish_after: The time for which a child may be unseen, stopped, or in the middle of publishing.
         clear_after: The time without trouble after which an alert is cleared.
@@ -172,8 +172,8 @@ RULES = (
         "utilisation",
         "part",
         "resource",
-        "More than this part of a process's connections has been in use all the time.",
-        "Nine tenths of the threshold or less are in use.",
+        "More than this fraction of a process's connections has been in use all the time.",
+        "At most nine tenths of the threshold are in use.",
         ("alert_utilisation", "alert_sustained"),
     ),
     Rule(
@@ -190,7 +190,7 @@ RULES = (
         "resource",
         "More connections were opened within the window than the floor (or 3 for each process, if that is more), and "
         "many times more than in the ten windows before.",
-        "Half of that or less are opened within a window; or it has gone on for ten windows, and is usual now.",
+        "At most half of that are opened within a window, or the spike has lasted ten windows and counts as usual.",
         ("alert_creation_factor", "alert_creation_floor", "alert_window"),
     ),
     Rule(
@@ -207,16 +207,16 @@ RULES = (
         "connections",
         "resource",
         "Attempts have ended with connections in use, or a connection is in use for longer than leak_after.",
-        "Nothing more is left, and nothing is held so long.",
+        "No further connection is left in use, and none is held that long.",
         ("leak_after",),
     ),
     Rule(
         "publish_stopped",
         "processes",
         "worker",
-        "A living child has no place in the statistics, is stopped by a signal, or stopped while it published. A child "
-        "that merely has nothing to do is none of that.",
-        "All living children are seen, and run.",
+        "A living child has no place in the statistics, is stopped by a signal, or has stopped while publishing. An "
+        "idle child does not count.",
+        "All living children publish and run.",
         ("alert_publish_after",),
     ),
 )
@@ -314,7 +314,7 @@ def examine(
                 spike.recent,
                 spike.threshold,
                 message=f"connections of {name!r} opened within {thresholds.window:g} s: {spike.recent:.0f}; "
-                f"usual are {spike.usual:.1f}",
+                f"usually {spike.usual:.1f}",
             )
         )
     return Baseline(counted, creation, first=False), findings

@@ -117,7 +117,7 @@ class Slot:
         start = self._body + TITLES + place * WIDTH
         return self._view[start : start + WIDTH]
 
-    def tell_tokens(self, tokens: int, capacity: int) -> None:
+    def publish_tokens(self, tokens: int, capacity: int) -> None:
         """Publish the tokens and the capacity of the retry budget."""
         self._view[self._head + TOKENS], self._view[self._head + CAPACITY] = tokens, capacity
 
@@ -163,7 +163,7 @@ class RecycleTable:
         self._raw = cells.cast("B")
         self._writing = threading.Lock()
 
-    def tell(self, names: Iterable[str], now: float) -> None:
+    def request(self, names: Iterable[str], now: float) -> None:
         """Request the replacement of all connections opened before ``now``.
 
         Args:
