@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import workerpools
+import workerpools.adapter
 import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.sqlalchemy
+import workerpools.testing
 from tests.docs import alerts_page, exporter_pages, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
@@ -38,11 +40,13 @@ def _api() -> str:
     "name",
     [
         *workerpools.__all__,
+        *(f"adapter.{name}" for name in workerpools.adapter.__all__),
         *(f"flower.{name}" for name in workerpools.flower.__all__),
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
         *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),
         *(f"prometheus.{name}" for name in workerpools.prometheus.__all__),
         *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
+        *(f"testing.{name}" for name in workerpools.testing.__all__),
     ],
 )
 def test_public_name_is_described(name: str) -> None:
