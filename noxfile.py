@@ -30,7 +30,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=["3.10", "3.13"])
 def types(session: nox.Session) -> None:
     """The type checkers, on both ends of what SQLAlchemy 2.0 and 2.1 cover."""
-    session.install("-e", ".[demo]", *group("types"), *group("test"))
+    session.install("-e", ".[all]", *group("types"), *group("test"))
     session.run("mypy")
     session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
@@ -45,19 +45,19 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The code blocks of the README and of the documentation, executed."""
-    session.install("-e", ".[demo]", *group("test"))
+    session.install("-e", ".[all]", *group("test"))
     session.run("pytest", "tests/docs", *session.posargs)
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmarks, about half an hour: `nox -s benchmarks -- overhead`."""
-    session.install("-e", ".[demo]", *group("test"), *group("benchmarks"))
+    session.install("-e", ".[all]", *group("test"), *group("benchmarks"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 def run_tests(session: nox.Session, *pins: str) -> None:
-    session.install("-e", ".[demo]", *group("test"), *pins)
+    session.install("-e", ".[all]", *group("test"), *pins)
     # A resolver that cannot have the newest release falls back to an older one in silence: say what it took.
     session.run("python", "-c", SHOW_VERSIONS)
     session.run("pytest", "-n", "4", "--dist", "worksteal", *session.posargs)

@@ -159,19 +159,19 @@ env_create() {
 
 env_install() {
     case $1 in
-        demo) set -- ;;
+        demo) set -- --group demo ;;
         test) set -- --group test ;;
         check) set -- --group test --group lint --group types --group benchmarks ;;
     esac
     if env_has_uv; then
-        uv pip install --quiet --python "$python" --editable '.[demo]' "$@"
+        uv pip install --quiet --python "$python" --editable '.[all]' "$@"
         return
     fi
     "$python" -I -m pip --version >/dev/null 2>&1 || "$python" -I -m ensurepip >/dev/null
     # -qq: errors, but no warnings. Debian 12 and Python 3.10 bring a pip that knows no dependency groups.
     "$python" -I -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (25, 1))' ||
         "$python" -I -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
-    "$python" -I -m pip install -qq --disable-pip-version-check --editable '.[demo]' "$@"
+    "$python" -I -m pip install -qq --disable-pip-version-check --editable '.[all]' "$@"
 }
 
 # Runs when the work is done, has failed or was interrupted: the next start finds what was there before, or a whole

@@ -25,7 +25,7 @@ the machine than about the library.
 
 This page is written by the benchmarks themselves: `python -m benchmarks --save` measures everything,
 `python -m benchmarks report` writes the page, `python -m benchmarks liveness --json` answers one question. They
-need the dependency groups `benchmarks` and `test`, and the extra `demo`.
+need the dependency groups `benchmarks` and `test`, and the extra `all`.
 
 `python -m benchmarks paths` counts the functions and files of the package that a warm task, a lost connection and
 a statistic pass through, and exits with 1 where one is over its budget. With `--list` it prints them in order.

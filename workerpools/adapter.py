@@ -50,8 +50,8 @@ from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors, SocketNumber
 from workerpools._process.greenlets import library as greenlet_library
 from workerpools._process.greenlets import time_limit as greenlet_time_limit
-from workerpools._process.watchdog import Watchdog
-from workerpools._run.attempts import Effect, Scoped, concerned, current, deadline, require
+from workerpools._process.watchdog import Watch, Watchdog
+from workerpools._run.attempts import Attempt, Effect, Scoped, concerned, current, deadline, require
 from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
 from workerpools._stats.meter import Lease
@@ -63,6 +63,7 @@ __all__ = [
     "WEEK",
     "YEAR",
     "Adapter",
+    "Attempt",
     "Deadline",
     "Descriptors",
     "Due",
@@ -81,9 +82,11 @@ __all__ = [
     "Sent",
     "Setting",
     "SocketNumber",
+    "Watch",
     "Watchdog",
     "add_note",
     "causes",
+    "current",
     "deadline",
     "due",
     "explained",

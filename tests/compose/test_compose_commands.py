@@ -146,7 +146,7 @@ def stack(tmp_path: Path, broker_url: str, database: Database) -> Iterator[Stack
         "--port=5555": f"--port={flower}",
         "127.0.0.1:5555": f"127.0.0.1:{flower}",
         # What the Dockerfile copies.
-        "/app/flowerconfig.py": str(ROOT / "demo_tasks" / "flowerconfig.py"),
+        "/app/demo_tasks/flowerconfig.py": str(ROOT / "demo_tasks" / "flowerconfig.py"),
         # The container's name is this machine's.
         "celery@worker": f"celery@{socket.gethostname()}",
     }

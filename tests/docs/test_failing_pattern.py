@@ -1,4 +1,4 @@
-"""What the README says about Celery's own pattern, in a real worker: an engine a task, shared across the fork."""
+"""What docs/why.md says about Celery's own pattern, in a real worker: an engine a task, shared across the fork."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ TASKS = ("naive.count_orders", "naive.count_payments", "naive.count_shipments")
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Path:
-    """A directory with the README's module, one that touches it in the parent, and the counterpart."""
-    naive = next(block for block in blocks(ROOT / "README.md") if block.file_name == "naive.py")
+    """A directory with the page's module, one that touches it in the parent, and the counterpart."""
+    naive = next(block for block in blocks(ROOT / "docs" / "why.md") if block.file_name == "naive.py")
     (tmp_path / "naive.py").write_text(naive.text)
     (tmp_path / "touched.py").write_text(TOUCH)
     (tmp_path / "protected.py").write_text(PROTECTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.sqlalchemy
 import workerpools.testing
-from tests.docs import alerts_page, exporter_pages, settings_page, statistics_page
+from demo_tasks.runner.screen import Screen
+from demo_tasks.summary import Summary
+from tests.docs import alerts_page, demo_picture, exporter_pages, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import all_settings
@@ -148,9 +151,33 @@ def test_every_page_is_linked() -> None:
 
 
 def test_code_comes_early() -> None:
-    """The README shows code within its first twenty lines, after the problem."""
+    """The README shows code within its first thirty lines, after a picture, and ends after 150."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert 3 < lines.index("```python") < 20
+    code = lines.index("```python")
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", "\n".join(lines[:code]))
+    assert code < 30
+    assert len(lines) <= 150
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
+
+
+def test_the_picture_shows_todays_demo() -> None:
+    """Its first lines and its headings are what the demo says; `python -m tests.docs.demo_picture` draws it again."""
+    shown = demo_picture.text(demo_picture.PICTURE.read_text(encoding="utf-8"))
+    stream = io.StringIO()
+    screen = Screen(stream)
+    screen.opening(2000, 4)
+    nobody = Summary(2000, 2000, 0, 1.0, {}, {}, {}, backends_killed=8)
+    screen.summary(nobody)
+    lines, said = (
+        [re.sub(r"[\s|│]+", " ", line).strip() for line in each] for each in (stream.getvalue().splitlines(), shown)
+    )
+    assert said[1:4] == lines[:3]
+    headings = [line for line in lines if line.endswith(("db: with a", "client per task"))]
+    assert len(headings) == 2
+    assert set(headings) <= set(said)
+    assert nobody.closing()[0] in said
+    assert any(line.startswith("2,000 tasks: 2,000 succeeded, 0 failed") for line in said)
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)

@@ -79,7 +79,7 @@ def test_files_are_open_and_nothing_else(flower: NewFlower) -> None:
     assert script.status == 200
     assert "javascript" in script.headers["content-type"]
     assert running.get("/pools/static/pools.css").status == 200
-    for path in ("../templates/page.html", "%2e%2e/_handlers.py", "..%2f..%2ferrors.py", ""):
+    for path in ("../templates/page.html", "%2e%2e/_page.py", "..%2f..%2ferrors.py", ""):
         assert running.get(f"/pools/static/{path}").status in (403, 404)
 
 

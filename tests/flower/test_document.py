@@ -8,7 +8,7 @@ import pytest
 
 from tests.flower.fake import process, resource, told, worker_stats
 from workerpools._stats.snapshot import ResourceStats, WorkerStats
-from workerpools.flower._document import UNHEARD_AFTER, Reply, Status, document, status
+from workerpools.flower._page import UNHEARD_AFTER, Reply, Status, document, status
 
 
 @pytest.mark.parametrize(

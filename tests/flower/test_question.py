@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from workerpools.flower._source import _stats
+from workerpools.flower._page import _stats
 
 TIMEOUT = 0.2
 

@@ -32,7 +32,7 @@ LIBRARIES = {
     "opentelemetry": {"opentelemetry"},
     "prometheus": {"prometheus_client"},
     "sqlalchemy": {"sqlalchemy"},
-    "testing": {"pytest"},
+    "testing": {"celery", "pytest"},
 }
 
 #: Names of client libraries and their kinds, none of which the core may know. (``requests`` is a word of English, too.)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
+PROJECT = "https://github.com/workerpools/workerpools"
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +71,10 @@ def test_file_names(built: Path, project: dict[str, Any]) -> None:
     }
 
 
-def test_wheel_holds_both_packages_and_nothing_else(names: list[PurePosixPath], project: dict[str, Any]) -> None:
-    """The library, the demo and the metadata; no test, no script, no compiled file."""
+def test_wheel_holds_the_library_and_nothing_else(names: list[PurePosixPath], project: dict[str, Any]) -> None:
+    """And the metadata; no demo, no test, no script, no compiled file."""
     assert {name.parts[0] for name in names} == {
         "workerpools",
-        "demo_tasks",
         f"workerpools-{project['version']}.dist-info",
     }
     assert [name for name in names if name.suffix in {".pyc", ".so"} or "tests" in name.parts] == []
@@ -84,9 +85,8 @@ def test_wheel_holds_every_module(names: list[PurePosixPath]) -> None:
     being partial."""
     modules = {
         PurePosixPath(path.relative_to(ROOT))
-        for package in ("workerpools", "demo_tasks")
         for pattern in ("*.py", "*.html", "*.js", "*.css")
-        for path in (ROOT / package).rglob(pattern)
+        for path in (ROOT / "workerpools").rglob(pattern)
     }
     assert PurePosixPath("workerpools/flower/static/pools.js") in modules
     assert modules <= set(names)
@@ -126,7 +126,36 @@ def test_metadata(metadata: Message, project: dict[str, Any]) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
 
 
-@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "redis", "flower", "prometheus", "opentelemetry"])
+def test_urls(metadata: Message) -> None:
+    """An index links the source, the documentation, the changes and the place for bugs, all of one project."""
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL", []))
+    assert set(urls) == {"Homepage", "Documentation", "Changelog", "Issues"}
+    assert {url for url in urls.values() if not url.startswith(PROJECT)} == set()
+    assert urls["Homepage"] == PROJECT
+    for name in ("Documentation", "Changelog"):
+        assert (ROOT / urls[name].removeprefix(f"{PROJECT}/blob/main/")).is_file()
+
+
+def test_links_of_the_description_live_on_an_index(metadata: Message) -> None:
+    """Each leads to the file that the README's relative link leads to, and the picture to the picture itself."""
+    description = str(metadata.get_payload())
+    targets = re.findall(r"\]\(([^)\s]+)\)", description)
+    written = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    assert len(targets) == len(written) > 30
+    for target, relative in zip(targets, written, strict=True):
+        if "://" in relative:
+            assert target == relative
+        elif relative.endswith((".svg", ".png")):
+            assert target == f"https://raw.githubusercontent.com/workerpools/workerpools/main/{relative}"
+        else:
+            assert target == f"{PROJECT}/blob/main/{relative}"
+    assert "<!-- python" not in description
+    # Nothing else of the README is left out.
+    assert "# workerpools\n" in description
+    assert "[MIT](" in description
+
+
+@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "psycopg", "redis", "flower", "prometheus", "opentelemetry"])
 def test_adapters_extras_are_in_all(extra: str, project: dict[str, Any]) -> None:
     """`workerpools[all]` is every adapter and integration."""
     (everything,) = project["optional-dependencies"]["all"]
@@ -134,9 +163,11 @@ def test_adapters_extras_are_in_all(extra: str, project: dict[str, Any]) -> None
 
 
 def test_image_needs_no_embedded_servers(project: dict[str, Any]) -> None:
-    """The extra that the Dockerfile installs leaves the embedded servers out, and `demo` adds just those."""
-    extras = project["optional-dependencies"]
-    assert "[demo-app]" in (ROOT / "Dockerfile").read_text()
-    assert [line for line in extras["demo-app"] if line.startswith(("embedded", "valkey"))] == []
-    assert extras["demo"][0] == "workerpools[demo-app]"
-    assert len(extras["demo"]) == 3
+    """The group that the Dockerfile installs leaves the embedded servers out, and `demo` adds just those."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert "--group demo-app" in (ROOT / "Dockerfile").read_text()
+    assert [line for line in groups["demo-app"] if line.startswith(("embedded", "valkey"))] == []
+    assert groups["demo"][0] == {"include-group": "demo-app"}
+    assert len(groups["demo"]) == 3
+    # An index has no use for the demo: it is in no wheel.
+    assert [extra for extra in project["optional-dependencies"] if extra.startswith("demo")] == []

@@ -21,7 +21,7 @@ from workerpools._process.watchdog import Watchdog
 from workerpools.events import Event, EventKind
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
-from workerpools.sqlalchemy._queue import DeadlineQueuePool
+from workerpools.sqlalchemy._pool import DeadlineQueuePool
 
 BACKEND = text("select pg_backend_pid()")
 
@@ -212,7 +212,7 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
     """
     import gevent
 
-    from workerpools.sqlalchemy._timeouts import _watchdog
+    from workerpools.sqlalchemy._connection import _watchdog
 
     cooperate()
     app = Celery("shop", set_as_current=False)
@@ -282,6 +282,6 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
         "runs": runs.count(2),
         "in use": stats.in_use,
         "open": stats.open,
-        "watched": len(_watchdog._watched),
+        "watched": sum(len(watch.waiting) for watch in _watchdog.watched),
         "connecting": len(live.opening.descriptors._connecting) if live else 0,
     }

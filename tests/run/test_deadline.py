@@ -197,7 +197,7 @@ def test_the_watchdog_keeps_nothing_that_was_forgotten() -> None:
     with ours, theirs:
         for _ in range(1000):
             assert dog.forget(dog.watch(ours.fileno(), time.monotonic() + 3600))
-        assert not dog._watched
+        assert not dog.watched
 
 
 def test_the_watchdog_shuts_down_what_it_says_and_nothing_else() -> None:

@@ -15,7 +15,7 @@ from tests.support.faults import terminate_backends
 from tests.support.shop import Shop, insert
 from workerpools import FailureKind, classify
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
-from workerpools.sqlalchemy._errors import is_client_side
+from workerpools.sqlalchemy._errors import error_code, is_client_side
 
 
 def test_one_dead_connection_retires_its_idle_siblings(shop: Shop) -> None:
@@ -90,7 +90,7 @@ def test_a_connection_that_the_driver_alone_knows_to_be_lost_is_replayed(shop: S
 def test_what_a_driver_says_on_its_own(module: str, name: str, code: str | None, expected: bool) -> None:
     """A server's error has a SQLSTATE."""
     error = type(name, (Exception,), {"__module__": module, "sqlstate": code})("connection socket closed")
-    assert is_client_side(error) is expected
+    assert is_client_side(error, error_code(error)) is expected
 
 
 @pytest.mark.parametrize("asked", [b"version()", b"show standard_conforming_strings", b"statement_timeout"])

@@ -53,7 +53,11 @@ class Place:
 
     def is_whole(self, task: Any) -> None:
         """Check that the one connection of each pool can be had, and that nothing else was counted as a leak."""
-        leaks = [self.stats(name).value("leaks") for name in ("db", "api") if self.base.__dict__[name].is_open]
+        leaks = [
+            self.stats(name).value("leaks")
+            for name, each in (("db", self.shop.engine), ("api", self.shop.api))
+            if each.is_open
+        ]
 
         def uses(this: Any) -> None:
             assert this.session.scalar(ONE) == 1
@@ -349,4 +353,4 @@ def test_an_adapters_own_option_wins_over_the_setting(place: Place) -> None:
         assert made.leak_after == found
         api = place.pools.add(HttpxClient(leak_after=option), name=f"api{found}")
         assert api.leak_after == found
-    assert WorkerPools().leak_after is None
+    assert WorkerPools().shared.leak_after is None

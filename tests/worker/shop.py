@@ -162,7 +162,9 @@ def _order(self: Any, number: int, ending: str, seconds: float) -> int:
 def _end(backend: int, engine: sqlalchemy.Engine) -> None:
     """Have the server end a session, from another one, and wait until it has."""
     ending = text("select pg_terminate_backend(:backend, 10000)")
-    with sqlalchemy.create_engine(engine.url).connect() as connection:
+    # Without a pool: an idle connection of it would stay open until the garbage collector finds the engine, among those
+    # that a test counts.
+    with sqlalchemy.create_engine(engine.url, poolclass=sqlalchemy.NullPool).connect() as connection:
         connection.execute(ending, {"backend": backend})
 
 

@@ -17,6 +17,10 @@ pytestmark = pytest.mark.worker
 
 numbers = count(1)
 
+CHILDREN = 2
+#: One for each engine of each child, and none besides: what is left over is a leak.
+CONNECTIONS = 2 * CHILDREN
+
 
 @pytest.fixture(scope="module")
 def proxy(shared: Stand) -> Iterator[TcpProxy]:
@@ -29,15 +33,21 @@ def proxy(shared: Stand) -> Iterator[TcpProxy]:
 def started(shared: Stand, proxy: TcpProxy) -> Iterator[WorkerProcess]:
     database = shared.database.through(proxy)
     env = {"SHOP_DATABASE": database.url(), "SHOP_STOCK": database.url("psycopg")}
-    with shared.worker(concurrency=2, env=env) as worker:
+    with shared.worker(concurrency=CHILDREN, env=env) as worker:
         yield worker
 
 
 @pytest.fixture
-def worker(shared: Stand, started: WorkerProcess) -> WorkerProcess:
-    """The worker, with every connection of every child open and idle."""
+def worker(shared: Stand, started: WorkerProcess, proxy: TcpProxy) -> WorkerProcess:
+    """The worker, with every connection of every child open and idle.
+
+    Each child keeps one connection for each of its two engines. What an earlier test lost, or had the server end, is
+    waited for: a proxy and a server take a moment to see that the client is gone.
+    """
     for name in ("visit", "stock"):
         shared.reach_all(started.children(), name)
+    proxy.wait_for(open=CONNECTIONS, timeout=PATIENCE)
+    wait_until(lambda: len(shared.backends()) == CONNECTIONS, f"{CONNECTIONS} backends")
     shared.echo.clear()
     return started
 
@@ -51,7 +61,7 @@ def test_terminated_backends_cost_one_replay_each(shared: Stand, worker: WorkerP
     """Every backend is terminated while idle: all tasks after it succeed and each writes one row; the bodies that met
     a dead connection, and they alone, ran twice, and the log says so."""
     children, before = worker.children(), replays(worker)
-    assert shared.terminate_backends() == 4
+    assert shared.terminate_backends() == CONNECTIONS
     chosen = [next(numbers) for _ in range(20)]
     sent = [shared.send(name, number) for number in chosen]
     used = {result.get(timeout=PATIENCE) for result in sent}
@@ -209,7 +219,7 @@ def test_a_body_is_replayed_once_and_not_more(shared: Stand, worker: WorkerProce
     number, children = next(numbers), worker.children()
     proxy.stop()
     try:
-        assert proxy.close_all() == 4
+        assert proxy.close_all() == CONNECTIONS
         result = shared.outcome("order", number)
     finally:
         proxy.start()

@@ -83,7 +83,12 @@ class TaskTerms(Terms):
         if request is None or request.called_directly:
             return None
         task = self._task
-        hard, soft = self._limits(request)
+        # As _limits() has it: every task with a limit asks for its deadline.
+        hard, soft = request.timelimit or (None, None)
+        hard, soft = hard or task.time_limit, soft or task.soft_time_limit
+        if not (hard and soft):
+            of_worker = worker_limits(task.app)
+            hard, soft = hard or of_worker[0], soft or of_worker[1]
         if not hard and not soft and request.expires is None:
             return None
         margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
 from workerpools._run.budget import Budget
-from workerpools._run.events import EventKind, Listeners
+from workerpools._run.events import CONNECTIONS, EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
 from workerpools._stats.meter import Lease, Meter
 from workerpools.errors import ConfigurationError
@@ -23,6 +24,8 @@ from workerpools.errors import ConfigurationError
 __all__ = ["Adapter", "FunctionAdapter", "Opening"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger(CONNECTIONS)
 
 
 def _nothing() -> None:
@@ -62,7 +65,7 @@ class Opening:
         self.notice = notice
         self.ended = ended
         self._listeners = listeners or Listeners()
-        self._budget = budget or Budget()
+        self.budget = budget or Budget()
         meter = meter or Meter()
         self._meter = meter
         #: Begins a lease with the wait for a connection; returns the :class:`Lease`.
@@ -95,9 +98,11 @@ class Opening:
             reason: Why: ``idle``, ``lifetime``, ``stale``, ``recycled``, ``shutdown``; else it counts as ``other``.
             age: Seconds that the connection was open; None where that is not known.
         """
-        self.descriptors.drop(connection)
+        self.descriptors.connections.pop(id(connection), None)
         why = self._meter.closed(reason, age)
-        self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
+        # Few listen to that, and a connection that breaks is on its way to a decision.
+        if self._listeners.audience[EventKind.CONNECTION_CLOSED] or _log.isEnabledFor(logging.DEBUG):
+            self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
 
     def replaced(self, reason: str) -> None:
         """Report that an idle connection is replaced as it is wanted, because it is ``stale``, for one."""
@@ -148,7 +153,7 @@ class Opening:
         if failure is not None and noted_of(error) is None:
             self._meter.failed(failure.kind)
         phase = phase or (Phase.STATEMENT if failure is None else failure.phase)
-        note_failure(error, Noted(failure, phase, deadline, self._budget, self._listeners))
+        note_failure(error, Noted(failure, phase, deadline, self.budget, self._listeners))
 
     def effect(self, what: str) -> Effect:
         """Note that something leaves which cannot be taken back; see :meth:`Effect.withdraw`.
@@ -182,7 +187,7 @@ class Opening:
             return False
         attempt = current()
         if attempt is None or attempt.delivery is None:
-            allowed = self._budget.take(timed_out=noted.failure.timed_out)
+            allowed = self.budget.take(timed_out=noted.failure.timed_out)
         else:
             allowed = attempt.delivery.take_replay(noted)
         if allowed:

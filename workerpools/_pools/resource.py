@@ -246,13 +246,15 @@ class Resource(Overridable[T]):
             if attempt is not None and self not in attempt.values:
                 # Before anything can fail: its adapter is asked about the error then.
                 attempt.values[self] = None
-                attempt.callback(self._attempt_ended)
-                if attempt.budget is None:
-                    attempt.budget = self.shared.budget
-            # One that runs inside of another one goes on with the outer one's value.
-            outer: _Live[T] | None = next((found for each in line(attempt) if (found := each.values.get(self))), None)
-            live = outer or self._live
-            if live is not None and outer is None and not self._renew(live):
+                attempt.callbacks.append(self._attempt_ended)
+            live = self._live
+            outer: _Live[T] | None = None
+            if attempt is not None and attempt.parent is not None:
+                # One that runs inside of another one goes on with the outer one's value.
+                outer = next((found for each in line(attempt) if (found := each.values.get(self))), None)
+            if outer is not None:
+                live = outer
+            elif live is not None and live.version != self._recycles.cells[0] and not self._renew(live):
                 self._live, replaced, live = None, live, None
                 self._retired.append(replaced)
             if live is None:
@@ -260,6 +262,8 @@ class Resource(Overridable[T]):
             if attempt is not None:
                 attempt.values[self] = live
                 live.users.add(attempt)
+                if attempt.budget is None:
+                    attempt.budget = live.opening.budget
         finally:
             self._lock.release()
             if replaced is not None and replaced.is_free:

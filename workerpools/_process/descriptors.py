@@ -100,9 +100,11 @@ class Descriptors:
     """
 
     def __init__(self) -> None:
-        self._connections: dict[int, Callable[[], Any]] = {}
+        #: By the id of each; :meth:`drop` takes one out.
+        self.connections: dict[int, Callable[[], Any]] = {}
         self._borrowers: dict[int, Callable[[], Any]] = {}
         self._sources: list[Callable[[], Iterable[Any]]] = []
+        self._holders: list[Callable[[], Iterable[object]]] = []
         self._kept: list[object] = []
         self._connecting: dict[int, tuple[frozenset[tuple[int, int]], int | None]] = {}
         self._seen: weakref.WeakKeyDictionary[object, SocketNumber] = weakref.WeakKeyDictionary()
@@ -137,11 +139,11 @@ class Descriptors:
     def add(self, connection: Any) -> None:
         """Note a connection that was just opened: one with a ``fileno()``, or that was looked for."""
         self.gave_up()
-        _hold(self._connections, id(connection), connection)
+        _hold(self.connections, id(connection), connection)
 
     def drop(self, connection: object) -> None:
         """Forget a connection that was closed."""
-        self._connections.pop(id(connection), None)
+        self.connections.pop(id(connection), None)
 
     def lend(self, connection: object, borrower: object) -> None:
         """Note who holds a checked-out connection.
@@ -156,6 +158,10 @@ class Descriptors:
         """Ask ``source`` for the value's connections whenever they are wanted, where nothing tells of each."""
         self._sources.append(source)
 
+    def hold(self, source: Callable[[], Iterable[object]]) -> None:
+        """Ask ``source`` at a fork who holds checked-out connections, where noting each with :meth:`lend` costs."""
+        self._holders.append(source)
+
     def keep(self, companion: object) -> None:
         """Keep an object that belongs to the value and must not be finalized in a forked child."""
         self._kept.append(companion)
@@ -166,7 +172,10 @@ class Descriptors:
 
     def pin(self) -> object:
         """Return strong references to everything that a forked child must not finalize."""
-        return self._open(), [held for ref in list(self._borrowers.values()) if (held := ref()) is not None]
+        held = [held for ref in list(self._borrowers.values()) if (held := ref()) is not None]
+        for source in self._holders:
+            held.extend(source())
+        return self._open(), held
 
     def filenos(self) -> list[int]:
         """Return the descriptors that are open now, those of connections that are still being made included."""
@@ -181,7 +190,7 @@ class Descriptors:
         return fileno(connection)
 
     def _open(self) -> list[Any]:
-        noted = [held for ref in list(self._connections.values()) if (held := ref()) is not None]
+        noted = [held for ref in list(self.connections.values()) if (held := ref()) is not None]
         for source in self._sources:
             try:
                 noted.extend(source())

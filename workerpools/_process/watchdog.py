@@ -11,7 +11,6 @@ may have its owner give way to another greenlet at any moment. Each step is one 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 import time
@@ -21,14 +20,39 @@ from _socket import socket as native_socket
 from workerpools._process.descriptors import SocketNumber
 from workerpools._process.greenlets import Threads
 
-__all__ = ["Watchdog"]
+__all__ = ["Watch", "Watchdog"]
 
 #: How often to ask whether a socket has been shut down, in seconds; that takes one call to the kernel.
 _POLL = 0.0005
 
 
+class Watch:
+    """One socket that a :class:`Watchdog` may shut down: at :attr:`at`, and only while something waits on it.
+
+    Whatever waits puts a token into :attr:`waiting` before, and takes it out after. If the token is gone by then, the
+    watchdog has taken it: see :meth:`Watchdog.stop_waiting`.
+
+    Args:
+        socket: The socket. One that is closed is left alone, whatever has its descriptor then.
+
+    Attributes:
+        at: When, of :func:`time.monotonic`; set by :meth:`Watchdog.arm`.
+        armed: Whether the watchdog will look at it.
+        waiting: At most one token.
+    """
+
+    __slots__ = ("armed", "at", "shut_down", "socket", "waiting")
+
+    def __init__(self, socket: SocketNumber) -> None:
+        self.socket = socket
+        self.at = math.inf
+        self.armed = False
+        self.waiting: list[bool] = []
+        self.shut_down = False
+
+
 class Watchdog:
-    """Shuts sockets down at given times, unless told otherwise before. Its thread starts with the first one."""
+    """Shuts sockets down at given times, while something waits on them. Its thread starts with the first one."""
 
     def __init__(self) -> None:
         self._reset()
@@ -36,11 +60,10 @@ class Watchdog:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._threads = Threads()
-        self._numbers = itertools.count(1)
-        #: By number: when, and which socket.
-        self._watched: dict[int, tuple[float, SocketNumber]] = {}
-        #: The numbers whose sockets are being shut down now, or were forgotten at the last moment.
-        self._shutting: set[int] = set()
+        #: Those to look at; a dict, because it takes no lock. One whose socket is closed is taken out.
+        self.watched: dict[Watch, None] = {}
+        #: Those that are being shut down now, or were found at the last moment to wait no longer.
+        self._shutting: set[Watch] = set()
         #: When the thread looks again by itself.
         self._looks = math.inf
         #: Released to have it look at once.
@@ -49,29 +72,45 @@ class Watchdog:
         #: Taken by who starts the thread.
         self._start = self._threads.lock()
 
-    def watch(self, descriptor: int, at: float) -> int:
-        """Shut the socket ``descriptor`` down at ``at``, of :func:`time.monotonic`; return a number to forget it by.
+    def watch(self, descriptor: int, at: float) -> Watch:
+        """Shut the socket ``descriptor`` down at ``at``, of :func:`time.monotonic`; return what to forget it by."""
+        watch = Watch(SocketNumber(descriptor))
+        self.arm(watch, at)
+        watch.waiting.append(True)
+        if not watch.armed:
+            self.arm(watch, at)
+        return watch
 
-        One that is closed before is left alone, whatever has its descriptor then.
-        """
+    def arm(self, watch: Watch, at: float) -> None:
+        """Look at ``watch`` at ``at``: what waits then is ended. Call it before the token is put in."""
         if self._pid != os.getpid():
             # The thread did not come along in the fork.
             self._reset()
-        number = next(self._numbers)
-        self._watched[number] = (at, SocketNumber(descriptor))
+        watch.at = at
+        watch.armed = True
+        self.watched[watch] = None
         # Read after that is written, as the thread writes it before it reads that.
         if at < self._looks:
             self._rouse()
-        return number
 
-    def forget(self, number: int) -> bool:
-        """Leave the socket alone; return whether it was still in time."""
-        if self._watched.pop(number, None) is not None:
-            return True
-        # Until then its descriptor must not be closed: the number may be given away, and another socket be shut down.
-        while number in self._shutting and self._pid == os.getpid():
-            time.sleep(_POLL)
-        return False
+    def stop_waiting(self, watch: Watch) -> bool:
+        """Take the token out; return whether the socket was shut down since it was put in."""
+        try:
+            watch.waiting.pop()
+        except IndexError:
+            # Until then its descriptor must not be closed: the number may be given away, and another socket shut down.
+            while watch in self._shutting and self._pid == os.getpid():
+                time.sleep(_POLL)
+            watch.waiting.clear()
+        found, watch.shut_down = watch.shut_down, False
+        return found
+
+    def forget(self, watch: Watch) -> bool:
+        """Leave the socket alone for good; return whether it was still in time."""
+        late = self.stop_waiting(watch)
+        self.watched.pop(watch, None)
+        watch.armed = False
+        return not late
 
     def _rouse(self) -> None:
         if self._start.acquire(False):
@@ -85,17 +124,37 @@ class Watchdog:
             self._signal.release()
 
     def _run(self) -> None:
-        watched, shutting = self._watched, self._shutting
+        watched, shutting = self.watched, self._shutting
         while True:
             self._looks = math.inf
             now = time.monotonic()
-            for number, (at, seen) in watched.copy().items():
-                if at <= now:
-                    shutting.add(number)
-                    if watched.pop(number, None) is not None:
-                        _shut_down(seen.fileno())
-                    shutting.discard(number)
-            self._looks = first = min((at for at, _ in watched.copy().values()), default=math.inf)
+            first = math.inf
+            for watch in watched.copy():
+                if watch.at > now:
+                    continue
+                shutting.add(watch)
+                try:
+                    token = watch.waiting.pop()
+                except IndexError:
+                    # Nothing waits. Armed again by the next wait, which looks at this after it has put its token in.
+                    watch.armed = False
+                    watched.pop(watch, None)
+                    if watch.waiting or watch.at > now:
+                        watch.armed = True
+                        watched[watch] = None
+                else:
+                    # The token of a later wait, with a later time, may have come in between.
+                    if watch.at <= now:
+                        watch.shut_down = True
+                        _shut_down(watch.socket.fileno())
+                        watch.armed = False
+                        watched.pop(watch, None)
+                    else:
+                        watch.waiting.append(token)
+                shutting.discard(watch)
+            for watch in watched.copy():
+                first = min(first, watch.at)
+            self._looks = first
             self._signal.acquire(True, -1 if first == math.inf else max(0.0, first - time.monotonic()))
 
 

@@ -196,15 +196,16 @@ class Attempt:
             raise interruption
 
     def end(self) -> None:
-        """Leave the attempt and call back whoever asked for it.
+        """Leave the attempt, unless that was done, and call back whoever asked for it.
 
         Raises:
             BaseException: What interrupted the process during a callback.
         """
-        self.leave()
+        if not self.ended:
+            self.leave()
         interruption: BaseException | None = None
-        for function in self.callbacks:
-            interruption = function(self) or interruption
+        while self.callbacks:
+            interruption = self.callbacks.pop(0)(self) or interruption
         if interruption is not None:
             raise interruption
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from workerpools._values import WEEK, seconds
 
 __all__ = ["NO_DEADLINE", "Deadline", "seconds_allowed"]
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Deadline:
     """When a task must have ended.
 
@@ -17,10 +19,7 @@ class Deadline:
         at: On the clock of :func:`time.monotonic`; None without any limit.
     """
 
-    __slots__ = ("at",)
-
-    def __init__(self, at: float | None = None) -> None:
-        self.at = at
+    at: float | None = None
 
     def remaining(self) -> float | None:
         """Return the seconds that are left, never below 0; None without a limit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -125,11 +125,13 @@ class Listeners:
     """Writes every event to the log and hands it to whoever asked for it."""
 
     def __init__(self) -> None:
-        self._listeners: tuple[Listener, ...] = ()
+        #: By the kind of event.
+        self.audience: dict[EventKind, tuple[Listener, ...]] = dict.fromkeys(EventKind, ())
 
-    def add(self, listener: Listener) -> None:
-        """Call ``listener`` with every event from now on."""
-        self._listeners = (*self._listeners, listener)
+    def add(self, listener: Listener, kinds: Iterable[EventKind] = EventKind) -> None:
+        """Call ``listener`` with every event of these kinds from now on."""
+        for kind in kinds:
+            self.audience[kind] = (*self.audience[kind], listener)
 
     def emit(self, kind: EventKind, resource: str, detail: str = "", /, **fields: object) -> None:
         """Log the event and pass it on; a listener that fails is logged, never raised into the task.
@@ -141,15 +143,16 @@ class Listeners:
             fields: What else is to be known, without secrets; ``stack`` tells where the connection was acquired.
         """
         level, name = _LINES.get(kind, _DEFAULT)
-        if not self._listeners and not logging.getLogger(name).isEnabledFor(level):
+        audience = self.audience[kind]
+        if not audience and not logging.getLogger(name).isEnabledFor(level):
             return
         pid, stack = os.getpid(), str(fields.pop("stack", ""))
         write(name, level, kind.value, {"resource": resource, "pid": pid, **fields}, detail, stack)
-        if not self._listeners:
+        if not audience:
             return
         told = " ".join([*(f"{key}={value}" for key, value in fields.items()), *([detail] if detail else [])])
         event = Event(kind, resource, told, pid, {**fields, "stack": stack} if stack else fields)
-        for listener in self._listeners:
+        for listener in audience:
             try:
                 listener(event)
             except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -150,7 +150,7 @@ def known_libraries() -> frozenset[str]:
 
 def attach(error: BaseException, noted: Noted) -> None:
     """Note on ``error`` what is known of it. What was noted first stays: it was nearer to the cause."""
-    if noted_of(error) is None:
+    if getattr(error, _ATTRIBUTE, None) is None:
         try:
             setattr(error, _ATTRIBUTE, noted)
         except Exception:  # an exception class without a __dict__
@@ -179,7 +179,7 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
     noted = noted_of(error)
     if noted is None or noted.failure is None:
         noted = classify(error) or noted
-    chain = list(causes(error))
+    chain = causes(error)
     masks = noted is not None or is_library(error)
     for cause in chain:
         if is_interruption(cause):
@@ -197,16 +197,16 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
     return Verdict(error, noted)
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and everything it was raised from or during, each once, the nearest first."""
-    seen: set[int] = set()
+def causes(error: BaseException) -> list[BaseException]:
+    """Return ``error`` and everything it was raised from or during, each once, the nearest first."""
+    found: dict[int, BaseException] = {}
     pending: list[BaseException | None] = [error]
     while pending:
-        found = pending.pop(0)
-        if found is not None and id(found) not in seen:
-            seen.add(id(found))
-            yield found
-            pending += (found.__cause__, found.__context__)
+        each = pending.pop(0)
+        if each is not None and id(each) not in found:
+            found[id(each)] = each
+            pending += (each.__cause__, each.__context__)
+    return list(found.values())
 
 
 def is_interruption(error: BaseException) -> bool:
@@ -214,7 +214,7 @@ def is_interruption(error: BaseException) -> bool:
     if not isinstance(error, Exception):
         return True
     # Known by name: the core imports neither Celery nor billiard, which defines it.
-    return any(cls.__name__ == "SoftTimeLimitExceeded" for cls in type(error).__mro__)
+    return "SoftTimeLimitExceeded" in [cls.__name__ for cls in type(error).__mro__]
 
 
 def is_library(error: BaseException) -> bool:

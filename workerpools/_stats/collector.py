@@ -136,7 +136,7 @@ class Collector:
         self._at_end: list[Callable[[], object]] = []
         #: The alerts in force; set by the worker's monitor.
         self.alerts: tuple[Alert, ...] = ()
-        listeners.add(self._count)
+        listeners.add(self._count, _COUNTED)
         fork.guard(self)
 
     def pin(self) -> object:
@@ -216,12 +216,9 @@ class Collector:
                 resource.ask(now)
 
     def _count(self, event: Event) -> None:
-        counter = _COUNTED.get(event.kind)
-        if counter is None:
-            return
         for resource in self._resources():
             if resource.name == event.resource:
-                resource.meter.count(counter)
+                resource.meter.count(_COUNTED[event.kind])
                 # Most come after the attempt has ended, and so was published.
                 resource.meter.publish()
 

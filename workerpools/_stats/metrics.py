@@ -105,7 +105,12 @@ class Definition(NamedTuple):
 
 DEFINITIONS = (
     Definition("open", "connections", MetricType.GAUGE, "Connections that are open."),
-    Definition("in_use", "connections", MetricType.GAUGE, "Connections that are in use; with HTTP/2 requests."),
+    Definition(
+        "in_use",
+        "connections",
+        MetricType.GAUGE,
+        "Connections in use; requests, where a client sends several over one connection.",
+    ),
     Definition("idle", "connections", MetricType.GAUGE, "Connections that are open and not in use."),
     Definition("limit", "connections", MetricType.GAUGE, "Connections that may be open; 0 where there is no limit."),
     Definition("pending", "acquisitions", MetricType.GAUGE, "Callers that wait for a connection."),

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+from typing import Any, cast
 
 from workerpools.adapter import explained
 
@@ -21,7 +21,6 @@ import sqlalchemy.exc
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
-from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from workerpools.adapter import (
@@ -31,26 +30,19 @@ from workerpools.adapter import (
     Failure,
     Lifetime,
     Opening,
-    Overridable,
-    Resource,
     Setting,
     add_note,
-    refusal,
-    scoped,
     seconds,
     whole,
 )
 from workerpools.errors import ConfigurationError
-from workerpools.sqlalchemy import _events
-from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code
+from workerpools.sqlalchemy._commit import resolve_commits
+from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
 from workerpools.sqlalchemy._greenlets import suit_greenlets
-from workerpools.sqlalchemy._pool import Clock, Recycled, timed
-from workerpools.sqlalchemy._queue import DeadlineQueuePool
-from workerpools.sqlalchemy._session import BodysSession
+from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
+from workerpools.sqlalchemy._session import TaskSession
+from workerpools.sqlalchemy._statements import note_statements
 from workerpools.sqlalchemy._url import about_driver, check_options, parsed
-
-if TYPE_CHECKING:
-    from workerpools._pools.resource import Resource
 
 __all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
 
@@ -204,7 +196,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self.leak_after = leak_after
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
-        self._recycled: weakref.WeakKeyDictionary[sqlalchemy.Engine, Recycled] = weakref.WeakKeyDictionary()
+        self._events: weakref.WeakKeyDictionary[sqlalchemy.Engine, PoolEvents] = weakref.WeakKeyDictionary()
         self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
 
     def prepare(self) -> None:
@@ -218,9 +210,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
     def open(self, opening: Opening) -> sqlalchemy.Engine:
         chosen = self._pool_options(opening.execution_pool)
         options = {**chosen, **self._options}
-        recycled, clock = Recycled(), Clock()
+        lifetime = self._lifetime
+        if options.get("pool_pre_ping"):
+            # The user has chosen another way to check.
+            lifetime = replace(lifetime, check_after=None)
+        resolves = self._resolve_timeout > 0
+        events = PoolEvents(opening, lifetime, resolves=resolves, session_settings=not self._pgbouncer)
         if chosen:
-            options["poolclass"] = timed(chosen["poolclass"], opening, recycled, clock)
+            options["poolclass"] = counted(chosen["poolclass"], events)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
@@ -231,7 +228,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             add_note(error, about_driver(self._url))
             raise
         opening.limited(_limit(engine, options))
-        recycled.watch(engine)
+        events.watch(engine)
         suit_greenlets(engine, opening.resource)
         if (credentials := self._credentials) is not None:
 
@@ -239,20 +236,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
                 parameters["user"], parameters["password"] = credentials()
 
-        lifetime = self._lifetime
-        if options.get("pool_pre_ping"):
-            # The user has chosen another way to check.
-            lifetime = replace(lifetime, check_after=None)
-        _events.watch(
-            engine,
-            opening,
-            recycled,
-            clock,
-            resolve_timeout=self._resolve_timeout,
-            lifetime=lifetime,
-            session_settings=not self._pgbouncer,
-        )
-        self._recycled[engine] = recycled
+        resolve_commits(engine, opening, self._resolve_timeout)
+        note_statements(engine, opening)
+        note_errors(engine, opening)
+        self._events[engine] = events
         return engine
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
@@ -272,11 +259,11 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         value.dispose()
 
     def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
-        """Close the idle connections, and each that is in use when it is given back."""
-        recycled = self._recycled.get(value)
-        if recycled is not None:
-            recycled.recycle(value.pool, since)
-        return recycled is not None
+        """Close the idle connections, and each that is in use when it is checked in."""
+        events = self._events.get(value)
+        if events is not None:
+            events.recycle(value.pool, since)
+        return events is not None
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # Only what no event of the engine tells of. The errors of another engine are not for this one to judge.
@@ -314,84 +301,6 @@ def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:
 def _dialect(url: URL) -> type[DefaultDialect]:
     # Every dialect derives from it, though the annotation of get_dialect() promises less.
     return cast("type[DefaultDialect]", url.get_dialect())
-
-
-class _GivesEngine(Protocol):
-    def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
-
-
-class TaskSession(Overridable[Session]):
-    """Gives a task body its session: one an attempt, made on first use, committed when the body returns.
-
-    It is rolled back and closed on every other way out. As a class attribute it gives a ``sqlalchemy.orm.Session``; one
-    that ``override()`` puts in its place stays its maker's: no attempt commits, rolls back or closes it.
-
-    Args:
-        engine: The resource whose engine the session uses.
-        options: Options of ``sqlalchemy.orm.Session``.
-
-    Raises:
-        ConfigurationError: ``engine`` is no resource, or ``Session`` has no such option.
-    """
-
-    __workerpools__ = True
-
-    def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
-        super().__init__()
-        given: Any = engine
-        if callable(given) or not hasattr(type(given), "__get__"):
-            name = getattr(given, "__name__", type(given).__name__)
-            raise ConfigurationError(
-                f"TaskSession({name}): wanted: the resource, so that each process has an engine of its own: "
-                "TaskSession(pools.add(SQLAlchemyEngine(url)))"
-            )
-        known = inspect.signature(Session).parameters
-        if unknown := options.keys() - known.keys():
-            # It takes autocommit to refuse all but False: nobody should be led there.
-            shown = refusal(unknown, known.keys() - {"autocommit"})
-            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {shown}")
-        self._engine = engine
-        self._options = options
-        self._name = "session"
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-        self._where = self._where or f"{owner.__name__}.{name}"
-
-    @overload
-    def __get__(self, instance: None, owner: type | None = None) -> TaskSession: ...
-    @overload
-    def __get__(self, instance: object, owner: type | None = None) -> Session: ...
-    def __get__(self, instance: Any, owner: type | None = None) -> TaskSession | Session:
-        if instance is None:
-            return self
-        if self._overrides:
-            return self._overrides[-1]
-        return scoped(
-            self,
-            lambda: self._make(instance, owner),
-            f"{type(instance).__name__}.{self._name}",
-            "make a session of your own: sqlalchemy.orm.Session(engine)",
-        )
-
-    def _make(self, instance: Any, owner: type | None) -> BodysSession:
-        engine = self._engine.__get__(instance, owner)
-        # A test's stand-in may be a Connection: that has a dialect, too.
-        if not hasattr(engine, "dialect"):
-            resource = getattr(self._engine, "name", type(self._engine).__name__)
-            raise ConfigurationError(
-                f"{type(instance).__name__}.{self._name}: the resource {resource!r} gives a {type(engine).__name__}, "
-                "not a sqlalchemy.Engine; TaskSession wants the resource of an engine"
-            )
-        made = BodysSession(engine, **self._options) if self._options else BodysSession(engine)
-        made.lent_as = (type(instance), self._name)
-        return made
-
-    def _misplaced(self, name: str) -> str:
-        return (
-            f"{self._where or self._name} is the declaration: a session exists in a task body, as "
-            f"self.{self._name}.{name}; elsewhere make one of your own: sqlalchemy.orm.Session(engine)"
-        )
 
 
 def classify(error: BaseException) -> Failure | None:

@@ -6,41 +6,33 @@ documentation, "Transaction ID and Snapshot Information Functions"; version 13 a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy
-from sqlalchemy.engine import Connection
+from sqlalchemy.exc import PendingRollbackError
 
-from workerpools.adapter import FailureKind, Opening, deadline
+from workerpools.adapter import FailureKind, Opening, Phase, current, deadline
+from workerpools.sqlalchemy._connection import (
+    IDLE,
+    IN_ERROR,
+    KEY,
+    CommitState,
+    ConnectionState,
+    History,
+    commits_each_statement,
+    watched,
+)
 from workerpools.sqlalchemy._errors import classify_connect, error_code
-from workerpools.sqlalchemy._timeouts import POSTGRESQL, Timeouts
+from workerpools.sqlalchemy._timeouts import POSTGRESQL
 
-__all__ = [
-    "ASKING",
-    "COMMIT_STATE",
-    "CONNECTION",
-    "READ_WRITE",
-    "CommitState",
-    "commits_each_statement",
-    "introduce",
-    "watch_commits",
-]
+__all__ = ["ASKING", "introduce", "resolve_commits"]
 
 logger = logging.getLogger("workerpools")
-
-#: Keys of a driver connection's ``info``.
-CONNECTION = "workerpools connection"
-TIMELINE = "workerpools timeline"
-READ_WRITE = "workerpools read write"
-
-#: What the driver's exception carries out of ``do_commit``.
-COMMIT_STATE = "__workerpools_commit__"
 
 #: How long a transaction that is still in progress is left to end by itself, in seconds. Its session is ended then:
 #: it is ours, and nobody reads its answer.
@@ -66,129 +58,144 @@ _INTRODUCTION = f"SELECT setting, {_HISTORY} FROM pg_settings WHERE name = 'stat
 ASKING: ContextVar[bool] = ContextVar("workerpools_asking", default=False)
 
 
-@dataclass(frozen=True)
-class CommitState:
-    """What is known of a COMMIT that failed.
-
-    Attributes:
-        sent: Whether it may have left.
-        outcome: ``aborted``, or empty where it is not known.
-        xid: The transaction's id, where it was noted.
-    """
-
-    sent: bool
-    outcome: str = ""
-    xid: str = ""
-
-
-@dataclass(frozen=True)
-class _Transaction:
+class _Transaction(NamedTuple):
     xid: str
     pid: int
-    timeline: str
-    #: Since when the server has statistics: since it was made, or since its last crash.
-    life: str | None
+    history: History
 
 
-def watch_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float, timeouts: Timeouts) -> None:
+def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float) -> None:
     """Note each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
 
     Args:
-        engine: The engine; its dialect's ``do_commit`` is replaced.
+        engine: The engine; its dialect's ``do_commit`` and ``do_rollback`` are replaced.
         opening: Whose engine it is.
         resolve_timeout: How long to ask for the outcome, in seconds.
-        timeouts: Has COMMIT and ROLLBACK watched.
     """
     dialect: Any = engine.dialect
     commit: Callable[[Any], None] = dialect.do_commit
     rollback: Callable[[Any], None] = dialect.do_rollback
-
-    def original(proxied: Any) -> None:
-        with timeouts.watched(proxied.dbapi_connection):
-            commit(proxied)
+    committed = f"COMMIT by {opening.resource!r}"
 
     def do_rollback(proxied: Any) -> None:
-        with timeouts.watched(getattr(proxied, "dbapi_connection", proxied)):
+        try:
+            state: ConnectionState = proxied.info[KEY]
+        except (AttributeError, KeyError, NotImplementedError):
+            # SQLAlchemy's first questions to a server.
+            with watched(getattr(proxied, "dbapi_connection", proxied)):
+                rollback(proxied)
+            return
+        state.phase = Phase.ROLLBACK
+        if state.status is not None and state.status() == IDLE:
+            # The driver sends nothing: a connection that is checked in after COMMIT.
             rollback(proxied)
+            return
+        attempt = current()
+        state.wait(None if attempt is None else attempt.deadline.at)
+        try:
+            rollback(proxied)
+        finally:
+            state.waited()
+            if state.read_write or state.local is not None:
+                state.transaction_ends()
 
     def do_commit(proxied: Any) -> None:
-        if commits_each_statement(proxied.dbapi_connection):
-            original(proxied)
-            return
-        transaction = None
-        if TIMELINE in proxied.info:
-            if not _only_reads(dialect, proxied):
-                with timeouts.watched(proxied.dbapi_connection):
-                    transaction = _note(proxied, proxied.info[TIMELINE])
-            if transaction is None:
-                _commit_nothing(dialect, original, proxied)
-                return
-        effect = opening.effect(f"COMMIT by {opening.resource!r}")
         try:
-            original(proxied)
-        except dialect.loaded_dbapi.Error as error:
-            # Anything else has struck meanwhile, as a time limit does, and the server may have done it: it stays noted.
-            if not dialect.is_disconnect(error, proxied, None):
-                # The server has answered: it was not committed.
-                effect.withdraw()
-                raise
-            within = deadline().clamp(resolve_timeout) or 0.0
-            outcome = _resolve(engine, transaction, within) if transaction else ""
-            if outcome == "committed":
-                opening.resolved("committed")
-                with opening.closing("stale"):
-                    _throw_away(engine, proxied)
+            state: ConnectionState = proxied.info[KEY]
+        except (AttributeError, KeyError, NotImplementedError):
+            with watched(getattr(proxied, "dbapi_connection", proxied)):
+                commit(proxied)
+            return
+        state.phase, state.commit = Phase.COMMIT, None
+        attempt = current()
+        if attempt is not None and state.status is not None and state.status() == IN_ERROR:
+            raise PendingRollbackError(
+                f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
+                "caught: COMMIT would undo it in silence. Call rollback() where the error is caught, or put the "
+                "statement that may fail in begin_nested()"
+            )
+        at = None if attempt is None else attempt.deadline.at
+        state.wait(at)
+        try:
+            connection = proxied.dbapi_connection
+            if getattr(connection, "autocommit", None) is not False and commits_each_statement(connection):
+                commit(proxied)
                 return
-            if outcome == "aborted":
-                opening.resolved("aborted")
-                effect.withdraw()
-            xid = transaction.xid if transaction is not None else ""
-            setattr(error, COMMIT_STATE, CommitState(True, outcome, xid))
-            raise
+            transaction = None
+            if state.history is not None:
+                # The server refuses to write in a transaction that was begun as READ ONLY: no need to ask it.
+                if state.read_write or dialect.get_readonly(connection) is not True:
+                    transaction = _note(proxied, state, state.history)
+                if transaction is None:
+                    _commit_nothing(dialect, commit, proxied, state)
+                    return
+                if at is not None and time.monotonic() >= at:
+                    # COMMIT has a time of its own, as every statement after the deadline.
+                    state.wait(at)
+            effect = opening.effect(committed)
+            try:
+                commit(proxied)
+            except dialect.loaded_dbapi.Error as error:
+                # Anything else has struck meanwhile, as a time limit does, and the server may have done it: it stays
+                # noted.
+                if not dialect.is_disconnect(error, proxied, None):
+                    # The server has answered: it was not committed.
+                    effect.withdraw()
+                    raise
+                state.waited()
+                if transaction is None:
+                    state.commit = CommitState(sent=True)
+                    raise
+                outcome = _resolve(engine, transaction, deadline().clamp(resolve_timeout) or 0.0)
+                if outcome:
+                    opening.resolved(outcome)
+                if outcome == "committed":
+                    with opening.closing("stale"):
+                        _throw_away(engine, proxied, state)
+                    return
+                if outcome == "aborted":
+                    effect.withdraw()
+                state.commit = CommitState(True, outcome, transaction.xid)
+                raise
+        finally:
+            state.waited()
+            if state.read_write or state.local is not None:
+                state.transaction_ends()
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback
 
 
-def _only_reads(dialect: Any, proxied: Any) -> bool:
-    # The server refuses to write in a transaction that was begun as READ ONLY: no need to ask it.
-    return dialect.get_readonly(proxied.dbapi_connection) is True and READ_WRITE not in proxied.info
-
-
-def _commit_nothing(dialect: Any, original: Callable[[Any], None], proxied: Any) -> None:
+def _commit_nothing(dialect: Any, commit: Callable[[Any], None], proxied: Any, state: ConnectionState) -> None:
     # A transaction that wrote nothing has nothing to lose: its reads were complete before COMMIT.
     try:
-        original(proxied)
+        commit(proxied)
     except Exception as error:
         if not dialect.is_disconnect(error, proxied, None):
             raise
-        connection = _connection(proxied)
+        connection = None if state.connection is None else state.connection()
         if connection is None:
-            setattr(error, COMMIT_STATE, CommitState(False))
+            state.commit = CommitState(sent=False)
             raise
         connection.invalidate(error)
 
 
-def _note(proxied: Any, timeline: Any) -> _Transaction | None:
+def _note(proxied: Any, state: ConnectionState, history: History) -> _Transaction | None:
     cursor = proxied.cursor()
     try:
         cursor.execute(_NOTE)
         xid, pid = cursor.fetchone()
-    except Exception as error:
-        setattr(error, COMMIT_STATE, CommitState(False))
+    except Exception:
+        state.commit = CommitState(sent=False)
         raise
     finally:
-        _quietly(cursor.close)
-    return None if xid is None else _Transaction(xid, pid, *timeline)
+        with contextlib.suppress(Exception):
+            cursor.close()
+    return None if xid is None else _Transaction(xid, pid, history)
 
 
-def _connection(proxied: Any) -> Connection | None:
-    ref: weakref.ref[Connection] | None = proxied.info.get(CONNECTION)
-    return None if ref is None else ref()
-
-
-def _throw_away(engine: sqlalchemy.Engine, proxied: Any) -> None:
-    connection = _connection(proxied)
+def _throw_away(engine: sqlalchemy.Engine, proxied: Any, state: ConnectionState) -> None:
+    connection = None if state.connection is None else state.connection()
     if connection is not None:
         connection.invalidate()
     else:
@@ -230,11 +237,11 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
         cursor = connection.cursor()
         cursor.execute(_TIMELINE)
         timeline, life = cursor.fetchone()
-        if timeline != transaction.timeline:
+        if timeline != transaction.history.timeline:
             # A standby may know of a COMMIT later than its primary: worth asking again. On another timeline the id may
             # have been given to another transaction.
             return "unknown" if timeline else ""
-        if life != transaction.life:
+        if life != transaction.history.life:
             # It has crashed: an id of which nothing had reached the disk is given away again. Then the transaction
             # was lost, whatever became of the other one; but a COMMIT may be either's.
             try:
@@ -263,28 +270,27 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
         _quietly(connection.invalidate)
 
 
-def introduce(connection: Any, info: dict[str, Any], timeouts: Timeouts, *, resolves: bool) -> None:
+def introduce(connection: Any, state: ConnectionState, *, resolves: bool) -> None:
     """Ask a new connection which history its server writes, and which timeout is in force; costs one round trip.
 
     A second one where the server does not tell the first.
 
     Args:
         connection: The driver's connection, not yet used.
-        info: The connection's ``info``. Without a timeline in it, no COMMIT over the connection is resolved.
-        timeouts: Told of the timeout.
-        resolves: Whether the timeline is wanted.
+        state: What is known of it. Without a history in it, no COMMIT over the connection is resolved.
+        resolves: Whether the history is wanted.
     """
     before = connection.autocommit
     try:
-        if not (resolves and _introduced(connection, info, timeouts, _INTRODUCTION)):
+        if not (resolves and _introduced(connection, state, _INTRODUCTION)):
             # Deadlines need no history, which some servers that speak PostgreSQL's protocol do not know, and others
             # do not tell every role.
-            _introduced(connection, info, timeouts, _TIMEOUT)
+            _introduced(connection, state, _TIMEOUT)
     finally:
         _quietly(lambda: setattr(connection, "autocommit", before))
 
 
-def _introduced(connection: Any, info: dict[str, Any], timeouts: Timeouts, question: str) -> bool:
+def _introduced(connection: Any, state: ConnectionState, question: str) -> bool:
     try:
         # Outside of a transaction: an error would abort it.
         connection.autocommit = True
@@ -292,9 +298,10 @@ def _introduced(connection: Any, info: dict[str, Any], timeouts: Timeouts, quest
         cursor.execute(question)
         milliseconds, *history = cursor.fetchone()
         cursor.close()
-        timeouts.opened(info, POSTGRESQL, int(milliseconds))
+        state.kind, state.server = POSTGRESQL, int(milliseconds)
+        state.session = state.server
         if history and history[0]:
-            info[TIMELINE] = tuple(history)
+            state.history = History(*history)
         return True
     except Exception as error:
         if connection.closed:
@@ -309,18 +316,3 @@ def _quietly(step: Callable[[], object]) -> None:
         step()
     except Exception as error:
         logger.debug("clean-up failed: %s", type(error).__name__)
-
-
-def commits_each_statement(connection: Any) -> bool:
-    """Return whether the driver's connection is in autocommit, so that a lost reply may hide a statement's success.
-
-    SQLAlchemy's events do not tell: a connection in AUTOCOMMIT still fires begin and rollback.
-    """
-    autocommit = getattr(connection, "autocommit", None)
-    if callable(autocommit):
-        # The MySQL drivers have a method of that name to set it, and another one to ask.
-        asked = getattr(connection, "get_autocommit", None)
-        return bool(asked()) if asked is not None else False
-    if type(connection).__module__ == "sqlite3":
-        return autocommit is True or connection.isolation_level is None
-    return autocommit is True

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+from time import monotonic
 from typing import Any
 
-from workerpools.adapter import Failure, FailureKind, Phase, Sent
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, ExceptionContext
+
+from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, add_note, current
+from workerpools.sqlalchemy._connection import ConnectionState, commits_each_statement, state_of
 
 __all__ = [
+    "COMMIT",
+    "COMMIT_OR_IMPLICIT",
     "POOL_EXHAUSTED",
     "classify_connect",
     "classify_statement",
@@ -16,7 +25,20 @@ __all__ = [
     "is_client_side",
     "is_read_only",
     "is_timeout",
+    "note_errors",
 ]
+
+#: COMMIT as text, which no event tells of; END is PostgreSQL's other word for it.
+_COMMIT = r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b"
+COMMIT = re.compile(_COMMIT, re.IGNORECASE)
+
+#: With what commits on MySQL and MariaDB without the word ("Statements That Cause an Implicit Commit" in both manuals).
+COMMIT_OR_IMPLICIT = re.compile(
+    rf"{_COMMIT}|(?:^|;|\*/)\s*(?:alter|analyze|begin|cache|change|check"
+    r"|create(?!(?:\s+or\s+replace)?\s+temporary\b)|drop(?!\s+temporary\b)|flush|grant|install|load\s+index|lock"
+    r"|optimize|rename|repair|reset|revoke|set\s+password|start|stop|truncate|uninstall|unlock)\b",
+    re.IGNORECASE,
+)
 
 #: SQLAlchemy's ``TimeoutError``.
 POOL_EXHAUSTED = Failure(
@@ -83,19 +105,17 @@ def error_code(error: BaseException | None) -> str:
     return "SQLITE_BUSY" if isinstance(first, str) and first.startswith("database is locked") else ""
 
 
-def is_read_only(error: BaseException) -> bool:
+def is_read_only(error: BaseException, code: str) -> bool:
     """Return whether the server refused a write because it is no primary any more: the connection is of no use."""
-    code = error_code(error)
     return code in _READ_ONLY or (code == "1290" and _READ_ONLY_OPTION.search(str(error)) is not None)
 
 
-def is_timeout(error: BaseException) -> bool:
+def is_timeout(error: BaseException, code: str) -> bool:
     """Return whether a statement took longer than the server, or the driver's read_timeout, allows."""
-    code = error_code(error)
     return code in _TIMEOUT or (code in ("2006", "2013") and _NO_ANSWER.search(str(error)) is not None)
 
 
-def is_client_side(error: BaseException) -> bool:
+def is_client_side(error: BaseException, code: str) -> bool:
     """Return whether a PostgreSQL driver failed without a word of the server's: it has lost the connection.
 
     A server's error has a SQLSTATE. SQLAlchemy looks at the driver's connection and at some texts, and does not know
@@ -103,7 +123,7 @@ def is_client_side(error: BaseException) -> bool:
     """
     cls = type(error)
     from_driver = cls.__module__.partition(".")[0] in ("psycopg", "psycopg2")
-    return from_driver and cls.__name__ == "OperationalError" and not error_code(error)
+    return from_driver and cls.__name__ == "OperationalError" and not code
 
 
 def classify_connect(error: BaseException, *, resource: str) -> Failure:
@@ -144,41 +164,35 @@ def classify_statement(
         outcome: In phase COMMIT: ``aborted`` where the server said so afterwards; empty if it is not known.
     """
     code, text = error_code(error), str(error)
-
-    def failure(kind: FailureKind, sent: Sent, known: str) -> Failure:
-        return Failure(kind, sent, resource, phase, code, known=known)
-
+    kind, sent, timed_out = FailureKind.STALE, Sent.ALL, False
     if not disconnected:
-        if is_read_only(error):
-            return failure(FailureKind.STALE, Sent.ALL, "the server is read-only, as after a failover")
-        if code in _ABORTED:
-            return failure(FailureKind.ABORTED, Sent.ALL, f"the server rolled the transaction back ({code})")
-        if code in _UNAVAILABLE:
-            return failure(FailureKind.UNAVAILABLE, Sent.ALL, "the server takes no connection now")
+        if is_read_only(error, code):
+            known = "the server is read-only, as after a failover"
+        elif code in _ABORTED:
+            kind, known = FailureKind.ABORTED, f"the server rolled the transaction back ({code})"
+        elif code in _UNAVAILABLE:
+            kind, known = FailureKind.UNAVAILABLE, "the server takes no connection now"
+        else:
+            return None
+    elif code in ("25P03",) or _IDLE_IN_TRANSACTION.search(text):
         return None
-    if code in ("25P03",) or _IDLE_IN_TRANSACTION.search(text):
-        return None
-    if phase is Phase.COMMIT and commit_sent:
-        if outcome != "aborted":
-            return failure(FailureKind.INDETERMINATE, Sent.ALL, "the connection was lost during COMMIT")
-        return failure(
-            FailureKind.STALE,
-            Sent.ALL,
-            "the connection was lost during COMMIT, and the server says that it rolled back",
-        )
-    if is_timeout(error):
+    elif phase is Phase.COMMIT and commit_sent:
+        if outcome == "aborted":
+            known = "the connection was lost during COMMIT, and the server says that it rolled back"
+        else:
+            kind, known = FailureKind.INDETERMINATE, "the connection was lost during COMMIT"
+    elif is_timeout(error, code):
         # As with HTTP: a statement that is slow would be as slow again, and hold its locks beside the first one's.
+        kind, timed_out = FailureKind.INDETERMINATE, True
         known = "the driver has waited for an answer for as long as its read_timeout allows"
-        return Failure(FailureKind.INDETERMINATE, Sent.ALL, resource, phase, code, timed_out=True, known=known)
-    if phase is Phase.STATEMENT and _PGBOUNCER.search(text):
-        return failure(FailureKind.UNAVAILABLE, Sent.NOTHING, "PgBouncer has no server connection now")
-    if autocommit:
-        return failure(
-            FailureKind.INDETERMINATE, Sent.UNKNOWN, "the connection was lost during a statement in autocommit"
-        )
-    return failure(
-        FailureKind.STALE, Sent.UNKNOWN, "the connection was lost and the server rolled the transaction back"
-    )
+    elif phase is Phase.STATEMENT and _PGBOUNCER.search(text):
+        kind, sent, known = FailureKind.UNAVAILABLE, Sent.NOTHING, "PgBouncer has no server connection now"
+    elif autocommit:
+        kind, sent = FailureKind.INDETERMINATE, Sent.UNKNOWN
+        known = "the connection was lost during a statement in autocommit"
+    else:
+        sent, known = Sent.UNKNOWN, "the connection was lost and the server rolled the transaction back"
+    return Failure(kind, sent, resource, phase, code, timed_out=timed_out, known=known)
 
 
 def classify_unwatched(error: Any) -> Failure | None:
@@ -200,3 +214,80 @@ def classify_unwatched(error: Any) -> Failure | None:
     if found is not None and error.statement is None and found.kind is FailureKind.INDETERMINATE:
         return Failure(found.kind, found.sent, "", Phase.COMMIT, found.code, known=found.known)
     return found
+
+
+#: A new exception has no note yet: the built-in method is enough, where there is one.
+_note = BaseException.add_note if sys.version_info >= (3, 11) else add_note
+
+
+def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    """Report what each error of ``engine`` proves to ``opening``."""
+    resource = opening.resource
+    commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
+
+    @event.listens_for(engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        error, original, connection = context.sqlalchemy_exception, context.original_exception, context.connection
+        if context.is_pre_ping and error is not None:
+            opening.replaced("stale")
+        state = None if connection is None else state_of(connection)
+        shut_down = state is not None and state.waited()
+        if error is None or context.is_pre_ping:
+            # No error of the driver's: a time limit, the end of a greenlet, or parameters that do not fit.
+            return
+        if connection is None:
+            opening.descriptors.gave_up()
+            _note(error, f"workerpools: connecting for the resource {resource!r}")
+            opening.failed(error, classify_connect(original, resource=resource))
+            return
+        code = error_code(original)
+        read_only = is_read_only(original, code)
+        if read_only or is_client_side(original, code):
+            # The server is no primary any more, and every ping of this connection would succeed for ever; or the driver
+            # has lost the connection in a way that SQLAlchemy does not know.
+            context.is_disconnect = True
+        if context.is_disconnect:
+            _note(error, f"workerpools: a connection of the resource {resource!r} was lost")
+        text = context.statement
+        if text is None:
+            phase = Phase.STATEMENT if state is None else state.phase
+        elif commits.search(text):
+            phase = Phase.COMMIT
+        else:
+            phase = Phase.ROLLBACK if text.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
+        lost_commit = context.is_disconnect and phase is Phase.COMMIT
+        attempt = current()
+        at = None if attempt is None else attempt.deadline.at
+        if at is not None and (shut_down or (not lost_commit and _timed_out(original, code, state, at))):
+            _note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
+            opening.failed(error, None, phase=phase, deadline=True)
+            return
+        commit = None if state is None or text is not None or phase is not Phase.COMMIT else state.commit
+        failure = classify_statement(
+            original,
+            resource=resource,
+            phase=phase,
+            disconnected=context.is_disconnect and not read_only,
+            autocommit=phase is Phase.STATEMENT and _in_autocommit(connection),
+            commit_sent=commit is None or commit.sent,
+            outcome="" if commit is None else commit.outcome,
+        )
+        if commit is not None and commit.xid and not commit.outcome:
+            _note(
+                error,
+                f"workerpools: whether transaction {commit.xid} was committed could not be found out in time; "
+                f"ask the database: SELECT pg_xact_status('{commit.xid}')",
+            )
+        opening.failed(error, failure, phase=phase)
+
+
+def _timed_out(error: BaseException, code: str, state: ConnectionState | None, at: float) -> bool:
+    # The user's own timeout may have been shorter. A COMMIT that the driver gave up waiting for may have been done.
+    return is_timeout(error, code) and (monotonic() >= at or (state is not None and state.has_timed_out))
+
+
+def _in_autocommit(connection: Connection) -> bool:
+    try:
+        return commits_each_statement(connection.connection.dbapi_connection)
+    except Exception:  # the connection is gone already: what is not known counts as the worse
+        return True

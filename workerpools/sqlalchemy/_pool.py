@@ -1,12 +1,14 @@
-"""Watches an engine's connection pool: which sockets it owns, who holds them, and whether they are still alive."""
+"""The connection pool of an engine: its waits are bounded and counted, its connections checked, replaced, reported."""
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,53 +18,75 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import queue
 
-from workerpools.adapter import Due, Lease, Lifetime, Opening, deadline, due, in_attempt
+from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._commit import ASKING, introduce
+from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
-from workerpools.sqlalchemy._lent import LENT, Lent, reclaim
-from workerpools.sqlalchemy._timeouts import Timeouts
+from workerpools.sqlalchemy._timeouts import ask
 
-__all__ = ["Clock", "Recycled", "timed", "watch_pool"]
+__all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
 
 logger = logging.getLogger("workerpools")
 
-_RAW = "workerpools raw connection"
-_BEGUN = "workerpools begun"
-_BORN = "workerpools born"
-_LIVES = "workerpools lives"
-_USED = "workerpools used"
-_REASON = "workerpools reason"
-_COUNTED = "workerpools_counted"
-_LEASE = "workerpools lease"
+_POLL = 0.005
 
 
-class Clock:
-    """How long each thread takes to open a connection, with everything that is asked on it."""
+class DeadlineQueuePool(QueuePool):
+    """SQLAlchemy's ``QueuePool``, with the task's deadline as a second bound of its waiting.
 
-    def __init__(self) -> None:
-        self._begun: dict[int, float] = {}
-        self._took: dict[int, float] = {}
+    SQLAlchemy knows one time-out for all who wait. A task with less time waits here until a connection is free, and
+    then takes it. One without a deadline may be quicker; then ``timeout`` is the bound, as it always was.
 
-    def begins(self) -> None:
-        """Note that the calling thread begins to open a connection."""
-        self._begun[threading.get_ident()] = time.monotonic()
+    Args:
+        creator: Opens a connection.
+        pool_size: As for ``QueuePool``.
+        max_overflow: As for ``QueuePool``.
+        timeout: As for ``QueuePool``, in seconds.
+        use_lifo: As for ``QueuePool``.
+        options: Those of every pool.
+    """
 
-    def ends(self) -> float:
-        """Return how long the calling thread took to open the connection, in seconds."""
-        thread = threading.get_ident()
-        seconds = time.monotonic() - self._begun.pop(thread, time.monotonic())
-        self._took[thread] = self._took.get(thread, 0.0) + seconds
-        return seconds
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float = 30.0,
+        use_lifo: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(creator, pool_size, max_overflow, timeout, use_lifo, **options)
+        #: How many there may be; None without a limit.
+        self.limit = pool_size + max_overflow if pool_size > 0 and max_overflow >= 0 else None
+        self._turn = threading.Lock()
 
-    def took(self) -> float | None:
-        """Return the seconds that the calling thread has spent opening since it asked last; None for nothing."""
-        thread = threading.get_ident()
-        self._begun.pop(thread, None)
-        return self._took.pop(thread, None)
+    def connect_in_turn(self, limit: int) -> PoolProxiedConnection:
+        """Return a connection of a pool that has none to spare, once there is one.
+
+        Raises:
+            DeadlineExceeded: None came free before the task's deadline.
+            sqlalchemy.exc.TimeoutError: None came free within ``timeout``.
+        """
+        remaining = deadline().remaining()
+        if remaining is None or remaining > self.timeout():
+            return QueuePool.connect(self)
+        until = time.monotonic() + remaining
+        # One at a time, so that no two of them see the same free connection.
+        if self._turn.acquire(timeout=remaining):
+            try:
+                while self.checkedout() >= limit and time.monotonic() < until:
+                    time.sleep(_POLL)
+                if self.checkedout() < limit:
+                    return QueuePool.connect(self)
+            finally:
+                self._turn.release()
+        raise DeadlineExceeded(
+            f"none of the connection pool's {limit} connections came free: the task's deadline has come"
+        )
 
 
 class _Retired(DisconnectionError):
@@ -73,98 +97,43 @@ class _Retired(DisconnectionError):
         self.reason = reason
 
 
-class Recycled:
-    """Since when the connections of an engine are replaced that were begun before.
-
-    Not by the engine's ``dispose()``: that forgets the connections that are in use, which then close unseen, and opens
-    others beyond the pool's limit.
-    """
-
-    def __init__(self) -> None:
-        self._since = 0.0
-
-    def watch(self, engine: sqlalchemy.Engine) -> None:
-        """Note when each connection is begun: before anything else is done for it, such as asking for credentials."""
-
-        @event.listens_for(engine, "do_connect")
-        def begins(dialect: object, record: Any, *_: object) -> None:
-            if record is not None:
-                record.info[_BEGUN] = time.monotonic()
-
-    def recycle(self, pool: Pool, since: float) -> None:
-        """Replace every connection that was begun before: idle ones at once, the others when they are given back.
-
-        Args:
-            pool: The engine's.
-            since: On the clock of :func:`time.monotonic`.
-        """
-        if isinstance(pool, (SingletonThreadPool, StaticPool)):
-            # SQLite in memory: with its connection the database would go.
-            return
-        self._since = since
-        # There is nothing public that takes an idle connection and never waits or opens one. Without these two an old
-        # connection is replaced all the same, when it is taken from the pool.
-        take = getattr(getattr(pool, "_pool", None), "get", None)
-        give_back = getattr(pool, "_do_return_conn", None)
-        if not isinstance(pool, QueuePool) or take is None or give_back is None:
-            return
-        taken: list[Any] = []
-        try:
-            # Others come and go meanwhile; what they give back is looked at then.
-            with suppress(queue.Empty):
-                for _ in range(pool.checkedin()):
-                    taken.append(take(False))
-            for record in taken:
-                self.retire(record)
-        finally:
-            for record in reversed(taken):
-                give_back(record)
-
-    def concerns(self, info: Mapping[Any, Any]) -> bool:
-        """Return whether the connection of this ``info`` is to be replaced."""
-        begun: float = info.get(_BEGUN, info.get(_BORN, self._since))
-        return begun < self._since
-
-    def retire(self, record: Any) -> None:
-        """Close the connection of a pool's entry that nobody uses, if it is to be replaced."""
-        if self._since and record.dbapi_connection is not None and self.concerns(record.info):
-            record.invalidate(_Retired("recycled"))
-
-
-def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled, clock: Clock) -> type[Pool]:
+def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
     """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out.
 
     A connection that is to be recycled is closed as it comes back: after every listener has seen that.
     """
+    opening = events.opening
 
     def give_back(pool: Any, record: Any) -> None:
         try:
-            recycled.retire(record)
+            if events.since:
+                events.retire(record)
         finally:
             pool_class._do_return_conn(pool, record)
 
-    def connect(pool: Pool) -> Any:
+    bounded = issubclass(pool_class, DeadlineQueuePool)
+
+    def connect(pool: Any) -> Any:
         if ASKING.get():
-            connection = pool_class.connect(pool)
-            clock.took()
-            return connection
+            return pool_class.connect(pool)
         lease = opening.wait()
         try:
-            connection = pool_class.connect(pool)
+            if bounded and pool.limit is not None and pool.checkedout() >= pool.limit:
+                connection = pool.connect_in_turn(pool.limit)
+            else:
+                connection = pool_class.connect(pool)
         except BaseException as error:
             lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
-            clock.took()
             # A time limit or the end of a greenlet may have struck while a connection was made.
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
                 opening.failed(error, failure)
             raise
-        took = clock.took()
-        # Its record's dictionary, by which the events know it, too.
-        info = connection.info
-        info[_LEASE] = lease
-        lease.acquired(creating=took or 0.0, reused=took is None, reclaim=lambda: reclaim(info))
+        state: ConnectionState = connection.info[KEY]
+        took, state.took = state.took, None
+        state.lease = lease
+        lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
         return connection
 
     # Under the name that SQLAlchemy's loggers and a repr show.
@@ -179,50 +148,90 @@ def timed(pool_class: type[Pool], opening: Opening, recycled: Recycled, clock: C
     return type(pool_class.__name__, (pool_class,), attributes)
 
 
-def watch_pool(
-    engine: sqlalchemy.Engine,
-    opening: Opening,
-    lifetime: Lifetime,
-    timeouts: Timeouts,
-    recycled: Recycled,
-    clock: Clock,
-    *,
-    resolves: bool,
-) -> None:
-    """Report the connections of ``engine`` to ``opening``; check and replace them as ``lifetime`` says.
+_COUNTED = "workerpools_counted"
+
+
+class PoolEvents:
+    """Reports the connections of one engine; checks and replaces them.
+
+    Connections are not replaced by the engine's ``dispose()``: that forgets those that are in use, which then close
+    unseen, and opens others beyond the pool's limit.
 
     Args:
-        engine: The engine, not yet used.
         opening: What the adapter was told.
         lifetime: How long connections are kept and trusted.
-        timeouts: The engine's.
-        recycled: The engine's, too.
         resolves: Whether lost COMMITs are resolved.
-    """
-    # A pool that the user has made is of a class that counts nothing.
-    counted = hasattr(engine.pool, _COUNTED)
-    speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
-    speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
+        session_settings: Whether a session's settings stay with its connection; not so behind PgBouncer.
 
-    # Listening on the engine, not on its pool: it survives dispose(), which makes a new pool.
-    # First of all listeners, and without a result: what the user's own listeners do to the arguments counts.
-    @event.listens_for(engine, "do_connect")
-    def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
-        clock.begins()
-        port = parameters.get("port") or (3306 if speaks_mysql and "unix_socket" not in parameters else None)
-        opening.descriptors.connecting(int(port) if port else None)
+    Attributes:
+        since: Connections that were begun before are to be replaced, on the clock of :func:`time.monotonic`; 0 for
+            none.
+    """
+
+    def __init__(self, opening: Opening, lifetime: Lifetime, *, resolves: bool, session_settings: bool) -> None:
+        self.opening = opening
+        self.since = 0.0
+        self._lifetime = lifetime
+        self._resolves = resolves
+        self._session_settings = session_settings
+        #: A connection that was used less than this ago needs nothing but its age looked at.
+        self._trusted = min(
+            math.inf if lifetime.check_after is None else lifetime.check_after,
+            math.inf if lifetime.max_idle is None else lifetime.max_idle,
+        )
+        #: Connections that were opened before are suspect: since one of them was found to be dead.
+        self._suspect = 0.0
+        self._states: weakref.WeakSet[ConnectionState] = weakref.WeakSet()
+        self._raw = f"a raw connection of {opening.resource!r}"
+        opening.descriptors.hold(self._borrowers)
+
+    def watch(self, engine: sqlalchemy.Engine) -> None:
+        """Listen to ``engine``, which was not yet used."""
+        self._engine = engine
+        self._speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
+        self._speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
+        # A pool that the user has made is of a class that counts nothing.
+        self._counted = hasattr(engine.pool, _COUNTED)
+        # On the engine, not on its pool: it survives dispose(), which makes a new pool.
+        for name, listener in (
+            ("do_connect", self._connects),
+            ("connect", self._connected),
+            ("checkout", self._checked_out),
+            ("engine_connect", self._wrapped),
+            ("checkin", self._checked_in),
+            ("detach", self._detached),
+            ("invalidate", self._invalidated),
+            ("close", self._closed),
+            ("close_detached", self._closed_detached),
+        ):
+            event.listen(engine, name, listener)
+
+    def _borrowers(self) -> Iterable[object]:
+        refs = [state.borrower for state in list(self._states)]
+        return [held for ref in refs if ref is not None and (held := ref()) is not None]
+
+    # Opening.
+
+    def _connects(self, dialect: object, record: Any, arguments: object, parameters: dict[str, Any]) -> None:
+        # First of all listeners, and without a result: what the user's own listeners do to the arguments counts. Before
+        # anything else is done for a connection, such as asking for credentials.
+        if record is not None:
+            record.info[KEY] = ConnectionState()
+        port = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
+        self.opening.descriptors.connecting(int(port) if port else None)
         remaining = deadline().remaining()
         if remaining is not None and "connect_timeout" in parameters:
             # libpq counts in whole seconds, and in no fewer than 2.
             parameters["connect_timeout"] = min(parameters["connect_timeout"], max(2, round(remaining)))
 
-    @event.listens_for(engine, "connect")
-    def connected(connection: Any, record: Any) -> None:
+    def _connected(self, connection: Any, record: Any) -> None:
+        opening = self.opening
+        state = self._known(connection, record)
         if hasattr(connection, "fileno"):
             opening.connected(connection, _purpose())
-        elif speaks_mysql:
+        elif self._speaks_mysql:
             # PyMySQL does not tell its socket.
-            timeouts.see(connection, opening.descriptors.look(connection))
+            state.opened(connection, opening.descriptors.look(connection))
             opening.connected(connection, _purpose())
         else:
             # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
@@ -230,123 +239,189 @@ def watch_pool(
             opening.descriptors.lend(connection, connection)
             opening.opened(_purpose())
         try:
-            ask(connection, record.info)
+            self._ask(connection, state)
         except BaseException:
             # SQLAlchemy forgets the connection then, and tells nobody.
+            state.closed()
             connection.close()
             opening.disconnected(connection, _purpose())
             raise
-        opening.created(clock.ends())
+        state.took = time.monotonic() - state.begun
+        opening.created(state.took)
 
-    def ask(connection: Any, info: dict[str, Any]) -> None:
-        if speaks_postgresql and not ASKING.get():
-            introduce(connection, info, timeouts, resolves=resolves)
-        elif speaks_mysql:
+    def _known(self, connection: Any, record: Any) -> ConnectionState:
+        # A creator of the user's connects without an event, and a pool of the user's may have connected before.
+        state: ConnectionState = record.info.setdefault(KEY, ConnectionState())
+        state.lives = self._lifetime.drawn(random.random())
+        state.opened(connection, None)
+        self._states.add(state)
+        return state
+
+    def _ask(self, connection: Any, state: ConnectionState) -> None:
+        if self._speaks_postgresql and not ASKING.get():
+            introduce(connection, state, resolves=self._resolves)
+        elif self._speaks_mysql and self._session_settings:
             try:
-                timeouts.ask(connection, info)
-            except engine.dialect.loaded_dbapi.Error as error:
-                if engine.dialect.is_disconnect(error, connection, None):
+                found = ask(connection)
+            except self._engine.dialect.loaded_dbapi.Error as error:
+                if self._engine.dialect.is_disconnect(error, connection, None):
                     raise
                 logger.debug("the server does not say which timeout is in force: %s", type(error).__name__)
+            else:
+                if found is not None:
+                    state.kind, state.server = found
+                    state.session = state.server
 
-    # Before whatever else looks at a checkout: it may get another connection.
-    @event.listens_for(engine, "checkout")
-    def examined(connection: Any, record: Any, borrower: object) -> None:
+    # Checking out.
+
+    def _checked_out(self, connection: Any, record: Any, borrower: Any) -> None:
+        state: ConnectionState = record.info.get(KEY) or self._known(connection, record)
+        if not ASKING.get():
+            self._examine(connection, state)
+        state.borrower = weakref.ref(borrower)
+        state.connection, state.thread = None, 0
         if ASKING.get():
             return
+        if not self._counted:
+            state.lease = self.opening.lease(state.reclaim)
+        if current() is not None or in_attempt():
+            # Whoever takes a connection past the engine may commit on it unseen, a thread of the body's, too.
+            state.raw = self.opening.effect(self._raw)
+
+    def _examine(self, connection: Any, state: ConnectionState) -> None:
+        """Check a connection, and make its timeout fit.
+
+        Raises:
+            DisconnectionError: It is to be replaced.
+        """
+        opening = self.opening
         opening.notice()
         now = time.monotonic()
-        # One that was made for this very checkout is used, whatever came meanwhile: SQLAlchemy tries no more than
-        # twice. It is replaced when it comes back.
-        if _BORN in record.info and recycled.concerns(record.info):
+        if state.born is None:
+            # One that was made for this very checkout is used, whatever came meanwhile: SQLAlchemy tries no more than
+            # twice. It is replaced when it comes back.
+            state.born = now
+        elif state.begun < self.since:
             raise _Retired("recycled")
-        born = record.info.setdefault(_BORN, now)
-        if _LIVES not in record.info:
-            record.info[_LIVES] = lifetime.drawn(random.random())
-        age, lives = now - born, record.info[_LIVES]
-        needs = due(lifetime, age=age, idle=now - record.info.get(_USED, now), lives=lives)
+        age, idle = now - state.born, 0.0 if state.used is None else now - state.used
+        needs = Due.NOTHING
+        if idle >= self._trusted or (state.lives is not None and age >= state.lives):
+            needs = due(self._lifetime, age=age, idle=idle, lives=state.lives)
         if needs is Due.RETIREMENT:
-            retired = _Retired("lifetime" if lives is not None and age >= lives else "idle")
+            retired = _Retired("lifetime" if state.lives is not None and age >= state.lives else "idle")
             opening.replaced(retired.reason)
             raise retired
+        attempt = current()
+        at = None if attempt is None else attempt.deadline.at
         try:
-            asked = timeouts.at_checkout(connection, record.info)
+            asked = self._session_settings and state.kind is not None and state.fit_session(connection, at)
             if not asked and needs is Due.CHECK:
                 asked = True
-                with timeouts.watched(connection):
-                    engine.dialect.do_ping(connection)
+                state.wait(at)
+                try:
+                    self._engine.dialect.do_ping(connection)
+                finally:
+                    state.waited()
             if asked:
                 opening.checked(alive=True)
-        except engine.dialect.loaded_dbapi.Error as error:
+        except self._engine.dialect.loaded_dbapi.Error as error:
             opening.checked(alive=False)
             opening.replaced("stale")
             # Its idle siblings are of the same age.
             raise InvalidatePoolError("this connection does not answer") from error
 
-    @event.listens_for(engine, "checkin")
-    def checked_in(connection: Any, record: Any) -> None:
-        _returned(record.info)
-        if connection is not None:
-            record.info[_USED] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def checked_out(connection: Any, record: Any, borrower: object) -> None:
-        opening.descriptors.lend(record, borrower)
-        if ASKING.get():
+    def _wrapped(self, connection: Connection) -> None:
+        state: ConnectionState | None = connection.info.get(KEY)
+        if state is None:
             return
-        if not counted:
-            info = record.info
-            info[_LEASE] = opening.lease(lambda: reclaim(info))
-        if in_attempt():
-            record.info[LENT] = Lent(borrower)
-            # Whoever takes a connection past the engine may commit on it unseen, a thread of the body's, too.
-            record.info[_RAW] = opening.effect(f"a raw connection of {opening.resource!r}")
+        state.connection = weakref.ref(connection)
+        if (raw := state.raw) is not None:
+            state.raw = None
+            raw.withdrawn = True
 
-    @event.listens_for(engine, "engine_connect")
-    def wrapped(connection: Connection) -> None:
-        info = connection.info
-        effect = info.pop(_RAW, None)
-        if effect is not None:
-            info[LENT].wrapped(connection)
-            effect.withdraw()
+    # Checking in.
 
-    @event.listens_for(engine, "detach")
-    def detached(connection: Any, record: Any) -> None:
+    def _checked_in(self, connection: Any, record: Any) -> None:
+        state: ConnectionState | None = record.info.get(KEY)
+        if state is None:
+            return
+        if (lease := state.lease) is not None:
+            state.lease = None
+            lease.returned()
+        state.raw = None
+        if connection is not None:
+            state.used = time.monotonic()
+
+    def _detached(self, connection: Any, record: Any) -> None:
         # Its pool opens another one in its place; nobody tells of its end but "close_detached".
-        _returned(record.info)
+        state: ConnectionState | None = record.info.get(KEY)
+        if state is not None and state.lease is not None:
+            lease, state.lease = state.lease, None
+            lease.returned()
 
-    #: Connections that were opened before are suspect: since one of them was found to be dead.
-    suspect = 0.0
+    # Closing.
 
-    @event.listens_for(engine, "invalidate")
-    def invalidated(connection: Any, record: Any, error: BaseException | None) -> None:
-        nonlocal suspect
+    def _invalidated(self, connection: Any, record: Any, error: BaseException | None) -> None:
+        state: ConnectionState | None = record.info.get(KEY)
+        if state is None or error is None:
+            return
         if isinstance(error, _Retired):
-            record.info[_REASON] = error.reason
-        elif error is not None:
-            record.info[_REASON] = "stale"
-            suspect = time.monotonic()
+            state.reason = error.reason
+        else:
+            state.reason = "stale"
+            self._suspect = time.monotonic()
 
-    @event.listens_for(engine, "close")
-    def closed(connection: Any, record: Any) -> None:
-        # Its number is given away from here on.
-        timeouts.after_statement(record.info)
-        reason = record.info.pop(_REASON, "")
-        born = record.info.get(_BORN)
-        if not reason and born is not None and born < suspect:
-            reason = "stale"
-        age = None if born is None else time.monotonic() - born
-        opening.disconnected(connection, _purpose(), reason, age)
+    def _closed(self, connection: Any, record: Any) -> None:
+        state: ConnectionState | None = record.info.get(KEY)
+        reason, age = "", None
+        if state is not None:
+            state.closed()
+            reason, state.reason = state.reason, ""
+            if state.born is not None:
+                age = time.monotonic() - state.born
+                if not reason and state.born < self._suspect:
+                    reason = "stale"
+        self.opening.disconnected(connection, _purpose(), reason, age)
 
-    @event.listens_for(engine, "close_detached")
-    def closed_detached(connection: Any) -> None:
-        opening.disconnected(connection)
+    def _closed_detached(self, connection: Any) -> None:
+        self.opening.disconnected(connection)
 
+    # Recycling.
 
-def _returned(info: dict[Any, Any]) -> None:
-    lease: Lease | None = info.pop(_LEASE, None)
-    if lease is not None:
-        lease.returned()
+    def recycle(self, pool: Pool, since: float) -> None:
+        """Replace every connection that was begun before: idle ones at once, the others when they are checked in.
+
+        Args:
+            pool: The engine's.
+            since: On the clock of :func:`time.monotonic`.
+        """
+        if isinstance(pool, (SingletonThreadPool, StaticPool)):
+            # SQLite in memory: with its connection the database would go.
+            return
+        self.since = since
+        # There is nothing public that takes an idle connection and never waits or opens one. Without these two an old
+        # connection is replaced all the same, when it is checked out.
+        take = getattr(getattr(pool, "_pool", None), "get", None)
+        give_back = getattr(pool, "_do_return_conn", None)
+        if not isinstance(pool, QueuePool) or take is None or give_back is None:
+            return
+        taken: list[Any] = []
+        try:
+            # Others come and go meanwhile; what they check in is looked at then.
+            with suppress(queue.Empty):
+                for _ in range(pool.checkedin()):
+                    taken.append(take(False))
+            for record in taken:
+                self.retire(record)
+        finally:
+            for record in reversed(taken):
+                give_back(record)
+
+    def retire(self, record: Any) -> None:
+        """Close the connection of an idle record, if it is to be replaced."""
+        state: ConnectionState | None = record.info.get(KEY)
+        if record.dbapi_connection is not None and state is not None and state.begun < self.since:
+            record.invalidate(_Retired("recycled"))
 
 
 def _purpose() -> str:

@@ -1,0 +1,417 @@
+"""The Pools page: Flower's handlers, the question to the workers, and the document made of their answers.
+
+Workers are asked while somebody looks at the page, and not more often than they can answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from http.client import responses
+from pathlib import Path
+from typing import Any
+
+from flower.views import BaseHandler
+from flower.views.monitor import Metrics
+from tornado import template, web
+
+from workerpools._stats.metrics import DEFINITIONS
+from workerpools._stats.snapshot import WorkerStats
+from workerpools.flower._templates import PREFIX
+
+__all__ = [
+    "FORGOTTEN_AFTER",
+    "LEAST_INTERVAL",
+    "STATIC",
+    "UNHEARD_AFTER",
+    "VERSION",
+    "Assets",
+    "PoolsData",
+    "PoolsMetrics",
+    "PoolsView",
+    "Reply",
+    "Source",
+    "Status",
+    "document",
+    "status",
+]
+
+logger = logging.getLogger("workerpools.flower")
+
+#: The version of the document. A reader skips what it does not know.
+VERSION = 1
+
+#: The key in the reply of ``celery inspect stats``; see :mod:`workerpools._celery.worker`.
+_KEY = "workerpools"
+
+#: A worker that sends no events counts as offline after this time without an answer, in seconds.
+UNHEARD_AFTER = 60.0
+
+
+class Status(str, Enum):
+    """The state of a worker, as far as Flower can tell."""
+
+    #: It answered the last question.
+    ONLINE = "online"
+    #: It seems to be alive, and did not answer: a worker that runs a task in its main process cannot.
+    SILENT = "silent"
+    #: It has said goodbye, or has been silent for too long.
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A worker's answer to ``celery inspect stats``.
+
+    Attributes:
+        received: Its time, in seconds since the epoch.
+        has_pools: The worker has a WorkerPools.
+        snapshots: Its snapshots; None if they cannot be read.
+        shown: The snapshots as the document has them, with their totals.
+    """
+
+    received: float
+    has_pools: bool = False
+    snapshots: tuple[WorkerStats, ...] | None = ()
+    shown: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, received: float, stats: Any) -> Reply:
+        """Return the reply made of ``stats``; takes about 20 µs per resource and process."""
+        pools = stats.get(_KEY) if isinstance(stats, dict) else None
+        if pools is None:
+            return cls(received)
+        snapshots = _snapshots(pools)
+        return cls(received, True, snapshots, tuple(map(_with_totals, snapshots or ())))
+
+
+def status(*, answered: bool, alive: bool | None, age: float | None, reachable: bool) -> Status:
+    """Return the state of a worker.
+
+    Args:
+        answered: It answered the last question.
+        alive: Its events say that it is alive; None without events.
+        age: The age of its last answer, in seconds; None without one.
+        reachable: The broker can be reached.
+    """
+    if answered:
+        return Status.ONLINE
+    if not reachable or alive:
+        return Status.SILENT
+    # Without events, one unanswered question says little.
+    recent = age is not None and age < UNHEARD_AFTER
+    return Status.SILENT if alive is None and recent else Status.OFFLINE
+
+
+def document(
+    replies: Mapping[str, Reply],
+    *,
+    answered: Collection[str],
+    alive: Mapping[str, bool],
+    asked: float | None,
+    now: float,
+    problem: str = "",
+) -> dict[str, Any]:
+    """Return the document that the page shows.
+
+    Args:
+        replies: The last reply of each worker, by its name.
+        answered: The workers that answered the last question.
+        alive: The workers that send events, and whether they are alive by these.
+        asked: The time of the last question, in seconds since the epoch; None before the first.
+        now: In seconds since the epoch.
+        problem: The reason why the workers cannot be asked; empty if they can.
+    """
+    workers, without = [], []
+    # A living worker is listed even before its first answer; one that went before it is not.
+    for name in sorted(replies.keys() | {name for name, lives in alive.items() if lives}):
+        reply = replies.get(name)
+        age = None if reply is None else max(0.0, now - reply.received)
+        state = status(answered=name in answered, alive=alive.get(name), age=age, reachable=not problem)
+        if reply is not None and not reply.has_pools:
+            if state is not Status.OFFLINE:
+                without.append(name)
+            continue
+        workers.append(
+            {
+                "name": name,
+                "status": state.value,
+                "age": None if age is None else round(age, 3),
+                "readable": reply is None or reply.snapshots is not None,
+                "snapshots": () if reply is None else reply.shown,
+            }
+        )
+    return {
+        "version": VERSION,
+        "now": round(now, 3),
+        "asked": None if asked is None else round(asked, 3),
+        "problem": problem,
+        "workers": workers,
+        "without": without,
+    }
+
+
+def _snapshots(pools: Any) -> tuple[WorkerStats, ...] | None:
+    # From the network, and from any version.
+    try:
+        told = pools["snapshots"]
+        if not isinstance(told, Sequence) or isinstance(told, str):
+            return None
+        return tuple(WorkerStats.from_dict(each) for each in told)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+
+
+def _with_totals(stats: WorkerStats) -> dict[str, Any]:
+    return {**stats.to_dict(), "totals": [each.to_dict() for each in stats.totals()]}
+
+
+#: The least time between two questions to the workers, in seconds, however many pages are open.
+LEAST_INTERVAL = 2.0
+
+#: An offline worker is shown for this time, in seconds, unless Flower's purge_offline_workers is set.
+FORGOTTEN_AFTER = 3600.0
+
+#: The time that a request waits beyond the workers' time for their answer, in seconds,
+_SLACK = 1.0
+#: and the time beyond it until the page reports a problem: Flower's threads may be busy.
+_PATIENCE = 5.0
+
+_UNREACHABLE = "Flower cannot reach the broker, so the workers cannot be asked."
+_STUCK = "The broker does not answer Flower, so the workers cannot be asked."
+
+
+class Source:
+    """The last answers of the workers of one Flower. It belongs to the IOLoop's thread, and never blocks it.
+
+    Flower itself asks all workers when it starts, and one when its page is opened: too rarely for this page.
+    """
+
+    def __init__(self) -> None:
+        self._replies: dict[str, Reply] = {}
+        self._answered: frozenset[str] = frozenset()
+        self._alive: dict[str, bool] = {}
+        self._asked: float | None = None
+        self._problem = ""
+        self._running: asyncio.Task[None] | None = None
+        self._started = float("-inf")
+
+    async def refresh(self, flower: Any) -> str:
+        """Ask the workers, unless that was done a moment ago; return the problem, or an empty text.
+
+        Args:
+            flower: Flower's application.
+        """
+        timeout = flower.options.inspect_timeout / 1000.0
+        if self._running is None and time.monotonic() - self._started >= LEAST_INTERVAL:
+            self._started = time.monotonic()
+            self._running = asyncio.ensure_future(self._ask(flower, timeout))
+            self._running.add_done_callback(self._ended)
+        if self._running is not None:
+            # A question that this request gives up on goes on: the next request finds its answers.
+            await asyncio.wait({self._running}, timeout=timeout + _SLACK)
+        stuck = self._running is not None and time.monotonic() - self._started > timeout + _PATIENCE
+        self._alive = {name: bool(worker.alive) for name, worker in flower.events.state.workers.items()}
+        self._adopt(flower.workers)
+        self._forget(self._alive, time.time(), flower.options.purge_offline_workers)
+        return _STUCK if stuck else self._problem
+
+    async def document(self, flower: Any) -> dict[str, Any]:
+        """Return the document that the page shows, from answers at most a few seconds old."""
+        problem = await self.refresh(flower)
+        return document(
+            self._replies,
+            answered=self._answered,
+            alive=self._alive,
+            asked=self._asked,
+            now=time.time(),
+            problem=problem,
+        )
+
+    def snapshots(self) -> Mapping[str, Sequence[WorkerStats]]:
+        """Return the last snapshots of each worker that is not offline, by its name."""
+        now, found = time.time(), {}
+        for name, reply in self._replies.items():
+            state = status(
+                answered=name in self._answered,
+                alive=self._alive.get(name),
+                age=now - reply.received,
+                reachable=not self._problem,
+            )
+            if reply.has_pools and reply.snapshots is not None and state is not Status.OFFLINE:
+                found[name] = reply.snapshots
+        return found
+
+    async def _ask(self, flower: Any, timeout: float) -> None:
+        alive = [name for name, worker in flower.events.state.workers.items() if worker.alive]
+        ask = partial(_replies, flower.capp, timeout, expected=len({*alive, *self._answered}))
+        try:
+            told = await asyncio.get_running_loop().run_in_executor(None, ask)
+        except Exception as error:
+            if not self._problem:
+                # Its text may hold the broker's URL.
+                logger.warning("the workers cannot be asked about their connection pools: %s", type(error).__name__)
+            self._problem = _UNREACHABLE
+            self._answered = frozenset()
+            return
+        if self._problem:
+            logger.info("the workers can be asked about their connection pools again")
+        self._problem, self._asked = "", time.time()
+        self._replies.update(told)
+        self._answered = frozenset(told)
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._running = None
+
+    def _adopt(self, workers: Any) -> None:
+        # Flower may have asked a worker that is too busy to answer us.
+        for name, known in list(workers.items()):
+            if name not in self._replies and known.get("stats") is not None:
+                self._replies[name] = Reply.of(known.get("timestamp", 0.0), known["stats"])
+
+    def _forget(self, alive: dict[str, bool], now: float, threshold: float | None) -> None:
+        threshold = FORGOTTEN_AFTER if threshold is None else threshold
+        for name in _overdue(self._replies.items(), alive, now - threshold):
+            del self._replies[name]
+
+
+def _overdue(replies: Iterable[tuple[str, Reply]], alive: dict[str, bool], since: float) -> list[str]:
+    return [name for name, reply in replies if reply.received < since and not alive.get(name)]
+
+
+def _replies(app: Any, timeout: float, *, expected: int) -> dict[str, Reply]:
+    """Ask every worker, and read the answers; in a thread, since both take time."""
+    told = _stats(app, timeout, expected=expected)
+    now = time.time()
+    return {name: Reply.of(now, stats) for name, stats in told.items()}
+
+
+def _stats(app: Any, timeout: float, *, expected: int) -> dict[str, Any]:
+    """Return the answers to ``celery inspect stats``, by worker.
+
+    Not to ``pools``: a worker without a WorkerPools does not know that command, and would log an error each time.
+
+    Args:
+        app: The Celery app.
+        timeout: The time that workers have for their answer, in seconds.
+        expected: The number of answers that ends the wait; 0 if unknown.
+    """
+    begun = time.monotonic()
+    with app.connection_or_acquire() as connection:
+        # By default, connecting is retried without end.
+        connection.ensure_connection(max_retries=1, timeout=timeout)
+        ask = partial(app.control.inspect, timeout=timeout, connection=connection)
+        told = ask(limit=expected or None).stats() or {}
+        if len(told) < expected and time.monotonic() - begun < timeout:
+            # Late answers to earlier questions count towards the limit, too.
+            told.update(ask().stats() or {})
+        return told
+
+
+#: Where the page's script and style are.
+STATIC = Path(__file__).parent / "static"
+
+_PAGE, _PLAIN = f"{PREFIX}pools.html", f"{PREFIX}plain.html"
+
+#: The mark of the page's own content.
+_MARK = b'id="workerpools"'
+
+
+class PoolsView(BaseHandler):
+    """The page: within Flower's own, or a plain one where that cannot be."""
+
+    def initialize(self, loader: template.BaseLoader) -> None:
+        self._loader = loader
+
+    def get_template_path(self) -> str:
+        # Tornado keeps one loader for each path: not Flower's.
+        return str(STATIC.parent)
+
+    def create_template_loader(self, template_path: str) -> template.BaseLoader:
+        return self._loader
+
+    @web.authenticated
+    def get(self) -> None:
+        flower: Any = self.application
+        values = {
+            "meanings": {each.name: each.meaning for each in DEFINITIONS},
+            "refreshes": flower.options.auto_refresh,
+            "worker_url": self._worker_url(),
+        }
+        try:
+            self.render(_PAGE, **values)
+        except web.HTTPError:
+            raise
+        except Exception as error:
+            _tell_once(error)
+            namespace = {**self.get_template_namespace(), **values}
+            self.finish(self._loader.load(_PLAIN).generate(**namespace))
+
+    def render_string(self, template_name: str, **kwargs: Any) -> bytes:
+        text: bytes = super().render_string(template_name, **kwargs)
+        if template_name == _PAGE and _MARK not in text:
+            raise LookupError("base.html has no block named container")
+        return text
+
+    def _worker_url(self) -> str:
+        # The address of a worker named "0": the script replaces the name.
+        try:
+            return str(self.reverse_url("worker", "0"))
+        except KeyError:
+            return ""
+
+
+_told: set[str] = set()
+
+
+def _tell_once(error: Exception) -> None:
+    text = f"{type(error).__name__}: {error}"
+    if text not in _told:
+        _told.add(text)
+        logger.warning("Flower's templates are not as expected (%s): the Pools page is a plain one", text)
+
+
+class PoolsData(BaseHandler):
+    """The document of the page, as JSON."""
+
+    def initialize(self, source: Source) -> None:
+        self._source = source
+
+    async def get(self) -> None:
+        # No redirect to the log-in page: the script would read that. With a wrong password, Flower raises this itself.
+        if not self.current_user:
+            raise web.HTTPError(401)
+        self.set_header("Cache-Control", "no-store")
+        self.finish(await self._source.document(self.application))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        flower: Any = self.application
+        # Flower's error pages are for people.
+        if status_code == 401 and flower.options.basic_auth:
+            self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish({"error": responses.get(status_code, "Unknown")})
+
+
+class PoolsMetrics(Metrics):
+    """Flower's own series and ours, after asking the workers. Without a log-in, as Flower's are."""
+
+    def initialize(self, source: Source) -> None:
+        self._source = source
+
+    async def get(self) -> None:
+        await self._source.refresh(self.application)
+        await super().get()
+
+
+class Assets(web.StaticFileHandler):
+    """The page's scripts and styles. Without a log-in, as Flower's own are."""
+
+    def set_extra_headers(self, path: str) -> None:
+        # They change with the installed version: browsers ask each time, and get an answer only after a change.
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Content-Type-Options", "nosniff")
