@@ -21,6 +21,7 @@ from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
 from tests.support.shop import Shop
+from tests.support.stand import Stand, stand_among
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
@@ -103,12 +104,18 @@ def memcached(workspace: Workspace) -> Iterator[MemcachedServer]:
 @pytest.fixture(scope="session")
 def _broker_numbers() -> Iterator[int]:
     # Database 0 is left to tests that use the server directly.
-    return itertools.cycle(range(1, 16))
+    return itertools.cycle(range(1, 14))
+
+
+@pytest.fixture(scope="session")
+def _shared_numbers() -> Iterator[int]:
+    # Of a module's own, which many tests see: none of them is given it as well.
+    return itertools.cycle((14, 15))
 
 
 @pytest.fixture
 def broker_url(valkey_server: ValkeyServer, _broker_numbers: Iterator[int]) -> str:
-    """An empty broker and result store: another Valkey database than that of the fourteen tests before."""
+    """An empty broker and result store: another Valkey database than that of the twelve tests before."""
     import redis
 
     url = valkey_server.start().url(next(_broker_numbers))
@@ -164,4 +171,30 @@ def shop(request: pytest.FixtureRequest, database: Database, proxy_to: Any) -> I
 def maria_shop(request: pytest.FixtureRequest, maria_database: MariaDatabase, proxy_to: Any) -> Iterator[Shop]:
     """The same on MariaDB."""
     with closing(Shop(maria_database, request.param, proxy=proxy_to(maria_database))) as made:
+        yield made
+
+
+@pytest.fixture
+def stand(
+    postgres_server: PostgresServer,
+    valkey_server: ValkeyServer,
+    _broker_numbers: Iterator[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stand]:
+    """Servers for one test's workers."""
+    url = valkey_server.start().url(next(_broker_numbers))
+    with stand_among(postgres_server, url, tmp_path_factory.mktemp("stand"), "stand") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(
+    postgres_server: PostgresServer,
+    valkey_server: ValkeyServer,
+    _shared_numbers: Iterator[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Stand]:
+    """Servers for the workers of a module, whose tests do not disturb each other."""
+    url = valkey_server.start().url(next(_shared_numbers))
+    with stand_among(postgres_server, url, tmp_path_factory.mktemp("stand"), "shared") as made:
         yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,13 +10,10 @@ from typing import Any
 
 import pytest
 
-from demo_tasks.servers import PostgresServer, ValkeyServer, Workspace
+from demo_tasks.servers import Workspace
 from tests.support.browser import Browser, browser_program
 from tests.support.flower import FlowerProcess
 from tests.support.services import require_program
-from tests.support.stand import Stand, stand_among
-
-_numbers = itertools.cycle(range(1, 16))
 
 
 @pytest.fixture(scope="session")
@@ -50,16 +46,6 @@ def flower(broker_url: str) -> Iterator[Callable[..., FlowerProcess]]:
             return opened.enter_context(FlowerProcess(workspace, **options))
 
         yield start
-
-
-@pytest.fixture
-def stand(
-    postgres_server: PostgresServer, valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    """Servers for a real worker."""
-    url, folder = valkey_server.start().url(next(_numbers)), tmp_path_factory.mktemp("stand")
-    with stand_among(postgres_server, url, folder, "flower") as made:
-        yield made
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_an_empty_budget_ends_the_replays(shop: Shop) -> None:
     """Of 12 tokens two replays can be paid; then the error comes out, and says so to the listeners."""
     shop.app.conf.workerpools_retry_budget = 12
     shop.pools.close()
-    shop.pools._budget = None
+    shop.pools.shared._budget = None
     done: list[int] = []
 
     @shop.task(replay=RetryPolicy(replays=100))
@@ -142,7 +142,7 @@ def test_an_empty_budget_ends_the_replays(shop: Shop) -> None:
     with pytest.raises(DBAPIError):
         task()
     assert len(done) == 3
-    assert shop.pools.budget.tokens == 2
+    assert shop.pools.shared.budget.tokens == 2
     assert [event.kind for event in shop.events if event.kind.value.startswith(("attempt", "replay"))] == [
         EventKind.ATTEMPT_REPLAYED,
         EventKind.ATTEMPT_REPLAYED,
@@ -154,7 +154,7 @@ def test_an_empty_budget_ends_the_replays(shop: Shop) -> None:
         insert(self.session, 7)
 
     fine()
-    assert shop.pools.budget.tokens == 3
+    assert shop.pools.shared.budget.tokens == 3
 
 
 @pytest.mark.parametrize("retried", ["GET", "POST with a key"])

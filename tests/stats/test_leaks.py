@@ -353,4 +353,4 @@ def test_an_adapters_own_option_wins_over_the_setting(place: Place) -> None:
         assert made.leak_after == found
         api = place.pools.add(HttpxClient(leak_after=option), name=f"api{found}")
         assert api.leak_after == found
-    assert WorkerPools().leak_after is None
+    assert WorkerPools().shared.leak_after is None

@@ -68,7 +68,7 @@ class ResourceStats:
 
     Attributes:
         name: The resource's name.
-        kind: ``http``, ``database``, or empty for anything else.
+        kind: The kind of client that its adapter declares, such as ``database``; may be empty.
         row: The numbers, as :mod:`workerpools._stats.metrics` lays them out.
     """
 

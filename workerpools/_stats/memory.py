@@ -22,7 +22,7 @@ SLOTS = 256
 PLACES = 16
 
 #: What a resource's kind may take, in bytes of UTF-8, after its name.
-KIND = 8
+KIND = 16
 TITLE = NAME + KIND
 
 # The head of a slot, as floats: the heads lie together, so that looking for used slots touches few pages.
