@@ -196,13 +196,18 @@ class Attempt:
             raise interruption
 
     def end(self) -> None:
-        """Leave the attempt, unless that was done, and call back whoever asked for it.
+        """Leave the attempt, and call back whoever asked for it. Called again, it goes on where a signal struck.
+
+        It comes before any decision about a failure: an interruption of a callback then ends the task, and no retry was
+        sent yet.
 
         Raises:
             BaseException: What interrupted the process during a callback.
         """
-        if not self.ended:
-            self.leave()
+        if _current.get() is self:
+            _current.set(self.parent)
+        _active.attempts.discard(self)
+        self.ended = True
         interruption: BaseException | None = None
         while self.callbacks:
             interruption = self.callbacks.pop(0)(self) or interruption

@@ -70,9 +70,10 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
                 masked = None
         finally:
-            # Here, and again where a signal struck in the middle: an attempt that stayed the current one would own what
-            # later tasks of this process do, and never commit it.
-            attempt.end()
+            if not attempt.ended or attempt.callbacks:
+                # A signal struck in the middle: an attempt that stayed the current one would own what later tasks of
+                # this process do, and never commit it.
+                attempt.end()
             # An exception's traceback holds this frame: without the attempt in it, sessions and errors go at once.
             del attempt
         if masked is not None:
@@ -142,7 +143,7 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
             attempt.close(rollback=False)
         return result
     finally:
-        attempt.leave()
+        attempt.end()
 
 
 #: Where a body is called: further out, the stack is the same for every task.
