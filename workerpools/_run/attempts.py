@@ -196,18 +196,16 @@ class Attempt:
             raise interruption
 
     def end(self) -> None:
-        """Leave the attempt, and call back whoever asked for it. Called again, it goes on where a signal struck.
+        """Leave the attempt if that was not done, and call back whoever asked for it.
 
-        It comes before any decision about a failure: an interruption of a callback then ends the task, and no retry was
-        sent yet.
+        Called before a failed attempt is replayed or retried: what interrupts a callback then ends the task, and no
+        retry was sent yet. Called again, it goes on where a signal struck.
 
         Raises:
             BaseException: What interrupted the process during a callback.
         """
-        if _current.get() is self:
-            _current.set(self.parent)
-        _active.attempts.discard(self)
-        self.ended = True
+        if not self.ended:
+            self.leave()
         interruption: BaseException | None = None
         while self.callbacks:
             interruption = self.callbacks.pop(0)(self) or interruption

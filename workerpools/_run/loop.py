@@ -70,10 +70,9 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
                 masked = None
         finally:
-            if not attempt.ended or attempt.callbacks:
-                # A signal struck in the middle: an attempt that stayed the current one would own what later tasks of
-                # this process do, and never commit it.
-                attempt.end()
+            # Here, and again where a signal struck in the middle: an attempt that stayed the current one would own what
+            # later tasks of this process do, and never commit it.
+            attempt.end()
             # An exception's traceback holds this frame: without the attempt in it, sessions and errors go at once.
             del attempt
         if masked is not None:
@@ -89,6 +88,8 @@ def _replay_retry_or_raise(
     at = attempt.deadline.at
     remaining = None if at is None else max(0.0, at - time.monotonic())
     decision = delivery.decide(failure, noted, error, effects=attempt.effects, remaining=remaining)
+    # Before anything is done about it: see there.
+    attempt.end()
     told: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count_replay()
@@ -143,7 +144,7 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
             attempt.close(rollback=False)
         return result
     finally:
-        attempt.end()
+        attempt.leave()
 
 
 #: Where a body is called: further out, the stack is the same for every task.
