@@ -169,7 +169,7 @@ class AdapterContract:
         """``kind``, ``server``, ``libraries`` and ``leak_after`` are what exporters and messages take them for."""
         adapter = resource.adapter
         assert isinstance(adapter.kind, str)
-        assert len(adapter.kind) <= 8
+        assert len(adapter.kind.encode()) <= 16
         assert adapter.server is None or [type(part) for part in adapter.server] == [str, int]
         assert not isinstance(adapter.libraries, str)
         assert all(isinstance(name, str) for name in adapter.libraries)
