@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
 
@@ -16,8 +14,8 @@ class TestMine(AdapterContract):
     answer_to = b"POST"
 
     @pytest.fixture
-    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-        yield ("127.0.0.1", 1)
+    def server(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
+        return "127.0.0.1", 1
 
     def adapter(self, host: str, port: int) -> HttpxClient:
         return HttpxClient(base_url=f"http://{host}:{port}")
