@@ -226,7 +226,7 @@ class Adapter(Protocol[T]):
     True
 
     Attributes:
-        kind: What it connects to, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``; exporters choose
+        kind: What it connects to, in at most 16 bytes: ``"http"``, ``"database"``, ``"cache"``; exporters choose
             their names by it.
         server: The host and port that it always connects to, for exporters; None if there is no such one.
         libraries: Top-level packages whose exceptions are this client's: the client's own and its drivers'. What they
