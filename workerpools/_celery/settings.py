@@ -51,7 +51,7 @@ SETTINGS = (
     Setting("deadline_margin", time_or_none, "Time between a task's deadline and its time limit, in seconds (0.1)."),
     Setting("metrics_port", port, "Port that serves a worker's statistics to Prometheus (none); 0 for any free port."),
     Setting("metrics_host", text, "Address that the metrics port listens on (127.0.0.1)."),
-    Setting("leak_after", time, "Time in use after which a connection is logged as leaked, in seconds (none)."),
+    Setting("leak_after", time, "Time in use after which a connection is logged, in seconds (none: never)."),
     Setting("alert_interval", time_or_none, "Time between alert checks, in seconds; 0 for none (5)."),
     Setting("alert_utilisation", _fraction, "Fraction of a process's connections that may be in use (0.8)."),
     Setting("alert_sustained", time_or_none, "How long utilisation may stay above that fraction, in seconds (60)."),
