@@ -29,22 +29,22 @@ async function ask() {
     try {
         response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
     } catch {
-        throw new Error("Flower does not answer.");
+        throw new Error("Flower does not respond.");
     }
     if (response.status === 401 || response.status === 403) {
-        throw new Error("Flower wants a log-in: reload this page.");
+        throw new Error("Flower requires a login: reload this page.");
     }
     if (!response.ok) {
-        throw new Error(`Flower answers with an error (status ${response.status}).`);
+        throw new Error(`Flower returned an error (status ${response.status}).`);
     }
     let found;
     try {
         found = await response.json();
     } catch {
-        throw new Error("What Flower answers cannot be read: reload this page.");
+        throw new Error("Flower's response cannot be read: reload this page.");
     }
     if (found.version !== VERSION) {
-        throw new Error("Flower has another version of this page: reload it.");
+        throw new Error("Flower has a different version of this page: reload it.");
     }
     return found;
 }
@@ -81,7 +81,7 @@ function drawState() {
     const found = view.document;
     const problem = failure || (found && found.problem) || "";
     const old = dataAge();
-    const since = old === null ? "" : ` What is shown is ${age(old)} old.`;
+    const since = old === null ? "" : ` These numbers are ${age(old)} old.`;
     setText("wp-problem", problem && problem + since);
     byId("wp-problem").hidden = !problem;
     setText("wp-refreshed", stateText(problem, old));
@@ -96,7 +96,7 @@ function drawState() {
 
 function stateText(problem, old) {
     if (old === null) {
-        return problem ? "No numbers" : "Asking the workers…";
+        return problem ? "No data" : "Querying the workers…";
     }
     if (problem) {
         return `Not refreshed, ${age(old)} old`;

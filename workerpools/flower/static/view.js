@@ -11,7 +11,7 @@ const FEW = 8;
 // A bar from here on has another colour: little is left.
 const HIGH = 0.8;
 
-const STATUS = { online: "online", silent: "not answering", offline: "offline" };
+const STATUS = { online: "online", silent: "not responding", offline: "offline" };
 
 const byId = (id) => document.getElementById(id);
 
@@ -202,7 +202,7 @@ function facts(worker) {
         found.push(snapshot.execution_pool, plural(processCount(worker), "process", "processes"));
     }
     if (worker.age !== null && worker.status !== "online") {
-        found.push(`last heard of ${age(worker.age)} ago`);
+        found.push(`last reply ${age(worker.age)} ago`);
     }
     return found.filter(Boolean);
 }
@@ -210,11 +210,11 @@ function facts(worker) {
 function notes(worker) {
     const found = [];
     if (!worker.readable) {
-        found.push("What this worker answers cannot be read: its workerpools is of another version.");
+        found.push("This worker's reply cannot be read: it runs a different version of workerpools.");
     } else if (worker.age === null) {
-        found.push("This worker has not answered yet.");
+        found.push("This worker has not replied yet.");
     } else if (worker.status === "silent") {
-        found.push("These are its last numbers. A worker that runs tasks in its main process cannot answer meanwhile.");
+        found.push("These are its last numbers. A worker cannot reply while it runs a task in its main process.");
     } else if (worker.status === "offline") {
         found.push("These are its last numbers.");
     } else if (worker.snapshots.every((snapshot) => !snapshot.totals.length)) {
@@ -222,29 +222,29 @@ function notes(worker) {
     }
     const unseen = Math.max(0, ...worker.snapshots.map((snapshot) => snapshot.unseen));
     if (unseen && worker.status === "online") {
-        found.push(`${plural(unseen, "child publishes", "children publish")} nothing, just starting or for want of room `
-            + "in shared memory.");
+        found.push(`${plural(unseen, "child publishes", "children publish")} nothing: just starting, or no space in `
+            + "shared memory.");
     }
     return found;
 }
 
 function emptiness(workers, without, asked, problem, wanted) {
     if (workers.length) {
-        return ["Nothing here has that in its name", `No worker and no resource has “${wanted}” in its name.`];
+        return ["No matches", `No worker or resource has “${wanted}” in its name.`];
     }
     if (without.length) {
         return [
             `${plural(without.length, "worker")} without connection pools`,
-            `${without.join(", ")}: no WorkerPools is declared in the app. With pools = WorkerPools(app) its connections `
-                + "are shown here.",
+            `${without.join(", ")}: the app has no WorkerPools. Add pools = WorkerPools(app) to see its connections `
+                + "here.",
         ];
     }
     if (problem) {
-        return ["Nothing is known of any worker", "This page goes on asking."];
+        return ["No worker is known", "This page keeps trying."];
     }
     return asked === null
-        ? ["Asking the workers…", ""]
-        : ["No worker has answered", "The page shows the first one as soon as it does."];
+        ? ["Querying the workers…", ""]
+        : ["No worker has replied", "This page updates as soon as one does."];
 }
 
 // The rows of a worker's table.
@@ -284,10 +284,10 @@ function processGroup(process, published, n) {
         facts.push(`published ${age(published)} ago`);
     }
     if (process.overflow) {
-        facts.push(`${plural(process.overflow, "resource")} not shown, for want of room in shared memory`);
+        facts.push(`${plural(process.overflow, "resource")} not shown: no space in shared memory`);
     }
     if (process.interrupted) {
-        facts.push("stopped in the middle of publishing");
+        facts.push("stopped while publishing");
     }
     return {
         key: `${n}/${process.pid}`,
