@@ -1,4 +1,4 @@
-"""Hands a worker's children the shared memory that their parent reads (see :mod:`workerpools._stats.shared`)."""
+"""Hands a worker's children the shared memory that their parent reads (see :mod:`workerpools._stats.memory`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import billiard
 from workerpools._celery.lifecycle import execution_pool
 
 if TYPE_CHECKING:
-    from workerpools._stats.shared import Board
+    from workerpools._stats.memory import Board
 
 __all__ = ["child_index", "children", "found_board", "new_board", "unharmed", "withdraw"]
 
@@ -44,7 +44,7 @@ def new_board(worker: Any, number: int) -> Board | None:
     """
     if execution_pool(worker).kind != "prefork":
         return None
-    from workerpools._stats.shared import Board
+    from workerpools._stats.memory import Board
 
     if _forks(worker):
         return Board.anonymous()
@@ -65,7 +65,7 @@ def found_board(number: int) -> Board | None:
     if not path:
         return None
     try:
-        from workerpools._stats.shared import Board
+        from workerpools._stats.memory import Board
 
         return Board.at(path)
     except (OSError, ValueError) as error:
