@@ -104,7 +104,11 @@ class WorkerPools:
 
     @classmethod
     def of(cls, app: Celery) -> WorkerPools:
-        """Return the first WorkerPools of ``app``; create one if there is none."""
+        """Return the first WorkerPools of an app; create one if there is none.
+
+        Args:
+            app: The Celery app.
+        """
         pools = cls.all_of(app)
         if not pools and sharing.child_index() is not None:
             # Celery passes a pickled copy of the app to a spawned child; the resources belong to the imported one.
@@ -115,7 +119,11 @@ class WorkerPools:
 
     @staticmethod
     def all_of(app: Celery) -> list[WorkerPools]:
-        """Return every WorkerPools of ``app``, in order of creation."""
+        """Return every WorkerPools of an app, in order of creation.
+
+        Args:
+            app: The Celery app.
+        """
         return apps.all_of(app)
 
     def stats(self) -> WorkerStats:
@@ -231,7 +239,11 @@ class WorkerPools:
         return self.shared.collector
 
     def has(self, name: str) -> bool:
-        """Return whether a resource has this name."""
+        """Return whether a resource has this name.
+
+        Args:
+            name: The resource's name.
+        """
         return name in self.shared.names
 
     def recycle(self, name: str | None = None) -> list[str]:
@@ -321,11 +333,22 @@ class WorkerPools:
         return None
 
     def record_failure(self, error: Exception) -> None:
-        """Raise ``error`` in every task that opens a resource from now on."""
+        """Make every later opening of a resource raise an error, until a worker starts.
+
+        Args:
+            error: The exception.
+        """
         self.shared.failure = error
 
     def worker_starts(self, worker: Any) -> None:
-        """Prepare resources for children to inherit; called in the parent, before the first child."""
+        """Prepare resources for children to inherit; called in the parent, before the first child.
+
+        Args:
+            worker: The sender of ``worker_init``.
+
+        Raises:
+            ConfigurationError: A setting is unknown or malformed.
+        """
         if self._worker is not None and self._serves(self._worker) and not self._serves(worker):
             # A worker of another app in the same process: pool sizes follow this app's own worker.
             return
@@ -351,7 +374,11 @@ class WorkerPools:
                 logger.exception("could not prepare %r; its tasks will fail with this error", resource)
 
     def worker_ended(self, worker: Any) -> None:
-        """Close everything, unless ``worker`` serves another app and this app's own worker still runs here."""
+        """Close everything, unless ``worker`` serves another app and this app's own worker still runs here.
+
+        Args:
+            worker: The sender of ``worker_shutdown``.
+        """
         if self._worker is not None and self._serves(self._worker) and hasattr(worker, "app"):
             if not self._serves(worker):
                 return

@@ -233,6 +233,10 @@ class HttpxClient(Adapter[httpx.Client]):
         """Close the client once its requests in flight have ended, or after ``timeout`` seconds.
 
         ``httpx.Client.close()`` alone would fail them.
+
+        Args:
+            value: The client.
+            timeout: How long to wait, in seconds.
         """
         traffic = self._traffic.pop(value, None)
         if traffic is not None:
@@ -243,6 +247,13 @@ class HttpxClient(Adapter[httpx.Client]):
         """Send new requests over new connections; requests in flight finish on theirs.
 
         A transport instance passed by the user keeps its connections: there is no way to create another one.
+
+        Args:
+            value: The client.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            True: the client itself is kept.
         """
         traffic = self._traffic.get(value)
         if traffic is not None:

@@ -257,14 +257,27 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return {**defaults, "poolclass": DeadlineQueuePool if pool_class is QueuePool else pool_class}
 
     def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
-        """Close the connections, after waiting at most ``timeout`` seconds for those in use."""
+        """Close the idle connections, after waiting for those in use.
+
+        Args:
+            value: The engine.
+            timeout: How long to wait, in seconds.
+        """
         deadline = time.monotonic() + timeout
         while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         value.dispose()
 
     def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
-        """Close idle connections now, and those in use when they are checked in."""
+        """Close idle connections now, and those in use when they are checked in.
+
+        Args:
+            value: The engine.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            Whether the engine itself is kept.
+        """
         events = self._events.get(value)
         if events is not None:
             events.recycle(value.pool, since)

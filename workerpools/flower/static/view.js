@@ -1,14 +1,14 @@
-// Shows a document of Flower's: the summary, the alerts, and a table per worker, with a group of rows for all of its
-// processes and one for each.
+// Shows Flower's document: the summary, the alerts, and a table per worker, with a group of rows for all processes and
+// one per process.
 
 import {
     acquisitions, age, count, History, longestWait, percent, plural, reuseRatio, seconds, sparkline, troubles, value,
 } from "./numbers.js";
 
-// More processes than this are shown on demand.
+// The number of processes up to which they are shown without a click.
 const FEW = 8;
 
-// A bar from here on has another colour: little is left.
+// The utilisation from which a bar changes colour.
 const HIGH = 0.8;
 
 const STATUS = { online: "online", silent: "not responding", offline: "offline" };
@@ -25,14 +25,14 @@ export class View {
         byId("wp-filter").addEventListener("input", () => this.draw());
     }
 
-    /** Shows a document in place of the one before. */
+    /** Shows a document in place of the previous one. */
     update(found) {
         const first = this.document === null;
         this.document = found;
         this.remember();
         this.draw();
         if (first && location.hash) {
-            // What the address points to was not there when the page came.
+            // The URL's target did not exist when the page loaded.
             const target = byId(decodeURIComponent(location.hash.slice(1)));
             if (target) {
                 target.scrollIntoView();
@@ -166,7 +166,7 @@ export class View {
     }
 }
 
-/** Returns every alert with its worker, the oldest first. */
+/** Returns every alert with its worker, oldest first. */
 export function alertsOf(workers) {
     const found = workers
         .filter((worker) => worker.status !== "offline")
@@ -297,7 +297,7 @@ function processGroup(process, published, n) {
     };
 }
 
-/** Returns the key under which the history of a row is kept. */
+/** Returns the key of a row's history. */
 function rowKey(worker, group, resource) {
     return JSON.stringify([worker.name, group.key, resource.name]);
 }
@@ -323,7 +323,7 @@ function fillTable(table, worker, groups, history, alerts) {
     });
 }
 
-/** Returns the name of an alert's rule for people. */
+/** Returns the readable name of an alert's rule. */
 function ruleText(alert) {
     return alert.rule.replaceAll("_", " ");
 }
@@ -378,19 +378,19 @@ function fillTroubles(cell, resource) {
     });
 }
 
-// The page's elements: only what differs changes, so focus, selection and scroll position outlive a refresh.
+// The page's elements: only differences are applied, so focus, selection and scroll position survive a refresh.
 
-/** Returns a copy of a <template>'s one element. */
+/** Returns a copy of a <template>'s only element. */
 function make(id) {
     return document.getElementById(id).content.firstElementChild.cloneNode(true);
 }
 
-/** Returns the part of an element that the template has named. */
+/** Returns an element's part, by the name in its template. */
 function part(element, name) {
     return element.querySelector(`[data-part="${name}"]`);
 }
 
-/** Sets a text. The only way in which text enters the page: nothing in it can be markup. */
+/** Sets a text. The only way that text enters the page, so it is never parsed as markup. */
 function text(element, content) {
     if (element.textContent !== content) {
         element.textContent = content;
@@ -412,9 +412,9 @@ function show(element, visible) {
 }
 
 /**
- * Makes the children of an element those of `items`, in their order: by key, what was there before is kept.
+ * Gives an element one child per item, in order; existing children are reused by key.
  *
- * `make()` returns a new child, `update(child, item)` fills one. Children that were not made here stay in front.
+ * `make()` returns a new child, `update(child, item)` fills one. Other children of the element stay in front.
  */
 function keyed(parent, items, make, update) {
     const before = parent.keyed || new Map();
@@ -424,7 +424,7 @@ function keyed(parent, items, make, update) {
             child.remove();
         }
     }
-    // To move an element takes its focus away: only those move that must.
+    // Moving an element removes its focus, so move only those out of place.
     let place = [...before.values()].find((child) => child.parentNode === parent) || null;
     for (const item of items) {
         const child = after.get(item.key);
