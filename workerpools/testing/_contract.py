@@ -311,7 +311,7 @@ class AdapterContract:
             run_attempt(body)
         assert caught.value is seen[-1]
         assert type(caught.value).__module__.partition(".")[0] in {*resource.adapter.libraries, "builtins", "socket"}
-        assert "it runs eagerly, and has no broker to wait at" in _note(caught.value)
+        assert "it runs eagerly, without a broker to retry through" in _note(caught.value)
         assert _stats(resource).value("failures", "unavailable") == len(seen) == 1
         assert (_stats(resource).in_use, _stats(resource).pending, _stats(resource).open) == (0, 0, 0)
 
