@@ -13,9 +13,9 @@ from collections.abc import Callable
 from workerpools._run.attempts import Attempt
 from workerpools._stats.alerts import State, evaluate, stopped_among
 from workerpools._stats.collector import assemble
+from workerpools._stats.memory import Board
 from workerpools._stats.meter import Meter
 from workerpools._stats.rules import Thresholds
-from workerpools._stats.shared import Board
 from workerpools._stats.snapshot import ProcessStats, WorkerStats
 
 CHILDREN = 64

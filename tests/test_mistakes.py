@@ -197,7 +197,7 @@ def test_a_session_of_another_resource() -> None:
     def good(self: ShopTask) -> int:
         return self.good.scalar(text("SELECT 1")) or 0
 
-    with pytest.raises(ConfigurationError, match=r"'api' gives a Client, not a sqlalchemy\.Engine"):
+    with pytest.raises(ConfigurationError, match=r"'api' is a Client, not a sqlalchemy\.Engine"):
         bad()
     assert good() == 1
 

@@ -40,7 +40,10 @@ def test_exported_members() -> None:
     ]
     assert workerpools.adapter.__all__ == [
         "UNKNOWN",
+        "WEEK",
+        "YEAR",
         "Adapter",
+        "Attempt",
         "Deadline",
         "Descriptors",
         "Due",
@@ -57,10 +60,13 @@ def test_exported_members() -> None:
         "Resource",
         "Scoped",
         "Sent",
+        "Setting",
         "SocketNumber",
+        "Watch",
         "Watchdog",
         "add_note",
         "causes",
+        "current",
         "deadline",
         "due",
         "explained",
@@ -73,6 +79,8 @@ def test_exported_members() -> None:
         "redact_url",
         "refusal",
         "scoped",
+        "seconds",
+        "whole",
     ]
     assert workerpools.events.__all__ == ["Alert", "AlertListener", "Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]

@@ -1,7 +1,7 @@
-"""The statistics of workers as Prometheus' series.
+"""The statistics of workers as Prometheus series.
 
-Made from snapshots alone, whenever somebody asks: nothing is kept, no file is written, and children need no port of
-their own. A worker's main process can serve them (the setting ``workerpools_metrics_port``), and so can Flower.
+The series are computed from snapshots on each scrape: nothing is stored, no file is written, and children need no
+ports. A worker's main process can serve them (the setting ``workerpools_metrics_port``), and so can Flower.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from workerpools._stats.snapshot import OF_WORKERS, Raised, ResourceStats, Worke
 
 __all__ = ["Source", "WorkerPoolsCollector", "register", "serve"]
 
-#: Returns the snapshots of each worker, by its name.
+#: Returns the snapshots of each worker, by worker name.
 Source = Callable[[], Mapping[str, Sequence[WorkerStats]]]
 
 logger = logging.getLogger("workerpools")
@@ -42,20 +42,21 @@ ALERT = "workerpools_alert_active"
 
 
 class WorkerPoolsCollector(Collector):
-    """Answers with what its source knows at the moment; see :func:`register`.
+    """Collects the current statistics of its source; see :func:`register`.
 
     Args:
-        source: Asked each time. It must not block where whoever collects must not, as in Flower's event loop.
+        source: Called on each collection, in the collecting thread; must not block where that thread must not, as in
+            Flower's event loop.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        # Alerts that were raised once are told as cleared afterwards, so that they do not end as a gap.
+        # Alerts raised earlier are exported as cleared, so that their series do not end in a gap.
         self._known: dict[str, set[Raised]] = {}
         self._lock = threading.Lock()
 
     def describe(self) -> list[Metric]:
-        """Return the families without samples: registering asks nobody for numbers."""
+        """Return the families without samples, so that registering does not call the source."""
         return [
             *(_family(each) for each in DEFINITIONS),
             *(_of_worker(each.definition) for each in OF_WORKERS),
@@ -63,12 +64,12 @@ class WorkerPoolsCollector(Collector):
         ]
 
     def collect(self) -> Iterator[Metric]:
-        """Return the families with a sample for each worker and resource."""
+        """Yield the families, with samples per worker and resource."""
         try:
             workers = {name: list(snapshots) for name, snapshots in sorted(self.source().items())}
         except Exception:
-            # It costs these series alone, and not everything else that the registry shows.
-            logger.exception("the statistics of the workers cannot be read: the series workerpools_… are missing")
+            # Lose only these series, not the registry's others.
+            logger.exception("cannot read the workers' statistics; the workerpools_… series are missing")
             return
         totals = {name: resources(snapshots) for name, snapshots in workers.items()}
         for definition in DEFINITIONS:
@@ -137,7 +138,7 @@ def _add(
         for value, number in stats.labelled(definition.name).items():
             family.add_metric([*labels, value], number)
     elif definition.name != "limit" or stats.limit:
-        # Without a limit there is no series: a rule that divides by it finds nothing, rather than infinity.
+        # No series without a limit: a rule that divides by it then yields nothing instead of infinity.
         family.add_metric(labels, stats.value(definition.name))
 
 
@@ -145,14 +146,17 @@ _registered: weakref.WeakKeyDictionary[CollectorRegistry, WorkerPoolsCollector] 
 
 
 def register(source: Source, registry: CollectorRegistry = REGISTRY) -> WorkerPoolsCollector:
-    """Have ``registry`` show what ``source`` knows. A second call for the same registry replaces the source.
+    """Export the statistics of ``source`` through ``registry``. A second call for a registry replaces the source.
 
     Args:
-        source: Returns the snapshots of each worker by its name; asked at each collection, in its thread.
-        registry: By default the one that ``prometheus_client`` and Flower expose.
+        source: Returns the snapshots of each worker, by worker name; called on each collection, in its thread.
+        registry: The registry; by default the one that ``prometheus_client`` and Flower expose.
 
     Returns:
-        The collector; ``registry.unregister()`` takes it away again.
+        The collector; ``registry.unregister()`` removes it.
+
+    Raises:
+        ValueError: The registry already has series with these names.
     """
     collector = _registered.get(registry)
     if collector is None:
@@ -161,14 +165,14 @@ def register(source: Source, registry: CollectorRegistry = REGISTRY) -> WorkerPo
     try:
         registry.register(collector)
     except ValueError:
-        # It is there already, unless somebody else has its names.
+        # Already registered, unless another collector uses its names.
         if registry not in _registered:
             raise
     _registered[registry] = collector
     return collector
 
 
-#: How long a client may take for its request, in seconds: each occupies a thread meanwhile.
+#: How long a client may take to send its request, in seconds; each occupies a thread.
 TIMEOUT = 10.0
 
 
@@ -176,18 +180,18 @@ class _Handler(WSGIRequestHandler):
     timeout = TIMEOUT
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: a scrape every few seconds is no news."""
+        """Log nothing: scrapes are frequent."""
 
 
 class _Server(ThreadingWSGIServer):
-    """What ``prometheus_client.start_http_server()`` runs, but for four things.
+    """The server of ``prometheus_client.start_http_server()``, with four changes.
 
-    It knows its accepted sockets, which a forked child must discard; it never shares its port; it asks no name server
-    for the host's name; and it drops silent clients.
+    It tracks its accepted sockets, which a forked child must discard; it never shares its port; it does not resolve
+    the host's name; and it drops silent clients.
     """
 
     block_on_close = False
-    # Two workers that listen on one port would each get half of its requests.
+    # Two workers sharing a port would each get half of the requests.
     allow_reuse_port = False
 
     def __init__(self, host: str, port: int) -> None:
@@ -212,22 +216,22 @@ class _Server(ThreadingWSGIServer):
             self.accepted.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Stay quiet about clients that went away."""
+        """Ignore clients that disconnect."""
 
 
 class Endpoint:
-    """Serves a registry over HTTP in a thread of this process, until it is closed.
+    """Serves a registry over HTTP in a thread of this process, until closed.
 
-    A forked child inherits nothing of it: the listening socket would keep the port in use after the parent's death, an
+    A forked child discards its sockets: the listening one would keep the port in use after the parent's death, and an
     accepted one would keep its client waiting.
 
     Args:
-        registry: Collected at each request.
+        registry: The registry, collected on each request.
         host: The address to listen on.
-        port: The port; 0 for any that is free.
+        port: The port; 0 for any free port.
 
     Raises:
-        OSError: The address is in use, or not one of this machine's.
+        OSError: The address is in use or does not belong to this machine.
     """
 
     def __init__(self, registry: Collector, host: str, port: int) -> None:
@@ -241,7 +245,7 @@ class Endpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening. May be called again, and in a child, where there is nothing to close."""
+        """Stop listening. Idempotent; does nothing in a forked child."""
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
@@ -249,12 +253,12 @@ class Endpoint:
             self._thread.join(1.0)
 
     def pin(self) -> object:
-        """Return what must not be finalized in a forked child (see :mod:`workerpools._process.fork`)."""
+        """Return the objects that must not be finalized in a forked child (see :mod:`workerpools._process.fork`)."""
         server = self._server
         return (server, list(server.accepted)) if server is not None else ()
 
     def discard(self) -> tuple[object, Sequence[int]]:
-        """Forget the inherited sockets, in a forked child."""
+        """Give up the inherited sockets in a forked child; return them and their descriptors."""
         server, self._server = self._server, None
         if server is None:
             return (), ()
@@ -263,21 +267,22 @@ class Endpoint:
 
 
 def serve(source: Source, host: str, port: int) -> Endpoint:
-    """Serve the statistics of ``source`` over HTTP, in a thread of this process that no child inherits.
+    """Serve the statistics of ``source`` over HTTP, in a thread of this process.
 
-    From a registry of its own: collecting a shared one takes the locks of its metrics, and a child that is forked
-    meanwhile would find them taken for ever.
+    Uses a separate registry: collecting a shared one takes the locks of its metrics, which would stay locked in a
+    child forked meanwhile.
 
     Args:
-        source: Asked at each request, in a thread of the endpoint.
+        source: Returns the snapshots of each worker, by worker name; called on each request, in a thread of the
+            endpoint.
         host: The address to listen on.
-        port: The port; 0 for any that is free.
+        port: The port; 0 for any free port.
 
     Returns:
-        The endpoint, with its ``host`` and ``port``; its ``close()`` ends it.
+        The endpoint, with ``host`` and ``port``; ``close()`` stops it.
 
     Raises:
-        OSError: The address is in use, or not one of this machine's.
+        OSError: The address is in use or does not belong to this machine.
     """
     registry = CollectorRegistry()
     registry.register(WorkerPoolsCollector(source))

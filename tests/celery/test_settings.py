@@ -77,7 +77,7 @@ def test_an_unknown_setting_under_a_namespace_is_refused() -> None:
         ("workerpools_deadline_margin", 1e9, "at least 0 and at most 31536000"),
         ("workerpools_retry_budget", 10**400, "at most 1000000"),
         ("workerpools_retry_budget", 1e308, "at most 1000000"),
-        ("workerpools_alert_utilisation", 10**400, "1 at most"),
+        ("workerpools_alert_utilisation", 10**400, "at most 1"),
         ("workerpools_alert_creation_factor", 10**400, "at most 1000000"),
         ("workerpools_alert_acquire_wait", 10**400, "one of these numbers"),
         ("workerpools_metrics_port", 10**400, "a port"),

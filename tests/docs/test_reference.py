@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 import workerpools
+import workerpools.adapter
 import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.sqlalchemy
+import workerpools.testing
 from demo_tasks.runner.screen import Screen
 from demo_tasks.summary import Summary
 from tests.docs import alerts_page, demo_picture, exporter_pages, settings_page, statistics_page
@@ -41,11 +43,13 @@ def _api() -> str:
     "name",
     [
         *workerpools.__all__,
+        *(f"adapter.{name}" for name in workerpools.adapter.__all__),
         *(f"flower.{name}" for name in workerpools.flower.__all__),
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
         *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),
         *(f"prometheus.{name}" for name in workerpools.prometheus.__all__),
         *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
+        *(f"testing.{name}" for name in workerpools.testing.__all__),
     ],
 )
 def test_public_name_is_described(name: str) -> None:

@@ -230,8 +230,8 @@ def test_narrow(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
 @pytest.mark.parametrize(
     ("workers", "title", "text"),
     [
-        ({}, "No worker has answered", "as soon as it does"),
-        ({"celery@old": None}, "1 worker without connection pools", "celery@old: no WorkerPools is declared"),
+        ({}, "No worker has replied", "as soon as one does"),
+        ({"celery@old": None}, "1 worker without connection pools", "celery@old: the app has no WorkerPools"),
     ],
     ids=["no worker", "no WorkerPools"],
 )
@@ -264,10 +264,10 @@ def test_flower_is_down(page: Browser, flower: NewFlower, broker_url: str, pictu
         running.stop()
         page.until("!document.getElementById('wp-problem').hidden")
         page.screenshot(pictures / "error.png")
-        assert page.text("#wp-problem").startswith("Flower does not answer. What is shown is ")
+        assert page.text("#wp-problem").startswith("Flower does not respond. These numbers are ")
         assert page.text("#wp-refreshed").startswith("Not refreshed, ")
         assert cells(page, "celery@shop-2", "Process 5001")[0][0] == "cache"
-        assert page.evaluate("document.getElementById('wp-said').textContent") == "Flower does not answer."
+        assert page.evaluate("document.getElementById('wp-said').textContent") == "Flower does not respond."
         running.start()
         page.until("document.getElementById('wp-problem').hidden && document.body.innerText.includes('Updated')")
 
@@ -282,8 +282,8 @@ def test_workers_that_do_not_answer(page: Browser, flower: NewFlower, broker_url
         page.until("document.querySelectorAll('[data-status=silent]').length === 1")
         page.screenshot(pictures / "offline.png")
         silent, offline = page.text("[id='worker:celery@shop-1']"), page.text("[id='worker:celery@shop-2']")
-        assert "not answering" in silent
-        assert "last heard of" in silent
+        assert "not responding" in silent
+        assert "last reply" in silent
         assert "offline" in offline
         assert "These are its last numbers." in offline
         # Who is gone uses nothing.
@@ -359,7 +359,7 @@ def test_pause_and_filter(page: Browser, flower: NewFlower, broker_url: str) -> 
             )
             names = page.evaluate("[...document.querySelectorAll('.wp-worker-name')].map((each) => each.innerText)")
             assert names == shown
-        assert page.text("#wp-empty-text") == "No worker and no resource has “nothing” in its name."
+        assert page.text("#wp-empty-text") == "No worker or resource has “nothing” in its name."
 
 
 def test_many_processes(page: Browser, flower: NewFlower, broker_url: str, pictures: Path) -> None:

@@ -125,10 +125,10 @@ def test_broker_is_down(flower: NewFlower, valkey_server: object) -> None:
         (worker,) = found["workers"]
         assert (worker["status"], worker["snapshots"][0]["totals"][0]["open"]) == ("silent", 1)
         assert "redis://" not in str(found)
-        ours = [line for line in running.log().splitlines() if "workers cannot be asked" in line]
+        ours = [line for line in running.log().splitlines() if "cannot query the workers" in line]
         assert len(ours) == 1
         assert re.search(r": (Operational|Connection)Error$", ours[0])
     finally:
         valkey_server.start()
     wait_until(lambda: not running.document()["problem"], "the broker")
-    assert "can be asked about their connection pools again" in running.log()
+    assert "can be queried for their connection pools again" in running.log()

@@ -171,7 +171,7 @@ def test_a_request_is_not_begun_after_the_deadline(pools: WorkerPools, echo: Ech
         time.sleep(1.1)
         return str(self.api.post("/orders").status_code)
 
-    with pytest.raises(DeadlineExceeded, match="POST by the resource 'api' was not begun"):
+    with pytest.raises(DeadlineExceeded, match="POST by the resource 'api' was not sent"):
         task_of(pools, body, soft_time_limit=1).apply().get()
     assert echo.requests() == []
     assert task_of(pools, body).apply().get() == "200"

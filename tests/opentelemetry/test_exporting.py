@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import (
 from tests.opentelemetry.conftest import points, read, use
 from tests.support.forking import run_in_fork
 from workerpools import WorkerPools
-from workerpools._stats.shared import Board
+from workerpools._stats.memory import Board
 from workerpools.opentelemetry import instrument, uninstrument
 
 

@@ -24,7 +24,7 @@ BACKEND = text("select pg_backend_pid()")
 
 def engine_with(shop: Shop, **options: Any) -> Resource[sqlalchemy.Engine]:
     url = shop.database.through(shop.proxy).url(shop.engine.get().dialect.driver)
-    return shop.pools.add(SQLAlchemyEngine(url, **options), name=f"db {options}")
+    return shop.pools.add(SQLAlchemyEngine(url, **options), name=f"db {' '.join(options)}")
 
 
 def backend(engine: Resource[sqlalchemy.Engine]) -> int:
@@ -304,7 +304,7 @@ def test_nobody_waits_for_a_free_connection_beyond_the_deadline(shop: Shop, free
             task.apply().get()
         else:
             started = time.monotonic()
-            with pytest.raises(DeadlineExceeded, match="pool's 1 connections came free"):
+            with pytest.raises(DeadlineExceeded, match="pool's 1 connections became free"):
                 task.apply().get()
             assert time.monotonic() - started < 30
     assert shop.rows() == ([1] if freed else [])

@@ -11,7 +11,7 @@ from tests.support.forking import run_in_fork
 from workerpools import Resource, WorkerPools
 from workerpools._run.events import EventKind
 from workerpools._stats.collector import assemble
-from workerpools._stats.shared import Board, SlotState
+from workerpools._stats.memory import Board, SlotState
 from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 NOW, MONOTONIC = 1000.0, 500.0

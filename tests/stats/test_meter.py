@@ -9,9 +9,9 @@ import pytest
 
 from workerpools._run.attempts import Attempt
 from workerpools._run.failure import FailureKind
+from workerpools._stats.memory import Board
 from workerpools._stats.meter import Lease, Meter, finished
 from workerpools._stats.metrics import FIRST
-from workerpools._stats.shared import Board
 from workerpools._stats.snapshot import ResourceStats
 
 

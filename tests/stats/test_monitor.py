@@ -100,7 +100,7 @@ def test_a_failure_is_logged_and_the_next_look_is_tried(
     with caplog.at_level(logging.ERROR, "workerpools.alerts"):
         for _ in range(3):
             step.look(worker)
-    assert [record.getMessage() for record in caplog.records] == ["alerts could not be looked for; it is tried again"]
+    assert [record.getMessage() for record in caplog.records] == ["alert check failed; it will be retried"]
     monkeypatch.undo()
     step.look(worker)
     assert step._failure == ""
@@ -134,7 +134,7 @@ def test_an_event_that_cannot_be_sent_is_logged(caplog: pytest.LogCaptureFixture
         "threshold": 0.8,
         "message": "busy",
     }
-    assert "was not sent as an event" in caplog.text
+    assert "could not send the alert" in caplog.text
 
 
 def test_a_line_about_the_whole_worker(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.pools.test_resource import Client
 from tests.support.forking import run_in_fork
 from workerpools import WorkerPools
-from workerpools._stats.shared import ENTRIES, RECYCLE_SIZE, Board, RecycleTable
+from workerpools._stats.memory import ENTRIES, RECYCLE_SIZE, Board, RecycleTable
 
 
 def table() -> RecycleTable:

@@ -156,7 +156,7 @@ def test_workers_with_nothing_to_show() -> None:
     a, b, c, d = shown.split("\n\n")
     assert "its app has no WorkerPools" in a
     assert "no resource is declared" in b
-    assert "1 process, 2 more that cannot be seen" in c
+    assert "1 process, 2 more without statistics" in c
     assert "not used yet: api" in c
     assert " 1 6" in d
     assert "none yet" in d

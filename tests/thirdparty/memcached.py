@@ -6,7 +6,7 @@ import functools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,8 +14,8 @@ from pymemcache.client.base import Client, PooledClient
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 from pymemcache.pool import ObjectPool
 
-from workerpools.adapter import Adapter, Failure, FailureKind, Lease, Opening, Phase, Sent, add_note, deadline
-from workerpools.errors import DeadlineExceeded
+from workerpools.adapter import Adapter, Failure, FailureKind, Lease, Opening, Phase, Sent, Setting, add_note, deadline
+from workerpools.errors import ConfigurationError, DeadlineExceeded
 
 __all__ = ["Memcached"]
 
@@ -42,6 +42,11 @@ class Memcached(Adapter[PooledClient]):
 
     kind = "cache"
     libraries = ("pymemcache",)
+    settings = (
+        Setting.text("memcached_host", "The host of memcached; required."),
+        Setting.whole("memcached_port", "Its port (11211).", least=1),
+        Setting.timeout("memcached_timeout", "How long to wait for each answer, in seconds (5)."),
+    )
 
     def __init__(
         self,
@@ -57,6 +62,16 @@ class Memcached(Adapter[PooledClient]):
         self._max_pool_size = max_pool_size
         # Without an answer nothing proves that a command has arrived.
         self._options = {"timeout": timeout, "connect_timeout": connect_timeout, "default_noreply": False, **options}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Memcached:
+        if "memcached_host" not in settings:
+            raise ConfigurationError("workerpools_memcached_host is not set")
+        return cls(
+            settings["memcached_host"],
+            settings.get("memcached_port", 11211),
+            timeout=settings.get("memcached_timeout", 5.0),
+        )
 
     def open(self, opening: Opening) -> PooledClient:
         size = self._max_pool_size or max(10, opening.execution_pool.concurrency or 0)

@@ -20,8 +20,8 @@ Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def address(worker: WorkerProcess) -> tuple[str, int]:
     """Return the host and port that a worker has logged."""
-    worker.wait_for_log("statistics are served at ")
-    found = re.findall(r"served at http://([\d.]+):(\d+)/metrics", worker.log())
+    worker.wait_for_log("serving metrics at ")
+    found = re.findall(r"serving metrics at http://([\d.]+):(\d+)/metrics", worker.log())
     assert len(found) == 1
     return found[0][0], int(found[0][1])
 

@@ -63,7 +63,7 @@ def test_promtool_accepts_what_a_worker_serves(shared: Stand) -> None:
 def test_without_the_setting_nothing_listens(shared: Stand) -> None:
     """And the client library is not even loaded."""
     with shared.worker() as worker:
-        assert "statistics are served" not in worker.log()
+        assert "serving metrics" not in worker.log()
         maps = Path(f"/proc/{worker.pid}/net/tcp").read_text()
         inodes = socket_inodes(worker.pid)
         rows = [line.split() for line in maps.splitlines()[1:]]
@@ -106,8 +106,9 @@ def test_a_port_in_use(shared: Stand) -> None:
         port = other.getsockname()[1]
         with shared.worker(conf={"workerpools_metrics_port": port}) as worker:
             assert len(run(shared, 4)) == 4
-            (line,) = [line for line in worker.log().splitlines() if "not served" in line]
-            assert f"workerpools_metrics_port {port} cannot be listened on: Address already in use" in line
+            (line,) = [line for line in worker.log().splitlines() if "cannot listen" in line]
+            assert f"cannot listen on workerpools_metrics_host 127.0.0.1, workerpools_metrics_port {port}: " in line
+            assert "Address already in use" in line
             assert "Traceback" not in worker.log()
             assert worker.stop() == 0
 

@@ -57,7 +57,7 @@ def test_a_document_for_scripts(shared: Stand) -> None:
         done = pools(shared, "status", "--json", "-d", f"{name},nobody@nowhere", "--timeout", "3")
         # Somebody is missing: told in the document and by the status, and the rest is there all the same.
         assert done.returncode == 69
-        assert done.stderr == "Error: no answer in time from nobody@nowhere\n"
+        assert done.stderr == "Error: no reply in time from nobody@nowhere\n"
         told = json.loads(done.stdout)
         assert (told["version"], told["missing"]) == (1, ["nobody@nowhere"])
         (stats,) = told["workers"][name]
@@ -75,13 +75,13 @@ def test_nobody_answers(shared: Stand) -> None:
     """One clear sentence without the broker's password, and a status that a script can tell from others."""
     done = pools(shared, "status", "--timeout", "0.2")
     assert (done.returncode, done.stdout) == (69, "")
-    assert "no answer from any worker within 0.2 s: is one running on the broker redis://" in done.stderr
+    assert "no reply from any worker within 0.2 s: is it running on the broker redis://" in done.stderr
     assert ":**@127.0.0.1" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     done = pools(shared, "recycle", "--timeout", "0.2", "-d", "one@here,two@here", "--json")
     assert done.returncode == 69
     assert json.loads(done.stdout) == {"version": 1, "workers": {}, "missing": ["one@here", "two@here"]}
-    assert "no answer from one@here, two@here within 0.2 s" in done.stderr
+    assert "no reply from one@here, two@here within 0.2 s" in done.stderr
     done = pools(shared, "status", "--timeout", "0.2", "--json")
     assert done.returncode == 69
     assert json.loads(done.stdout)["workers"] == {}
@@ -95,7 +95,7 @@ def test_a_broker_that_is_down(shared: Stand) -> None:
         port = taken.getsockname()[1]
         done = pools(shared, "status", env={"SHOP_BROKER": f"redis://:hidden@127.0.0.1:{port}/0"})
     assert done.returncode == 69
-    assert re.fullmatch(rf"Error: the broker redis://:\*\*@127.0.0.1:{port}/0 cannot be reached: .*\n", done.stderr), (
+    assert re.fullmatch(rf"Error: cannot reach the broker redis://:\*\*@127.0.0.1:{port}/0: .*\n", done.stderr), (
         done.stderr
     )
 
@@ -107,7 +107,7 @@ def test_an_app_without_pools(shared: Stand, tmp_path: Path) -> None:
     for command in ("status", "recycle"):
         done = pools(shared, command, "--timeout", "0.2", app="plain:app", env={"PYTHONPATH": path})
         assert done.returncode == 69
-        assert "no worker answered, and the app plain has no WorkerPools: declare one" in done.stderr
+        assert "no worker replied, and the app plain has no WorkerPools: declare one" in done.stderr
 
 
 HIDDEN = "import sys; sys.modules['rich'] = None; from celery.__main__ import main; sys.exit(main())"
@@ -137,7 +137,7 @@ def test_without_rich(shared: Stand) -> None:
         done = without("status", "--json", "-d", name, "--timeout", "20")
         assert done.returncode == 0
         assert list(json.loads(done.stdout)["workers"]) == [name]
-        said = f"{name}: api, db, engine, http, stock replace their connections when they are used next\n"
+        said = f"{name}: connections of api, db, engine, http, stock will be replaced on next use\n"
         assert without("recycle", "-d", name, "--timeout", "20").stdout == said
 
 
@@ -161,7 +161,7 @@ def test_watching_without_a_terminal(stand: Stand, tmp_path: Path) -> None:
         ) as watching,
     ):
         try:
-            wait_until(lambda: "no answer from any worker" in log.read_text(), "a word about nobody")
+            wait_until(lambda: "no reply from any worker" in log.read_text(), "a word about nobody")
             with stand.worker(concurrency=1):
                 run(stand, 3)
                 line = (
@@ -227,5 +227,5 @@ def test_options_that_contradict(shared: Stand) -> None:
     """Refused before anybody is asked."""
     done = pools(shared, "status", "--json", "--watch")
     assert done.returncode == 2
-    assert "--json prints one document" in done.stderr
+    assert "--json prints a single document" in done.stderr
     assert pools(shared, "status", "--timeout", "0").returncode == 2

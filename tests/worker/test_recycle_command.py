@@ -185,6 +185,6 @@ def test_a_name_that_nobody_has(shared: Stand) -> None:
         shared.reach_all(worker.children())
         assert backends(shared) == before
         done = pools(shared, "recycle", "api", "--timeout", "20", "-d", worker_of(shared))
-        said = f"{worker_of(shared)}: api replaces its connections when it is used next\n"
+        said = f"{worker_of(shared)}: connections of api will be replaced on next use\n"
         assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
         assert worker.stop() == 0

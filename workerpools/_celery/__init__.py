@@ -1,1 +1,1 @@
-"""The part that knows Celery: registration with an app, signals, settings and the task base."""
+"""The Celery integration: app registration, signals, settings and the task base."""

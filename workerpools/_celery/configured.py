@@ -1,4 +1,4 @@
-"""Resources that need no declaration: made from an app's settings."""
+"""Resources without a declaration: created from an app's settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ T = TypeVar("T")
 
 
 class ConfiguredResource(Overridable[T]):
-    """A resource of which every app has one of its own, made from the app's ``workerpools_…`` settings.
+    """One resource per app, created from the app's ``workerpools_…`` settings.
 
-    As a class attribute it gives the value for the task's app; on the class it is a handle for the current app.
+    On an instance, the class attribute returns the value for the task's app; on the class, it is a handle for the
+    current app.
 
     Args:
-        adapter: The adapter's class, or ``"module:class"`` to import it when it is needed.
+        adapter: The adapter's class, or ``"module:class"`` to import it on first use.
     """
 
     def __init__(self, adapter: type[Adapter[T]] | str) -> None:
@@ -37,7 +38,7 @@ class ConfiguredResource(Overridable[T]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = self._name or name
-        # A handle, not a value: it holds nothing of an attempt, so the shared task object may keep it.
+        # The shared task object may cache the handle, which, unlike a value, belongs to no attempt.
         self._key = f"_workerpools_{self._name}"
 
     @overload
@@ -55,13 +56,13 @@ class ConfiguredResource(Overridable[T]):
         return resource.use()
 
     def resource_for(self, app: Celery, name: str = "") -> Resource[T]:
-        """Return the app's own resource; declared on the first call."""
+        """Return the app's resource; the first call declares it."""
         resource = self._resources.get(app)
         if resource is None:
             pools = WorkerPools.of(app)
             name = name or self._name
             if pools.has(name):
-                # Somebody declared a resource of that name: both stay, and can be told apart.
+                # The name is taken by a declared resource: keep both, distinguishable.
                 name += " (settings)"
             resource = pools.add(_FromSettings(app, self._adapter), name=name)
             self._resources[app] = resource
@@ -76,7 +77,7 @@ class ConfiguredResource(Overridable[T]):
         self.resource_for(_app()).close(timeout)
 
     def recycle(self) -> None:
-        """Have the current app's connections replaced (see :meth:`workerpools.Resource.recycle`)."""
+        """Replace the current app's connections (see :meth:`workerpools.Resource.recycle`)."""
         self.resource_for(_app()).recycle()
 
 
@@ -85,7 +86,7 @@ def _app() -> Celery:
 
 
 class _FromSettings(Adapter[T], Generic[T]):
-    """An adapter that is made when it is needed, since settings may be changed until then."""
+    """An adapter created on first use, since settings may change until then."""
 
     def __init__(self, app: Celery, adapter: type[Adapter[T]] | str) -> None:
         # Weak: the app owns its pools, and they own this.
@@ -104,7 +105,7 @@ class _FromSettings(Adapter[T], Generic[T]):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        """The made adapter's, once there is one."""
+        """The adapter's kind; empty until the adapter exists."""
         return str(getattr(self._made, "kind", ""))
 
     def prepare(self) -> None:

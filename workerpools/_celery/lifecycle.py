@@ -1,12 +1,12 @@
-"""Tells each living WorkerPools what its process and its worker do, as Celery's signals report it.
+"""Forwards Celery's worker and process signals to every living WorkerPools.
 
-Signals only make things earlier: one value per process, and none across a fork, hold without them.
+Signals only make things happen earlier: one value per process, and none across a fork, hold without them.
 
-Receivers are connected once per process and stay connected; they walk the objects that are alive. So nothing has to be
-disconnected when one is collected: the collector can run inside any call, even one that holds the lock of a signal.
+Receivers are connected once per process, stay connected, and iterate over the living objects. Nothing is disconnected
+when one is garbage-collected: that can happen inside any call, even one that holds a signal's lock.
 
-Any object will do that has ``worker_starts(worker)``, ``process_starts()``, ``worker_stops()``,
-``worker_ended(worker)`` and ``close()``, and ``record_failure(error)`` for an exception that one of these raised.
+Objects need ``worker_starts(worker)``, ``process_starts()``, ``worker_stops()``, ``worker_ended(worker)``,
+``close()``, and ``record_failure(error)`` for an exception raised by one of these.
 """
 
 from __future__ import annotations
@@ -28,44 +28,44 @@ logger = logging.getLogger("workerpools")
 
 _numbers = itertools.count(1)
 
-# By number, and so in order of creation. A table without a lock: see above.
+# By number, so in order of creation. No lock: see above.
 _living: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 _connected = False
 
 
 def connect(pools: Any) -> int:
-    """Have ``pools`` told what its process and its worker do, for as long as it lives.
+    """Forward signals to ``pools`` for as long as it lives.
 
     Returns:
-        Its number among those of the process.
+        Its number in this process, from 1.
     """
     global _connected
     number = next(_numbers)
     _living[number] = pools
     if not _connected:
-        for signal, tell in _FOLLOWED:
-            # The dispatch_uid keeps it to one, should two threads come here together.
-            signal.connect(_receiver(tell), weak=False, dispatch_uid=f"workerpools-{signal.name}")
-        # A worker that is stopped cold, a script and a web process send no signal.
+        for signal, forward in _FOLLOWED:
+            # The dispatch_uid prevents a second receiver if two threads get here at once.
+            signal.connect(_receiver(forward), weak=False, dispatch_uid=f"workerpools-{signal.name}")
+        # A cold shutdown, a script and a web process send no signal.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
         _connected = True
     return number
 
 
-def _receiver(tell: Callable[[Any, Any], object]) -> Callable[..., None]:
+def _receiver(forward: Callable[[Any, Any], object]) -> Callable[..., None]:
     def receive(sender: Any = None, **_: Any) -> None:
         for ref in _living.valuerefs():
             pools = ref()
             if pools is None:
                 continue
             try:
-                tell(pools, sender)
+                forward(pools, sender)
             except Exception as error:
-                # Celery would log it and go on without it; the others are told all the same.
+                # Celery would log it and carry on without us. The other objects still get the signal.
                 pools.record_failure(error)
-                logger.exception("workerpools could not follow the worker's life cycle; tasks will raise this error")
+                logger.exception("workerpools failed to handle a worker signal; tasks will raise this error")
 
     return receive
 
@@ -82,7 +82,7 @@ _at_exit = _receiver(lambda pools, sender: pools.close())
 
 
 def execution_pool(worker: Any) -> ExecutionPool:
-    """Return what runs the tasks of ``worker`` in each of its processes.
+    """Return the execution pool of ``worker``.
 
     Args:
         worker: The sender of ``worker_init``, a ``celery.worker.WorkController``.
@@ -97,25 +97,27 @@ def execution_pool(worker: Any) -> ExecutionPool:
         return ExecutionPool(kind, 1)
     if not kind:
         return UNKNOWN
-    # With --autoscale the concurrency grows later, when the connection pools have their size already.
+    # With --autoscale the concurrency grows later, after the connection pools were sized.
     sizes = [size for size in (worker.concurrency, getattr(worker, "max_concurrency", None)) if isinstance(size, int)]
     return ExecutionPool(kind, max(sizes, default=None))
 
 
-# By app, which is held weakly: a task knows its app, and not its worker.
+# By app, held weakly: a task knows its app but not its worker.
 _limits: weakref.WeakKeyDictionary[Any, tuple[float | None, float | None]] = weakref.WeakKeyDictionary()
 
 
 def keep_limits(worker: Any) -> None:
-    """Keep the hard and soft time limits of ``worker``'s command line and configuration; a fork inherits them."""
+    """Record the hard and soft time limits of ``worker``, from its command line or configuration, for its forks."""
     app = getattr(worker, "app", None)
     if app is not None:
         _limits[app] = (getattr(worker, "time_limit", None), getattr(worker, "soft_time_limit", None))
 
 
 def worker_limits(app: Any) -> tuple[float | None, float | None]:
-    """Return the hard and soft time limits, in seconds, of the app's worker in this process; those of its settings
-    where no worker was seen: a spawned child does not see its parent's command line.
+    """Return the hard and soft time limits of the app's worker in this process, in seconds.
+
+    Without a worker in this process, those of the app's settings: a spawned child does not see its parent's command
+    line.
     """
     found = _limits.get(app)
     return (app.conf.task_time_limit, app.conf.task_soft_time_limit) if found is None else found

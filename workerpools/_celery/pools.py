@@ -1,4 +1,4 @@
-"""WorkerPools: the resources of an app, and their life in its workers."""
+"""WorkerPools: the resources of an app and their life cycle in its workers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ L = TypeVar("L", bound="AlertListener")
 
 logger = logging.getLogger("workerpools")
 
-# What tells an adapter from a client: many of those have open() and close(), too.
+# Distinguishes an adapter from a client: many clients have open() and close() too.
 _ADAPTER = ("prepare", "open", "close", "describe")
 
 
 def is_adapter(value: object) -> bool:
-    """Return whether ``value`` is an adapter, of whatever class."""
-    # Its class is asked: a lazy object (Celery's Proxy) would be made for the answer.
+    """Return whether ``value`` is an adapter; it need not inherit from :class:`Adapter`."""
+    # Looked up on the class: on the instance, a lazy object (Celery's Proxy) would be evaluated.
     return _adapts(type(value))
 
 
@@ -51,7 +51,7 @@ def _adapts(cls: type) -> bool:
     return all(callable(getattr(cls, name, None)) for name in _ADAPTER)
 
 
-def _tell_worker(app: Any) -> None:
+def _register_with_worker(app: Any) -> None:
     from workerpools._celery import worker
 
     app.steps["worker"].update(worker.STEPS)
@@ -59,19 +59,20 @@ def _tell_worker(app: Any) -> None:
 
 
 class WorkerPools:
-    """The resources that an app's tasks share: declared once, opened once in each process, closed with it.
+    """The resources that an app's tasks share: declared once, opened once per process, closed at its end.
 
-    Works in workers of every execution pool, and outside of them: ``with pools:`` closes what the block opened.
+    Works in workers with any execution pool, and outside workers: ``with pools:`` closes every value at the end of
+    the block.
 
     Args:
-        app: The Celery app; :meth:`init_app` gives it later.
+        app: The Celery app; None to pass it to :meth:`init_app` later.
     """
 
     def __init__(self, app: Celery | None = None) -> None:
         attempts.protect()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._worker: Any = None
-        # Where no worker is seen: a spawned child, or none at all.
+        # Without a worker in this process: a spawned child, a script, a web process.
         self._unseen = UNKNOWN
         self.shared = Shared(self._setting, self._execution_pool)
         #: Called when an alert is raised or cleared.
@@ -81,26 +82,36 @@ class WorkerPools:
             self.init_app(app)
 
     def init_app(self, app: Celery) -> None:
-        """Serve ``app``: read its settings, follow its workers. May be called for several apps, and again."""
+        """Serve ``app``: use its settings and follow its workers.
+
+        May be called for several apps; a second call for the same app does nothing.
+
+        Args:
+            app: The Celery app.
+        """
         if app not in self._apps:
             self._apps.add(app)
             if "celery.worker.control" in sys.modules:
-                # The ``celery`` command, or a worker: what the command does not know of it refuses. Other programs are
-                # spared the import.
-                _tell_worker(app)
+                # The ``celery`` command, which refuses remote control commands that it does not know, or a worker.
+                # Other programs are spared the import.
+                _register_with_worker(app)
             apps.add(app, self)
 
     @property
     def has_app(self) -> bool:
-        """Whether an app is served."""
+        """Whether this WorkerPools serves an app."""
         return len(self._apps) > 0
 
     @classmethod
     def of(cls, app: Celery) -> WorkerPools:
-        """Return the first WorkerPools of ``app``; one is made if it has none."""
+        """Return the first WorkerPools of an app; create one if there is none.
+
+        Args:
+            app: The Celery app.
+        """
         pools = cls.all_of(app)
         if not pools and sharing.child_index() is not None:
-            # Celery hands a spawned child a copy of the app that the child has imported, and what is declared there.
+            # Celery passes a pickled copy of the app to a spawned child; the resources belong to the imported one.
             pools = apps.of_namesake(app)
             if pools:
                 pools[0].init_app(app)
@@ -108,11 +119,15 @@ class WorkerPools:
 
     @staticmethod
     def all_of(app: Celery) -> list[WorkerPools]:
-        """Return every WorkerPools of ``app``, the first one first."""
+        """Return every WorkerPools of an app, in order of creation.
+
+        Args:
+            app: The Celery app.
+        """
         return apps.all_of(app)
 
     def stats(self) -> WorkerStats:
-        """Return what the resources of this process are doing; in a worker's main process, those of its children."""
+        """Return the statistics of this process; in a worker's main process, also those of its children."""
         return self.collector.snapshot(None if self._worker is None else sharing.children(self._worker))
 
     @overload
@@ -157,38 +172,37 @@ class WorkerPools:
         True
 
         Args:
-            adapter: An adapter; or a function that returns the value; or a generator function that yields it once
-                and closes it after the ``yield``.
-            name: The resource's name; by default that of the class attribute it is assigned to. One line of printable
-                characters, at most 56 bytes in UTF-8, without ``"``, ``\\``, ``,`` and ``=``.
-            close: For a plain function: called with the value when the process is done with it; by default the
-                value's own ``close()``, if it has one.
-            connections: For a function: called with the value at a fork; returns the objects with a ``fileno()`` that
-                the value owns, so that a child can discard them. By default the value itself, if it has a
-                ``fileno()``.
+            adapter: An adapter, a function that returns the value, or a generator function that yields it once and
+                closes it after the ``yield``.
+            name: The resource's name; by default the name of its class attribute. One line of printable characters,
+                at most 56 bytes in UTF-8, without ``"``, ``\\``, ``,`` and ``=``.
+            close: For a plain function: called with the value to close it; by default the value's own ``close()``, if
+                it has one.
+            connections: For a function: called with the value at a fork; returns the value's objects with a
+                ``fileno()``, so that a child can discard them. By default the value itself, if it has a ``fileno()``.
 
         Returns:
-            The resource: a class attribute for task bases, and a handle with ``get()``, ``override()``, ``close()``.
+            The resource: a class attribute for task bases, and a handle with ``get()``, ``override()`` and ``close()``.
 
         Raises:
-            ConfigurationError: Another resource of this WorkerPools has that name, or it cannot be published; or
-                ``adapter`` is neither, or is an adapter and comes with ``close`` or ``connections``.
+            ConfigurationError: The name is taken in this WorkerPools or invalid; ``adapter`` is neither an adapter nor
+                a function; or ``close`` or ``connections`` was given with an adapter.
         """
         if isinstance(adapter, type):
             name = adapter.__name__
             if _adapts(adapter):
                 raise ConfigurationError(
-                    f"pools.add({name}) wants the adapter, not its class; call it: pools.add({name}(…))"
+                    f"pools.add({name}) got the adapter's class; pass an instance: pools.add({name}(…))"
                 )
             raise ConfigurationError(
-                f"pools.add() wants an adapter or a function that makes the value, not the class {name}; "
-                f"give it a function: pools.add(lambda: {name}(…))"
+                f"pools.add() takes an adapter or a function that creates the value, not the class {name}; "
+                f"pass a function: pools.add(lambda: {name}(…))"
             )
         if not all(callable(getattr(adapter, name, None)) for name in _ADAPTER):
             if not callable(adapter):
                 raise ConfigurationError(
-                    f"pools.add() wants an adapter or a function that makes the value, not {type(adapter).__name__}; "
-                    "give it a function, so that each process makes its own"
+                    f"pools.add() takes an adapter or a function that creates the value, not {type(adapter).__name__}; "
+                    "pass a function, so that each process creates its own"
                 )
             if close is not None and inspect.isgeneratorfunction(adapter):
                 raise ConfigurationError(
@@ -207,7 +221,7 @@ class WorkerPools:
             if name in self.shared.names:
                 raise ConfigurationError(
                     f"two resources are named {name!r} in one WorkerPools: {self.shared.names[name]!r} and "
-                    f"{resource!r}; give one another name: pools.add(…, name='…')"
+                    f"{resource!r}; rename one of them: pools.add(…, name='…')"
                 )
             self.shared.names[name] = resource
         resource.pools = self
@@ -221,24 +235,28 @@ class WorkerPools:
 
     @property
     def collector(self) -> Collector:
-        """What counts, and reads what children count."""
+        """The collector of the statistics of this process and its children."""
         return self.shared.collector
 
     def has(self, name: str) -> bool:
-        """Return whether a resource has this name."""
+        """Return whether a resource has this name.
+
+        Args:
+            name: The resource's name.
+        """
         return name in self.shared.names
 
     def recycle(self, name: str | None = None) -> list[str]:
-        """Have connections replaced that are open now: each process does it when it uses the resource next.
+        """Replace the connections that are open now; each process does so on its next use of the resource.
 
-        What is in flight ends undisturbed on the connection that it has. In the main process of a worker this reaches
-        its children, too; elsewhere it is about this process alone.
+        Work in flight finishes on the connection it has. In a worker's main process this covers the children too;
+        elsewhere only this process.
 
         Args:
-            name: The resource; every one if None.
+            name: The resource's name; None for all resources.
 
         Returns:
-            The names of the resources that will do it.
+            The names of the resources to be recycled.
 
         Raises:
             ConfigurationError: No resource has that name.
@@ -251,13 +269,20 @@ class WorkerPools:
         return names if name is None else [name]
 
     def subscribe(self, listener: Listener) -> None:
-        """Call ``listener`` with every event of these resources in this process and its later children."""
+        """Call ``listener`` with every event of these resources, in this process and the children it forks later.
+
+        Args:
+            listener: Called in the thread in which the event happens.
+        """
         self.shared.listeners.add(listener)
 
     def on_alert(self, listener: L) -> L:
         """Call ``listener(alert, raised)`` in a worker's main process whenever an alert is raised or cleared.
 
-        Nothing else goes on there meanwhile: keep it short. One that raises is logged.
+        It runs in the worker's main loop or timer: keep it short. An exception that it raises is logged.
+
+        Args:
+            listener: Called with the alert, and True if it was raised or False if it was cleared.
 
         Returns:
             The listener, so that this serves as a decorator.
@@ -267,30 +292,30 @@ class WorkerPools:
 
     @property
     def close_timeout(self) -> float:
-        """How long closing may take, in seconds: the setting ``workerpools_close_timeout``, or 5."""
+        """Time limit for closing, in seconds: the setting ``workerpools_close_timeout``, or 5."""
         return self.shared.close_timeout
 
     def close(self, timeout: float | None = None) -> None:
-        """Close every value that this process has open, the last one opened first; the next use opens another.
+        """Close every open value of this process, in reverse order of opening; the next use opens a new one.
 
-        First waits for the attempts of other threads that use these resources. A close that hangs or fails is logged,
-        and the others are closed all the same.
+        Waits first for attempts in other threads that use these resources. A close that hangs or fails is logged and
+        does not keep the others from closing.
 
         Args:
-            timeout: The bound for all of it, in seconds; ``close_timeout`` if None.
+            timeout: The total time limit, in seconds; ``close_timeout`` if None.
 
         Raises:
-            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
+            ConfigurationError: ``timeout`` is not a number, is negative, or exceeds a week.
         """
         if timeout is not None:
             seconds(timeout, "WorkerPools.close(): timeout", most=WEEK, optional=True)
-        # A value may need another one to close, and has opened later then.
+        # A value may need an earlier one to close.
         resources = sorted(
             (resource for resource in self.resources if resource.is_open),
             key=lambda resource: resource.opened_as,
             reverse=True,
         )
-        # Where nothing is open the settings need not be read: a process may exit because of them.
+        # With nothing open, do not read the settings: an invalid one may be the reason for the exit.
         if not resources:
             return
         deadline = time.monotonic() + (self.close_timeout if timeout is None else timeout)
@@ -299,7 +324,7 @@ class WorkerPools:
             _close(resource, deadline)
 
     def _execution_pool(self) -> ExecutionPool:
-        # Asked late: worker_init comes before the worker has resolved its execution pool and concurrency.
+        # Evaluated late: worker_init is sent before the worker resolves its execution pool and concurrency.
         return self._unseen if self._worker is None else lifecycle.execution_pool(self._worker)
 
     def _setting(self, name: str) -> Any:
@@ -308,20 +333,31 @@ class WorkerPools:
         return None
 
     def record_failure(self, error: Exception) -> None:
-        """Raise ``error`` in every task that opens a resource from now on."""
+        """Make every later opening of a resource raise an error, until a worker starts.
+
+        Args:
+            error: The exception.
+        """
         self.shared.failure = error
 
     def worker_starts(self, worker: Any) -> None:
-        """Prepare what children can inherit; called in the parent, before any of them exists."""
+        """Prepare resources for children to inherit; called in the parent, before the first child.
+
+        Args:
+            worker: The sender of ``worker_init``.
+
+        Raises:
+            ConfigurationError: A setting is unknown or malformed.
+        """
         if self._worker is not None and self._serves(self._worker) and not self._serves(worker):
-            # A worker of another app in the same process: this app's own one decides about sizes.
+            # A worker of another app in the same process: pool sizes follow this app's own worker.
             return
         self._worker = worker
         self.shared.failure = None
         lifecycle.keep_limits(worker)
         with sharing.unharmed():
             for app in self._apps:
-                _tell_worker(app)
+                _register_with_worker(app)
             self.collector.share(sharing.new_board(worker, self._number))
         for app in self._apps:
             read_settings(app.conf)
@@ -338,7 +374,11 @@ class WorkerPools:
                 logger.exception("could not prepare %r; its tasks will fail with this error", resource)
 
     def worker_ended(self, worker: Any) -> None:
-        """Close everything, unless it was the worker of another app, and this app's own one still runs here."""
+        """Close everything, unless ``worker`` serves another app and this app's own worker still runs here.
+
+        Args:
+            worker: The sender of ``worker_shutdown``.
+        """
         if self._worker is not None and self._serves(self._worker) and hasattr(worker, "app"):
             if not self._serves(worker):
                 return
@@ -351,7 +391,7 @@ class WorkerPools:
         return getattr(worker, "app", None) in self._apps
 
     def process_starts(self) -> None:
-        """Note that this process runs tasks; connects and builds nothing."""
+        """Note that this process runs tasks; opens and prepares nothing."""
         if self._worker is None:
             # A spawned child never sees worker_init; only prefork spawns.
             self._unseen = ExecutionPool("prefork", 1)
@@ -362,10 +402,10 @@ class WorkerPools:
                 self.collector.join(index)
 
     def worker_stops(self) -> None:
-        """Log what the shutdown will have to wait for, if anything is open here."""
+        """Log the open resources that the shutdown will close, if any."""
         open_here = [resource.name for resource in self.resources if resource.is_open]
         if open_here:
-            logger.info("worker stops: closing %s within %.1f s", ", ".join(open_here), self.close_timeout)
+            logger.info("worker shutting down: closing %s within %.1f s", ", ".join(open_here), self.close_timeout)
 
     def __enter__(self) -> WorkerPools:
         return self
@@ -386,6 +426,6 @@ def _close(resource: Resource[Any], deadline: float) -> None:
         except Exception:
             logger.exception("could not close %r", resource)
 
-    # Even without time left a healthy close gets the moment it needs.
+    # A healthy close gets a moment even when no time is left.
     if not run_bounded(close, max(remaining(deadline), 0.25)):
-        logger.warning("closing %r did not end in time; its connections end with the process", resource)
+        logger.warning("closing %r timed out; its connections close with the process", resource)

@@ -1,4 +1,4 @@
-"""What a Celery task says about running again, and how it goes back to its broker."""
+"""A Celery task's terms for replays and retries, and its way back to the broker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from workerpools._run.delivery import Terms
 
 __all__ = ["TaskTerms", "check_times"]
 
-#: What is left of a time limit for an error to come back before Celery's own limit strikes, in seconds.
+#: How far the deadline lies before a time limit, so that an error surfaces before Celery's limit strikes, in seconds.
 DEADLINE_MARGIN = 0.1
 
-#: The message header that tells later deliveries how many replays were used.
+#: The message header that carries the number of used replays to later deliveries.
 REPLAYS = "workerpools_replays"
 
 
@@ -27,7 +27,7 @@ class TaskTerms(Terms):
     """The terms of one Celery task.
 
     Args:
-        task: The task; its options are looked up when they are wanted, as annotations may change them late.
+        task: The task; its options are read on use, as annotations may change them late.
     """
 
     def __init__(self, task: Any) -> None:
@@ -64,26 +64,26 @@ class TaskTerms(Terms):
 
     def carry(self, request: Any, replays: int) -> None:
         if request is not None:
-            # Celery copies a request's headers to whatever retries it, be it ours, the body's or autoretry_for's.
+            # Celery copies a request's headers to every retry: ours, the body's and autoretry_for's.
             request.headers = {**(request.headers or {}), REPLAYS: replays}
 
     def no_broker(self, request: Any, error: BaseException) -> str:
         task = self._task
         if request is None or request.called_directly:
-            return "it was called directly, and has no broker to wait at"
+            return "it was called directly, without a broker to retry through"
         if request.is_eager:
-            return "it runs eagerly, and has no broker to wait at"
+            return "it runs eagerly, without a broker to retry through"
         wanted: Any = tuple(getattr(task, "autoretry_for", ()))
         unwanted: Any = tuple(getattr(task, "dont_autoretry_for", ()))
         if isinstance(error, wanted) and not isinstance(error, unwanted):
-            return "autoretry_for of the task decides about retries of this error"
+            return "the task's autoretry_for handles this error"
         return ""
 
     def allowed(self, request: Any, elapsed: float) -> float | None:
         if request is None or request.called_directly:
             return None
         task = self._task
-        # As _limits() has it: every task with a limit asks for its deadline.
+        # _limits() inlined: this runs for every task with a limit.
         hard, soft = request.timelimit or (None, None)
         hard, soft = hard or task.time_limit, soft or task.soft_time_limit
         if not (hard and soft):
@@ -93,7 +93,7 @@ class TaskTerms(Terms):
             return None
         margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
         expires_in = None if request.expires is None else self.expires_in(request)
-        # The limits count from the start; what is left until it expires is told as of now.
+        # The limits count from the start of the task, expires_in from now.
         return seconds_allowed([hard, soft, None if expires_in is None else elapsed + expires_in], margin)
 
     def _limits(self, request: Any) -> tuple[float | None, float | None]:
@@ -114,8 +114,8 @@ class TaskTerms(Terms):
         return error
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
-        # Not Task.retry(): that one counts against the task's own max_retries and, with autoretry_for, would keep a
-        # max_retries that it is given for later calls.
+        # Not Task.retry(): it counts against the task's own max_retries and, with autoretry_for, keeps a max_retries
+        # argument for later calls.
         signature = self._task.signature_from_request(request, countdown=delay, retries=self.retries(request) + 1)
         signature.apply_async()
         retry: Exception = Retry(exc=error, when=delay, is_eager=False, sig=signature)
@@ -136,19 +136,17 @@ def _seconds_until(expires: Any) -> float | None:
     return seconds
 
 
-#: How long a broker waits for an acknowledgement by default, in seconds, by kombu's name of its transport; a message
-#: that waits longer in a worker, for its countdown, is delivered a second time (Celery documentation, "Visibility
-#: timeout").
+#: Default visibility timeout of each broker, in seconds, by kombu's transport name. A message that waits longer in a
+#: worker, for its countdown, is delivered a second time (Celery documentation, "Visibility timeout").
 VISIBILITY_TIMEOUTS = {"redis": 3600.0, "rediss": 3600.0, "sentinel": 3600.0, "sqs": 1800.0}
 
 
 def check_times(app: Any) -> list[str]:
-    """Return a warning for each task of ``app`` whose times do not fit those of its broker or its worker.
+    """Return a warning for each task of ``app`` whose times conflict with its broker's or its worker's.
 
-    - A delay before a retry, or a time limit, that is longer than the broker's visibility timeout: the broker would
-      deliver the task a second time.
-    - A hard limit below the worker's soft limit: Celery starts the hard limit's timer after the soft one's, and so
-      does not keep it in time.
+    - A retry delay or time limit above the broker's visibility timeout: the broker would deliver the task twice.
+    - A hard limit below the worker's soft limit: Celery starts the hard limit's timer after the soft limit's, and
+      enforces it late.
     """
     visibility = _visibility_timeout(app)
     hard_of_worker, soft_of_worker = worker_limits(app)
@@ -162,14 +160,14 @@ def check_times(app: Any) -> list[str]:
         for what, seconds in waits.items():
             if visibility is not None and seconds and seconds > visibility:
                 warnings.append(
-                    f"{name}: {what} {seconds:g} s, longer than the broker's visibility timeout of {visibility:g} s: "
-                    "the task would be delivered twice. Lower it, or raise visibility_timeout in "
+                    f"{name}: {what} {seconds:g} s, longer than the broker's visibility timeout of {visibility:g} s, "
+                    "and the task would be delivered twice. Lower it, or raise visibility_timeout in "
                     "broker_transport_options"
                 )
         if task.time_limit and soft_of_worker and not task.soft_time_limit and task.time_limit < soft_of_worker:
             warnings.append(
                 f"{name}: its time_limit of {task.time_limit:g} s is below the worker's soft limit of "
-                f"{soft_of_worker:g} s, and so is not kept in time: give the task a soft_time_limit, too"
+                f"{soft_of_worker:g} s and will be enforced late: set a soft_time_limit on the task too"
             )
     return warnings
 

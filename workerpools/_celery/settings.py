@@ -1,7 +1,7 @@
-"""The flat settings: read from ``app.conf`` and from the environment, checked, never guessed.
+"""The flat settings, read from ``app.conf`` and the environment and validated.
 
-Flat, because Celery hides secrets by the name of the key (``workerpools_database_url`` is hidden, a key inside a
-dictionary is not).
+Flat, because Celery hides secrets by key name: ``workerpools_database_url`` is hidden, a key inside a dictionary is
+not.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["SETTINGS", "all_settings", "read_setting", "read_settings"]
 
 logger = logging.getLogger("workerpools")
 
-#: How alike an unknown name must be to a known one, from 0 to 1, to be taken for a typo where it may be the setting of
+#: The similarity to a known name, from 0 to 1, from which an unknown name counts as a typo although it may belong to
 #: an adapter whose client is not installed.
 _TYPO = 0.85
 
 
-def _part(value: object) -> float:
-    return parse_number(value, "a part above 0, and 1 at most", 0, 1, above=True)
+def _fraction(value: object) -> float:
+    return parse_number(value, "a fraction above 0 and at most 1", 0, 1, above=True)
 
 
 def _multiple(value: object) -> float:
-    return parse_number(value, f"a number above 1, and at most {COUNT}", 1, COUNT, above=True)
+    return parse_number(value, f"a number above 1 and at most {COUNT}", 1, COUNT, above=True)
 
 
 def _bound(value: object) -> float:
-    # Waits are counted by these bounds: there is nothing to say about others.
+    # Waits are counted in buckets with these bounds; others cannot be evaluated.
     known = ", ".join(f"{bound:g}" for bound in BOUNDS)
     wanted = f"one of these numbers of seconds: {known}"
     found = parse_number(value, wanted, 0, max(BOUNDS))
@@ -46,28 +46,30 @@ def _bound(value: object) -> float:
 
 
 SETTINGS = (
-    Setting("close_timeout", timeout, "How long closing at shutdown may take, in seconds (5)."),
-    Setting("retry_budget", whole(0), "Tokens for replays in each process: 5 for one, 10 after a time-out (500)."),
-    Setting("deadline_margin", time_or_none, "How long before a task's time limit its deadline is, in seconds (0.1)."),
-    Setting("metrics_port", port, "Where a worker serves its statistics to Prometheus (none); 0: any free port."),
-    Setting("metrics_host", text, "The address that it listens on for that (127.0.0.1)."),
-    Setting("leak_after", time, "How long a connection is in use before that is logged, in seconds (none: never)."),
-    Setting("alert_interval", time_or_none, "How often alerts are looked for, in seconds; 0 for never (5)."),
-    Setting("alert_utilisation", _part, "Which part of a process's connections may be in use (0.8)."),
-    Setting("alert_sustained", time_or_none, "For how long more than that is in use, in seconds (60)."),
+    Setting("close_timeout", timeout, "Time limit for closing at shutdown, in seconds (5)."),
+    Setting("retry_budget", whole(0), "Replay tokens per process: a replay takes 5, after a timeout 10 (500)."),
+    Setting("deadline_margin", time_or_none, "Time between a task's deadline and its time limit, in seconds (0.1)."),
+    Setting("metrics_port", port, "Port that serves a worker's statistics to Prometheus (none); 0 for any free port."),
+    Setting("metrics_host", text, "Address that the metrics port listens on (127.0.0.1)."),
+    Setting("leak_after", time, "Time in use after which a connection is logged, in seconds (none: never)."),
+    Setting("alert_interval", time_or_none, "Time between alert checks, in seconds; 0 for none (5)."),
+    Setting("alert_utilisation", _fraction, "Fraction of a process's connections that may be in use (0.8)."),
+    Setting("alert_sustained", time_or_none, "How long utilisation may stay above that fraction, in seconds (60)."),
     Setting("alert_acquire_wait", _bound, "How long a caller may wait for a connection, in seconds (5)."),
-    Setting("alert_creation_factor", _multiple, "How many times as many connections may be opened as before (5)."),
-    Setting("alert_creation_floor", whole(1), "How many may be opened in a window in any case (20)."),
-    Setting("alert_window", time, "In which time opened connections are counted, in seconds (60)."),
-    Setting("alert_publish_after", time_or_none, "How long a child may be unseen or stopped, in seconds (30)."),
-    Setting("alert_clear_after", time_or_none, "For how long all is well before an alert ends, in seconds (60)."),
+    Setting("alert_creation_factor", _multiple, "Allowed increase in connections opened per window, as a factor (5)."),
+    Setting("alert_creation_floor", whole(1), "Connections that may be opened per window in any case (20)."),
+    Setting("alert_window", time, "Window in which opened connections are counted, in seconds (60)."),
+    Setting("alert_publish_after", time_or_none, "How long a child may be stopped or not publish, in seconds (30)."),
+    Setting(
+        "alert_clear_after", time_or_none, "How long a condition must be over to clear its alert, in seconds (60)."
+    ),
 )
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 def all_settings() -> tuple[Setting, ...]:
-    """Return every setting: our own, and those of the adapters whose client is installed, which are imported."""
+    """Return every setting: our own and those of the adapters whose client is installed; imports the adapters."""
     return (*SETTINGS, *(setting for adapter in adapters() for setting in getattr(adapter, "settings", ())))
 
 
@@ -76,9 +78,9 @@ def _all_by_name() -> dict[str, Setting]:
 
 
 def read_settings(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the settings that are set, by name without the prefix, parsed.
+    """Return the given settings, parsed, by name without the prefix.
 
-    The environment wins over ``app.conf``, as it does for Celery's own ``CELERY_BROKER_URL``.
+    The environment overrides ``app.conf``, as with Celery's own ``CELERY_BROKER_URL``.
 
     Args:
         conf: ``app.conf``, with or without a namespace.
@@ -102,12 +104,12 @@ def read_settings(conf: Any, environ: Mapping[str, str] | None = None) -> dict[s
 
 
 def read_setting(conf: Any, name: str, default: Any) -> Any:
-    """Return one setting, parsed, or ``default``; quicker than :func:`read_settings`, and no check of the others.
+    """Return one setting, parsed, or ``default``; faster than :func:`read_settings`, without checking the others.
 
     Raises:
-        ConfigurationError: It is malformed; the message names it.
+        ConfigurationError: The setting is malformed; the message names it.
     """
-    # Put together here: a task with a time limit reads one.
+    # On the hot path: every task with a time limit reads one.
     key = PREFIX + name
     raw = os.environ.get(key.upper())
     if raw is not None:
@@ -117,21 +119,23 @@ def read_setting(conf: Any, name: str, default: Any) -> Any:
 
 
 def _known(name: str, written: str) -> Setting | None:
-    # Most apps set none of an adapter's: its client is spared the import.
+    # Most apps set no adapter's settings; spare them the import of its client.
     setting = _BY_NAME.get(name) or (by_name := _all_by_name()).get(name)
     if setting is not None:
         return setting
     missing = not_installed()
     nearest = meant(name, by_name, _TYPO if missing else ALIKE)
     if nearest is not None:
-        # Written as the mistake is: in the environment and under a namespace.
+        # Suggested in the same style as the typo: upper case in the environment, prefixed under a namespace.
         right = written[: len(written) - len(name)] + (nearest.upper() if written.isupper() else nearest)
         raise ConfigurationError(
             f"unknown setting {written}; did you mean {right}? The settings are: {_listed(by_name)}"
         )
     if missing:
-        # Its adapter knows it: the app runs where the client is installed, and here without.
-        logger.debug("the setting %s is none of an installed adapter's; not installed: %s", written, ", ".join(missing))
+        # It may belong to an adapter whose client is installed elsewhere, as on the workers, but not here.
+        logger.debug(
+            "ignoring the setting %s: no installed adapter has it; not installed: %s", written, ", ".join(missing)
+        )
         return None
     raise ConfigurationError(f"unknown setting {written}; the settings are: {_listed(by_name)}")
 
@@ -148,26 +152,26 @@ def _parsed(setting: Setting, raw: object, written: str) -> Any:
 
 
 def _shown(setting: Setting, raw: object) -> str:
-    # A URL without a scheme cannot be told from a bare password.
+    # A URL without a scheme looks like a bare password.
     return "a text that is not shown here" if isinstance(raw, str) and setting.secret else shown(raw)
 
 
 def _configured_keys(conf: Any) -> Iterator[tuple[str, str]]:
-    # The namespace is known once the configuration is loaded, which the first look at a key does.
+    # The first lookup loads the configuration, and with it the namespace.
     conf.get(PREFIX)
     namespace = str(conf.prefix or "").lower()
     for key in conf:
         lowered = key.lower() if isinstance(key, str) else ""
-        # Under a namespace the configured object's keys carry it; defaults and later changes do not.
+        # Keys of the configured object carry the namespace; defaults and later changes do not.
         plain = lowered.removeprefix(namespace) if namespace else lowered
-        # A configuration module may import the package of that name.
+        # A configuration module may import the package of the same name.
         if plain == PREFIX[:-1] and isinstance(conf.get(key), Mapping):
             flat = ", ".join(setting.key for setting in all_settings())
-            raise ConfigurationError(f"{key} is a dictionary, and the settings are flat; they are: {flat}")
+            raise ConfigurationError(f"{key} is a dictionary, but the settings are flat; they are: {flat}")
         if not plain.startswith(PREFIX):
             continue
         if key != lowered and not (namespace and lowered.startswith(namespace)):
-            # Celery looks up the lower case alone, and would ignore it in silence.
+            # Celery looks up lower-case keys only, and would silently ignore it.
             right = lowered if not namespace else f"{conf.prefix}{key if conf.prefix.isupper() else lowered}"
             raise ConfigurationError(f"{key} in the app's configuration is not read: write {right}")
         yield plain, key

@@ -1,4 +1,4 @@
-"""PooledTask: the task base that gives resources to a body and runs the body inside an attempt."""
+"""PooledTask: the task base that provides resources to a body and runs it inside an attempt."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["PooledTask"]
 
 
 class PooledTask(Task):
-    """A task base whose class attributes give each process its own clients.
+    """A task base whose resources are class attributes, with one client per process.
 
-    Every run of a body, in a worker, eager or called directly, is one attempt: what it did in its sessions is
-    committed when it returns, before the result is stored and the message acknowledged, and rolled back on every
-    other way out. After a failure of a connection the body runs again where that is safe.
+    Each run of the body, in a worker, eager or called directly, is one attempt. Its sessions are committed when the
+    body returns, before the result is stored and the message acknowledged, and rolled back otherwise. After a
+    connection failure the body runs again if that is safe.
 
     >>> from celery import Celery
     >>> from workerpools import PooledTask, WorkerPools
     >>> app = Celery("shop", set_as_current=False)
     >>> pools = WorkerPools(app)
     >>> class ShopTask(PooledTask):
-    ...     prices = pools.add(lambda: {"teapot": 12})     # a client, in earnest
+    ...     prices = pools.add(lambda: {"teapot": 12})     # a client in a real app
     >>> @app.task(base=ShopTask, bind=True, name="shop.price")
     ... def price(self, sku):
     ...     return self.prices[sku]
@@ -47,8 +47,15 @@ class PooledTask(Task):
     10
 
     Attributes:
-        idempotent: Whether the body may run twice even if the first run may have done everything.
-        replay: How often it runs again: a :class:`workerpools.RetryPolicy`, True for the default one, False for never.
+        idempotent: Whether the body may run again although the first run may have completed.
+        replay: How often the body runs again: a :class:`workerpools.RetryPolicy`, True for the default policy, False
+            for never.
+
+    Raises:
+        ConfigurationError: On subclassing: a resource's name is an attribute of Celery's ``Task`` or of ``PooledTask``,
+            or an adapter was assigned without ``pools.add()``. On creating the task: its body is a coroutine function
+            or a generator function, or ``idempotent``, ``replay`` or a ``workerpools_`` setting of the app is
+            malformed.
     """
 
     abstract = True
@@ -57,11 +64,11 @@ class PooledTask(Task):
     replay: RetryPolicy | bool = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PooledTask:
-        # Before Celery registers it: what is refused later stays in app.tasks.
+        # Before Celery registers the task: one that is refused later stays in app.tasks.
         _check_body(cls)
         task: PooledTask = super().__new__(cls)
-        # On the instance, and before Celery wraps ``task.run`` for autoretry_for: that stands around the attempt then,
-        # so that a failure to commit is retried like a failure of the body.
+        # On the instance, before Celery wraps ``task.run`` for autoretry_for: its wrapper then encloses the attempt,
+        # and a failed commit is retried like a failed body.
         task.run = _in_attempts(task)
         return task
 
@@ -75,40 +82,46 @@ class PooledTask(Task):
             if is_adapter(value):
                 made = type(value).__name__
                 raise ConfigurationError(
-                    f"{cls.__name__}.{name}: {made}(…) alone is no resource: {name} = pools.add({made}(…))"
+                    f"{cls.__name__}.{name}: {made}(…) is not a resource yet; add it: {name} = pools.add({made}(…))"
                 )
 
     def effect(self, what: str) -> None:
-        """Say that the body did something that cannot be taken back and that no resource of the task sees.
+        """Declare an effect that cannot be undone and that no resource of the task sees.
 
-        From here on this attempt is not run again, unless the task is idempotent. Call it just before it is done.
+        From here on the body is not run again, unless the task is idempotent. Call it just before the effect.
 
         Args:
             what: A short phrase for messages, without secrets: ``"sent the mail"``.
 
         Raises:
-            NoAttemptError: No task body runs in this process.
+            NoAttemptError: No task body is running.
         """
         declare_effect(what)
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """What left in the current attempt that cannot be taken back; empty outside one."""
+        """The effects of the current attempt; empty outside an attempt."""
         attempt = attempts.current()
         return () if attempt is None else attempt.effects
 
     @property
     def deadline(self) -> Deadline:
-        """When this run must have ended, by the nearest of its limits; ``remaining()`` is None without any."""
+        """The deadline of this run, from the nearest of its limits; ``remaining()`` is None without a limit."""
         return attempts.deadline()
 
     @classmethod
     def bind(cls, app: Celery) -> Any:
-        """Bind the task to ``app`` as Celery does, and the resources of the class to it.
+        """Bind the task to ``app`` as Celery does, and the class's resources too.
+
+        Args:
+            app: The Celery app.
+
+        Returns:
+            The result of Celery's ``Task.bind()``.
 
         Raises:
-            ConfigurationError: A ``workerpools_`` setting of the app, or the task's ``idempotent`` or ``replay``, is
-                unknown or malformed. Raised here, it keeps a worker from starting, where a signal's receiver could
+            ConfigurationError: A ``workerpools_`` setting of the app is unknown or malformed, or the task's
+                ``idempotent`` or ``replay`` is. Raised here, it keeps the worker from starting; a signal receiver could
                 only log it.
         """
         bound = super().bind(app)
@@ -121,7 +134,7 @@ class PooledTask(Task):
             if isinstance(resource, ConfiguredResource):
                 resource.resource_for(app, name)
             elif not resource.pools.has_app:
-                # Celery registers a task with every app of the process: an app that was chosen stays the only one.
+                # Celery binds a task to every app of the process: keep the app that was chosen.
                 resource.pools.init_app(app)
         return bound
 
@@ -143,7 +156,7 @@ def _check_attribute(cls: type, name: str) -> None:
 
 
 def _check_body(cls: Any) -> None:
-    """Refuse a body of which a call runs nothing: Celery would drop what it returns, and call that success."""
+    """Refuse a body that does not run when called: Celery would drop the returned object and report success."""
     body = next((vars(base)["run"] for base in cls.__mro__ if "run" in vars(base)), None)
     body = getattr(body, "__func__", body)
     if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
@@ -163,7 +176,7 @@ def _in_attempts(task: PooledTask) -> Any:
     @functools.wraps(task.run)
     def run_in_attempts(*args: Any, **kwargs: Any) -> Any:
         nonlocal known, original
-        # Looked at in each call: Celery's task_annotations may replace the class's run after the task was made.
+        # Checked on each call: Celery's task_annotations may replace the class's run after the task is created.
         function = cls.run
         if function is not known:
             original, known = _bound_run(task, cls), function

@@ -1,7 +1,7 @@
-"""What runs in a worker's main process: it shows the connection pools, recycles them, raises alerts, serves metrics.
+"""The worker's main process: statistics, recycling, alerts and the metrics endpoint.
 
-Celery makes the three bootsteps with each worker of the app; remote control (``celery inspect pools`` and ``celery
-control pools_recycle``) is known to the process.
+The three bootsteps are created with each worker of the app; the remote control commands (``celery inspect pools`` and
+``celery control pools_recycle``) are registered once per process.
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ __all__ = [
 #: The key in the reply of ``celery inspect stats``.
 KEY = "workerpools"
 
-#: The type of an alert's event. Its prefix is ours alone: Flower and Celery take ``worker-`` and ``task-`` for states
-#: of theirs.
+#: The event type of alerts. Its prefix is unique: Flower and Celery treat ``worker-`` and ``task-`` as their states.
 EVENT = "pools-alert"
 
-#: How often alerts are looked for, in seconds, unless the settings say otherwise.
+#: The default time between two alert checks, in seconds.
 ALERT_INTERVAL = 5.0
 
-#: Without a setting, metrics are served to this machine alone: there is neither a password nor TLS.
+#: By default the metrics endpoint is reachable from this machine only: it has no password and no TLS.
 METRICS_HOST = "127.0.0.1"
 
 logger = logging.getLogger("workerpools")
@@ -66,14 +65,14 @@ def snapshots(app: Any, worker: Any) -> list[WorkerStats]:
 
     Args:
         app: The Celery app.
-        worker: Its worker in this process; None outside of one.
+        worker: Its worker in this process; None without one.
     """
     living = None if worker is None else children(worker)
     return [pools.collector.snapshot(living) for pools in apps.all_of(app)]
 
 
 class PoolsStep(bootsteps.StartStopStep):
-    """Adds the connection pools to what the worker says of itself; starts nothing."""
+    """Adds the connection pools to the worker's ``inspect stats`` reply; starts nothing."""
 
     def info(self, worker: Any) -> dict[str, Any]:
         stats = snapshots(worker.app, worker)
@@ -81,9 +80,9 @@ class PoolsStep(bootsteps.StartStopStep):
 
 
 def readable(stats: list[WorkerStats]) -> dict[str, Any]:
-    """Return snapshots as a person reads them in ``celery inspect stats`` or on Flower's page of a worker.
+    """Return snapshots in readable form, for ``celery inspect stats`` and Flower's worker page.
 
-    One short text for each resource of the worker, and one for each of its processes.
+    One short text per resource of the worker, and one per resource and process.
     """
     resources: dict[str, str] = {}
     processes: dict[str, dict[str, str]] = {}
@@ -105,42 +104,42 @@ def _line(stats: ResourceStats) -> str:
         f"longest wait {stats.longest_wait_so_far:.3f} s, timed out {row[_TIMEOUTS]:.0f}"
     )
     troubles = [(name, stats.value(name)) for name in ("failures", "replays", "retries", "refused_replays", "leaks")]
-    told = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in troubles if count)
-    return f"{text}; {told}" if told else text
+    counts = ", ".join(f"{name.replace('_', ' ')} {count:.0f}" for name, count in troubles if count)
+    return f"{text}; {counts}" if counts else text
 
 
 def register_commands() -> None:
-    """Have this process know ``celery inspect pools`` and ``celery control pools_recycle``."""
+    """Register ``celery inspect pools`` and ``celery control pools_recycle`` in this process."""
     if "pools" not in Panel.data:
         inspect_command(name="pools")(_inspect_pools)
         control_command(name="pools_recycle", args=[("name", str)], signature="[NAME]")(_recycle)
 
 
 def _inspect_pools(state: Any, **_: Any) -> list[dict[str, Any]]:
-    """Show what the connection pools of each of the worker's processes are doing."""
+    """Show the connection pools of each of the worker's processes."""
     return [each.to_dict() for each in snapshots(state.app, state.consumer.controller)]
 
 
 def _recycle(state: Any, name: str | None = None, **_: Any) -> dict[str, Any]:
-    """Have each process replace its connections at its next use: of one resource, or of all."""
+    """Replace the connections of one resource, or of all, in each process on next use."""
     recycled: set[str] = set()
     for pools in apps.all_of(state.app):
-        # Another WorkerPools of the app may have a resource of that name.
+        # The resource may belong to another WorkerPools of the app.
         with contextlib.suppress(ConfigurationError):
             recycled.update(pools.recycle(name))
     if name is not None and not recycled:
         known = {each for pools in apps.all_of(state.app) for each in pools.collector.names()}
         return {"error": f"no resource is named {name!r}", "resources": sorted(known)}
-    return {"ok": "connections are replaced when they are used next", "resources": sorted(recycled)}
+    return {"ok": "connections will be replaced on next use", "resources": sorted(recycled)}
 
 
 class AlertsStep(bootsteps.StartStopStep):
-    """Looks for the alerts of the app's connection pools as long as its worker runs, and sends them as Celery events.
+    """Checks the app's connection pools for alerts while the worker runs, and sends alerts as Celery events.
 
-    The worker's timer runs in the main loop (prefork and threads with a broker that has an event loop, as Redis and
-    RabbitMQ), in a greenlet, or in Celery's own timer thread. That is the right place in every execution pool but solo:
-    there a task occupies the main loop, so a thread looks. No other execution pool gets one: a prefork parent forks,
-    and a lock that another thread holds at that moment stays locked in the child.
+    The worker's timer runs in the main loop (prefork and threads with a broker that has an event loop, such as Redis
+    and RabbitMQ), in a greenlet, or in Celery's own timer thread. That suits every execution pool but solo, where a
+    task occupies the main loop: there a thread checks. No other execution pool gets one: a prefork parent forks, and a
+    lock that another thread holds at that moment stays locked in the child.
     """
 
     requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
@@ -164,7 +163,7 @@ class AlertsStep(bootsteps.StartStopStep):
                 if f"alert_{name}" in settings
             }
         )
-        # Before the first task: what is counted from here on is news.
+        # Take the baseline before the first task.
         self.look(worker)
         if execution_pool(worker).kind == "solo":
             self._cancel = _in_a_thread(interval, lambda: self.look(worker))
@@ -182,7 +181,7 @@ class AlertsStep(bootsteps.StartStopStep):
         self.stop(worker)
 
     def look(self, worker: Any) -> None:
-        """Look once. Never raises; a failure is logged when it is another one than before."""
+        """Check once. Never raises; logs a failure unless it repeats the previous one."""
         try:
             living = children(worker)
             for pools in apps.all_of(worker.app):
@@ -195,11 +194,11 @@ class AlertsStep(bootsteps.StartStopStep):
         except Exception as error:
             if (failure := repr(error)) != self._failure:
                 self._failure = failure
-                alert_logger.exception("alerts could not be looked for; it is tried again")
+                alert_logger.exception("alert check failed; it will be retried")
 
 
 def monitor_of(pools: Any, thresholds: Thresholds) -> Monitor:
-    """Return a monitor of the statistics of a WorkerPools, for its listeners."""
+    """Return a monitor of a WorkerPools' statistics that calls its alert listeners."""
     return Monitor(
         pools.collector,
         thresholds,
@@ -225,33 +224,33 @@ def _in_a_thread(interval: float, look: Callable[[], object]) -> Callable[[], ob
 
 def _send(worker: Any, alert: Alert, raised: bool) -> None:
     def send() -> None:
-        # Looked up now: a lost connection to the broker brings another one.
+        # Looked up each time: reconnecting to the broker creates a new dispatcher.
         dispatcher = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
         if dispatcher is None:
             return
-        told = alert.to_dict()
-        # Every event has a ``pid`` already, the worker's.
-        told["process"] = told.pop("pid")
+        fields = alert.to_dict()
+        # Every event already has a ``pid``, the worker's.
+        fields["process"] = fields.pop("pid")
         try:
-            dispatcher.send(EVENT, state="raised" if raised else "cleared", **told)
+            dispatcher.send(EVENT, state="raised" if raised else "cleared", **fields)
         except Exception:
-            alert_logger.warning("the alert %s was not sent as an event", alert.rule, exc_info=True)
+            alert_logger.warning("could not send the alert %s as an event", alert.rule, exc_info=True)
 
     hub = getattr(worker, "hub", None)
     if hub is not None and threading.current_thread() is not threading.main_thread():
-        # Its connection is the main loop's.
+        # The dispatcher's connection belongs to the main loop.
         hub.call_soon(send)
     else:
         send()
 
 
 class MetricsStep(bootsteps.StartStopStep):
-    """Serves statistics to Prometheus, where a port is configured.
+    """Serves statistics to Prometheus if a port is configured.
 
-    The endpoint starts after the execution pool, and stays until the last task of a warm stop has ended.
+    The endpoint starts after the execution pool and lasts until a warm shutdown's last task has ended.
     """
 
-    # The thread need not exist when the first children are forked. Later ones discard its sockets.
+    # Start the thread after the first children are forked. Later children discard its sockets.
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **_: Any) -> None:
@@ -265,35 +264,35 @@ class MetricsStep(bootsteps.StartStopStep):
             return
         host = read_setting(worker.app.conf, "metrics_host", METRICS_HOST)
         try:
-            # By its name: the core of the package does not depend on its integrations.
+            # By name: the worker does not depend on the exporters.
             prometheus = import_module("workerpools.prometheus")
             endpoint = prometheus.serve(lambda: {worker.hostname: snapshots(worker.app, worker)}, host, port)
         except ImportError as error:
             logger.error(
-                "workerpools_metrics_port is set, but the worker's statistics are not served: %s",
+                "workerpools_metrics_port is set, but the metrics endpoint cannot start: %s",
                 error,
             )
         except OSError as error:
             logger.error(
-                "the worker's statistics are not served: workerpools_metrics_host %s and workerpools_metrics_port %d "
-                "cannot be listened on: %s; each worker of a machine needs a port of its own",
+                "the metrics endpoint cannot listen on workerpools_metrics_host %s, workerpools_metrics_port %d: %s; "
+                "each worker on a machine needs its own port",
                 host,
                 port,
                 error.strerror or error,
             )
         else:
-            logger.info("the worker's statistics are served at http://%s:%d/metrics", host, endpoint.port)
+            logger.info("serving metrics at http://%s:%d/metrics", host, endpoint.port)
             self._endpoint, self._worker = endpoint, worker
             signals.worker_shutdown.connect(self._worker_ended, weak=False, dispatch_uid=self._uid)
 
     def stop(self, worker: Any) -> None:
-        """Do nothing: the tasks that a warm stop waits for are to be seen."""
+        """Do nothing: a warm shutdown still runs tasks, which stay visible."""
 
     def terminate(self, worker: Any) -> None:
         self._close()
 
     def _worker_ended(self, sender: Any = None, **_: Any) -> None:
-        # Of a worker that tells who it is, another app's in this process is of no interest.
+        # Ignore the shutdown of another app's worker in this process.
         if sender is self._worker or not hasattr(sender, "app"):
             self._close()
 
@@ -305,5 +304,5 @@ class MetricsStep(bootsteps.StartStopStep):
             endpoint.close()
 
 
-#: The bootsteps of each worker.
+#: The bootsteps added to each worker.
 STEPS = (PoolsStep, AlertsStep, MetricsStep)

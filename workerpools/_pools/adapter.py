@@ -269,7 +269,7 @@ class Adapter(Protocol[T]):
     True
 
     Attributes:
-        kind: The kind of server, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``. Exporters name their
+        kind: The kind of server, in at most 16 bytes: ``"http"``, ``"database"``, ``"cache"``. Exporters name their
             metrics by it.
         server: The fixed host and port, for exporters; None if there is not exactly one.
         libraries: The top-level packages of the client and its drivers. Their exceptions may mask another one during a

@@ -10,7 +10,7 @@ from workerpools._run.budget import CAPACITY, Budget
 from workerpools._run.events import Listeners
 from workerpools._stats.collector import Collector
 from workerpools._stats.leaks import LeakDetector
-from workerpools._stats.shared import Recycles
+from workerpools._stats.memory import Recycles
 from workerpools.errors import ConfigurationError
 
 __all__ = ["CLOSE_TIMEOUT", "UNKNOWN", "ExecutionPool", "Shared"]

@@ -213,6 +213,9 @@ class Attempt:
     def end(self) -> None:
         """Leave the attempt unless already done, and run the callbacks.
 
+        Called before a failed attempt is replayed or retried, so that an interruption of a callback ends the task while
+        no retry was sent. A second call goes on where a signal struck.
+
         Raises:
             BaseException: An interruption that arrived during a callback.
         """

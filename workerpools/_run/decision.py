@@ -60,7 +60,7 @@ class RetryPolicy:
         if isinstance(value, cls):
             return value
         if isinstance(value, bool):
-            return cls() if value else None
+            return DEFAULT_POLICY if value else None
         raise ConfigurationError(f"{where}: replay={value!r}; wanted: a RetryPolicy, True or False")
 
 

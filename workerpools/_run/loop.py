@@ -87,6 +87,8 @@ def _replay_retry_or_raise(
     at = attempt.deadline.at
     remaining = None if at is None else max(0.0, at - time.monotonic())
     decision = delivery.decide(failure, noted, error, effects=attempt.effects, remaining=remaining)
+    # Before acting on it: see Attempt.end().
+    attempt.end()
     fields: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count_replay()

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from workerpools._process import fork
 from workerpools._run.budget import Budget
 from workerpools._run.events import Event, EventKind, Listeners
+from workerpools._stats.memory import Board, Recycles, Slot, SlotState, lasting
 from workerpools._stats.meter import finished
-from workerpools._stats.metrics import lasting
-from workerpools._stats.shared import Board, Recycles, Slot, SlotState
 
 if TYPE_CHECKING:
     from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats

@@ -11,8 +11,8 @@ from time import monotonic
 
 from workerpools._run.attempts import Attempt, current
 from workerpools._run.failure import FailureKind
+from workerpools._stats.memory import Slot
 from workerpools._stats.metrics import AGES, BOUNDS, CLOSE_REASONS, FIRST, WIDTH, definition
-from workerpools._stats.shared import Slot
 from workerpools._stats.stacks import Stack, collect
 
 __all__ = ["Lease", "Meter"]

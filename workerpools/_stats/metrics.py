@@ -5,7 +5,6 @@ A resource's numbers form a row of :data:`WIDTH` floats; :data:`FIRST` gives the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,9 +21,6 @@ __all__ = [
     "Definition",
     "MetricType",
     "definition",
-    "fold",
-    "lasting",
-    "merge",
 ]
 
 
@@ -186,45 +182,3 @@ def definition(name: str) -> Definition:
         KeyError: There is no such definition.
     """
     return _BY_NAME[name]
-
-
-def _cells(types: tuple[MetricType, ...]) -> list[int]:
-    return [FIRST[each.name] + n for each in DEFINITIONS if each.type in types for n in range(each.width)]
-
-
-#: The numbers merged by maximum; the last one of each histogram is its highest value.
-_HIGHEST = _cells((MetricType.MAX,)) + [
-    FIRST[each.name] + each.width - 1 for each in DEFINITIONS if each.type is MetricType.HISTOGRAM
-]
-#: The numbers that become meaningless when their process ends.
-_MOMENTARY = _cells((MetricType.GAUGE, MetricType.MAX))
-
-
-def merge(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Return one row for several processes: sums, or the maximum for types that require it."""
-    if not rows:
-        return [0.0] * WIDTH
-    if len(rows) == 1:
-        return list(rows[0])
-    merged = [float(sum(column)) for column in zip(*rows, strict=True)]
-    for cell in _HIGHEST:
-        merged[cell] = max(row[cell] for row in rows)
-    return merged
-
-
-def fold(past: Sequence[float], last: Sequence[float]) -> list[float]:
-    """Return the counters of a process that has ended, added to those of its predecessors.
-
-    Args:
-        past: The row of its predecessors.
-        last: Its own last row.
-    """
-    return lasting(merge([past, last]))
-
-
-def lasting(row: Sequence[float]) -> list[float]:
-    """Return a row with all current states set to 0."""
-    counters = list(row)
-    for cell in _MOMENTARY:
-        counters[cell] = 0.0
-    return counters

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, MetricType, definition, merge
+from workerpools._stats.memory import merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, MetricType, definition
 
 __all__ = [
     "OF_WORKERS",

@@ -1,4 +1,4 @@
-"""Flower's Pools page and our series on its ``/metrics``: the connection pools of every worker process.
+"""A Pools page for Flower, and our series on its ``/metrics``: the connection pools of every worker process.
 
 In ``flowerconfig.py``::
 
@@ -26,13 +26,13 @@ _NAME = "workerpools"
 
 
 def install() -> None:
-    """Add the Pools page, its link in the navigation bar, readable numbers on the page of a worker, and our series.
+    """Add the Pools page, a link to it in the navigation bar, a tab on the worker page, and our series.
 
-    The series are those of :mod:`workerpools.prometheus`, at Flower's ``/metrics``.
+    The series are those of :mod:`workerpools.prometheus`, on Flower's ``/metrics``.
 
-    Call it in ``flowerconfig.py``, before Flower builds its application. Further calls change nothing. Where this
-    version of Flower is not built as expected, the page is a plain one, and the log says so; it always wants the same
-    log-in as Flower's own pages.
+    Call it in ``flowerconfig.py``, before Flower builds its application. Idempotent. With an unsupported version of
+    Flower the page falls back to plain HTML and logs a warning. It always requires the same login as Flower's own
+    pages.
 
     Raises:
         ConfigurationError: Flower is not installed.
@@ -49,7 +49,7 @@ def install() -> None:
 
 
 def _set_up() -> None:
-    # Imported late: without Flower's extra there is neither of them.
+    # Imported late: only the extra 'flower' installs their dependencies.
     from tornado.web import RequestHandler, url
 
     from workerpools.flower._templates import PoolsLoader
@@ -65,29 +65,30 @@ def _set_up() -> None:
         directory = settings["template_path"]
         base: Any = PoolsView
         if not issubclass(base, RequestHandler):
-            raise TypeError("flower.views.BaseHandler is no request handler")
+            raise TypeError("flower.views.BaseHandler is not a request handler")
     except (AttributeError, ImportError, KeyError, TypeError) as error:
-        # Rather no page than one without a log-in, and rather no page than no Flower.
-        logger.error("this version of Flower is not as expected (%s: %s): no Pools page", type(error).__name__, error)
+        # No page is better than one without a login, or than a Flower that does not start.
+        logger.error("unsupported version of Flower (%s: %s); there is no Pools page", type(error).__name__, error)
         return
     if any(getattr(handler, "name", None) == _NAME for handler in handlers):
         return
     loader, source = PoolsLoader(str(directory)), Source()
     register(source.snapshots)
-    # Before the last one, which takes everything. As objects: of tuples, Flower loses the name under --url_prefix.
+    # Before the last handler, which matches everything. Objects, not tuples: Flower drops the name of a tuple under
+    # --url_prefix.
     handlers[-1:-1] = [
         url(r"/pools", PoolsView, {"loader": loader}, name=_NAME),
         url(r"/api/pools", PoolsData, {"source": source}, name=f"{_NAME}_data"),
         url(r"/pools/static/(.*)", Assets, {"path": str(STATIC)}, name=f"{_NAME}_static"),
     ]
-    # Before Flower's own, which asks no worker.
+    # Before Flower's own handler, which does not query the workers.
     handlers.insert(0, url(r"/metrics", PoolsMetrics, {"source": source}, name=f"{_NAME}_metrics"))
     if settings.setdefault("template_loader", loader) is not loader:
-        logger.warning("Flower's templates are loaded by something else: its pages have no link to the Pools page")
+        logger.warning("Flower already has a template loader; its pages have no link to the Pools page")
         return
     for name in ("navbar.html", "worker.html"):
         try:
             loader.load(name)
         except Exception as error:
-            # Flower could not show it without us either; the Pools page does without.
-            logger.warning("Flower's %s cannot be loaded: %s: %s", name, type(error).__name__, error)
+            # Flower could not load it without us either, and the Pools page does not need it.
+            logger.warning("cannot load Flower's %s: %s: %s", name, type(error).__name__, error)

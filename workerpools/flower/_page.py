@@ -1,6 +1,6 @@
-"""The Pools page: Flower's handlers, the question to the workers, and the document made of their answers.
+"""The Pools page: its handlers, the query to the workers, and the document built from their replies.
 
-Workers are asked while somebody looks at the page, and not more often than they can answer.
+Workers are queried only while the page is open, and no faster than they reply.
 """
 
 from __future__ import annotations
@@ -43,36 +43,36 @@ __all__ = [
 
 logger = logging.getLogger("workerpools.flower")
 
-#: The version of the document. A reader skips what it does not know.
+#: The version of the document. Readers ignore unknown fields.
 VERSION = 1
 
 #: The key in the reply of ``celery inspect stats``; see :mod:`workerpools._celery.worker`.
 _KEY = "workerpools"
 
-#: A worker that sends no events counts as offline after this time without an answer, in seconds.
+#: Time without a reply after which a worker that sends no events counts as offline, in seconds.
 UNHEARD_AFTER = 60.0
 
 
 class Status(str, Enum):
     """The state of a worker, as far as Flower can tell."""
 
-    #: It answered the last question.
+    #: It replied to the last query.
     ONLINE = "online"
-    #: It seems to be alive, and did not answer: a worker that runs a task in its main process cannot.
+    #: It seems alive but did not reply: a worker cannot while it runs a task in its main process.
     SILENT = "silent"
-    #: It has said goodbye, or has been silent for too long.
+    #: It signed off, or has been silent for too long.
     OFFLINE = "offline"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A worker's answer to ``celery inspect stats``.
+    """A worker's reply to ``celery inspect stats``.
 
     Attributes:
-        received: Its time, in seconds since the epoch.
-        has_pools: The worker has a WorkerPools.
-        snapshots: Its snapshots; None if they cannot be read.
-        shown: The snapshots as the document has them, with their totals.
+        received: The time of the reply, in seconds since the epoch.
+        has_pools: Whether the worker has a WorkerPools.
+        snapshots: Its snapshots; None if they cannot be parsed.
+        shown: The snapshots as in the document, with totals.
     """
 
     received: float
@@ -82,7 +82,12 @@ class Reply:
 
     @classmethod
     def of(cls, received: float, stats: Any) -> Reply:
-        """Return the reply made of ``stats``; takes about 20 µs per resource and process."""
+        """Parse a reply; takes about 20 µs per resource and process.
+
+        Args:
+            received: The time of the reply, in seconds since the epoch.
+            stats: The reply.
+        """
         pools = stats.get(_KEY) if isinstance(stats, dict) else None
         if pools is None:
             return cls(received)
@@ -94,16 +99,16 @@ def status(*, answered: bool, alive: bool | None, age: float | None, reachable: 
     """Return the state of a worker.
 
     Args:
-        answered: It answered the last question.
-        alive: Its events say that it is alive; None without events.
-        age: The age of its last answer, in seconds; None without one.
-        reachable: The broker can be reached.
+        answered: Whether it replied to the last query.
+        alive: Whether it is alive according to its events; None without events.
+        age: The age of its last reply, in seconds; None without one.
+        reachable: Whether the broker can be reached.
     """
     if answered:
         return Status.ONLINE
     if not reachable or alive:
         return Status.SILENT
-    # Without events, one unanswered question says little.
+    # Without events, one unanswered query means little.
     recent = age is not None and age < UNHEARD_AFTER
     return Status.SILENT if alive is None and recent else Status.OFFLINE
 
@@ -117,18 +122,18 @@ def document(
     now: float,
     problem: str = "",
 ) -> dict[str, Any]:
-    """Return the document that the page shows.
+    """Return the page's document.
 
     Args:
-        replies: The last reply of each worker, by its name.
-        answered: The workers that answered the last question.
-        alive: The workers that send events, and whether they are alive by these.
-        asked: The time of the last question, in seconds since the epoch; None before the first.
-        now: In seconds since the epoch.
-        problem: The reason why the workers cannot be asked; empty if they can.
+        replies: The last reply of each worker, by worker name.
+        answered: The workers that replied to the last query.
+        alive: Whether each worker that sends events is alive according to them.
+        asked: The time of the last query, in seconds since the epoch; None before the first.
+        now: The current time, in seconds since the epoch.
+        problem: The reason that the workers cannot be queried; empty if they can.
     """
     workers, without = [], []
-    # A living worker is listed even before its first answer; one that went before it is not.
+    # A living worker is listed even before its first reply; one that is gone is not.
     for name in sorted(replies.keys() | {name for name, lives in alive.items() if lives}):
         reply = replies.get(name)
         age = None if reply is None else max(0.0, now - reply.received)
@@ -157,12 +162,12 @@ def document(
 
 
 def _snapshots(pools: Any) -> tuple[WorkerStats, ...] | None:
-    # From the network, and from any version.
+    # From the network, and of any version.
     try:
-        told = pools["snapshots"]
-        if not isinstance(told, Sequence) or isinstance(told, str):
+        found = pools["snapshots"]
+        if not isinstance(found, Sequence) or isinstance(found, str):
             return None
-        return tuple(WorkerStats.from_dict(each) for each in told)
+        return tuple(WorkerStats.from_dict(each) for each in found)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
 
@@ -171,25 +176,25 @@ def _with_totals(stats: WorkerStats) -> dict[str, Any]:
     return {**stats.to_dict(), "totals": [each.to_dict() for each in stats.totals()]}
 
 
-#: The least time between two questions to the workers, in seconds, however many pages are open.
+#: The minimum time between two queries to the workers, in seconds, however many pages are open.
 LEAST_INTERVAL = 2.0
 
-#: An offline worker is shown for this time, in seconds, unless Flower's purge_offline_workers is set.
+#: How long an offline worker is shown, in seconds, unless Flower's purge_offline_workers is set.
 FORGOTTEN_AFTER = 3600.0
 
-#: The time that a request waits beyond the workers' time for their answer, in seconds,
+#: How long a request waits beyond the inspect timeout, in seconds.
 _SLACK = 1.0
-#: and the time beyond it until the page reports a problem: Flower's threads may be busy.
+#: How long beyond the inspect timeout, in seconds, the page reports a problem: Flower's threads may be busy.
 _PATIENCE = 5.0
 
-_UNREACHABLE = "Flower cannot reach the broker, so the workers cannot be asked."
-_STUCK = "The broker does not answer Flower, so the workers cannot be asked."
+_UNREACHABLE = "Flower cannot reach the broker, so the workers cannot be queried."
+_STUCK = "The broker does not respond to Flower, so the workers cannot be queried."
 
 
 class Source:
-    """The last answers of the workers of one Flower. It belongs to the IOLoop's thread, and never blocks it.
+    """The last replies of a Flower's workers. Belongs to the IOLoop's thread and never blocks it.
 
-    Flower itself asks all workers when it starts, and one when its page is opened: too rarely for this page.
+    Flower itself queries all workers when it starts, and one when its page is opened: too rarely for the Pools page.
     """
 
     def __init__(self) -> None:
@@ -202,10 +207,13 @@ class Source:
         self._started = float("-inf")
 
     async def refresh(self, flower: Any) -> str:
-        """Ask the workers, unless that was done a moment ago; return the problem, or an empty text.
+        """Query the workers, unless that was done a moment ago.
 
         Args:
             flower: Flower's application.
+
+        Returns:
+            The reason that the workers cannot be queried; empty if they can.
         """
         timeout = flower.options.inspect_timeout / 1000.0
         if self._running is None and time.monotonic() - self._started >= LEAST_INTERVAL:
@@ -213,7 +221,7 @@ class Source:
             self._running = asyncio.ensure_future(self._ask(flower, timeout))
             self._running.add_done_callback(self._ended)
         if self._running is not None:
-            # A question that this request gives up on goes on: the next request finds its answers.
+            # A query continues after the request gives up on it; the next request finds its replies.
             await asyncio.wait({self._running}, timeout=timeout + _SLACK)
         stuck = self._running is not None and time.monotonic() - self._started > timeout + _PATIENCE
         self._alive = {name: bool(worker.alive) for name, worker in flower.events.state.workers.items()}
@@ -222,7 +230,7 @@ class Source:
         return _STUCK if stuck else self._problem
 
     async def document(self, flower: Any) -> dict[str, Any]:
-        """Return the document that the page shows, from answers at most a few seconds old."""
+        """Return the page's document, from replies at most a few seconds old."""
         problem = await self.refresh(flower)
         return document(
             self._replies,
@@ -234,7 +242,7 @@ class Source:
         )
 
     def snapshots(self) -> Mapping[str, Sequence[WorkerStats]]:
-        """Return the last snapshots of each worker that is not offline, by its name."""
+        """Return the last snapshots of each worker that is not offline, by worker name."""
         now, found = time.time(), {}
         for name, reply in self._replies.items():
             state = status(
@@ -251,25 +259,25 @@ class Source:
         alive = [name for name, worker in flower.events.state.workers.items() if worker.alive]
         ask = partial(_replies, flower.capp, timeout, expected=len({*alive, *self._answered}))
         try:
-            told = await asyncio.get_running_loop().run_in_executor(None, ask)
+            replies = await asyncio.get_running_loop().run_in_executor(None, ask)
         except Exception as error:
             if not self._problem:
-                # Its text may hold the broker's URL.
-                logger.warning("the workers cannot be asked about their connection pools: %s", type(error).__name__)
+                # The class only: the message may contain the broker's URL.
+                logger.warning("cannot query the workers for their connection pools: %s", type(error).__name__)
             self._problem = _UNREACHABLE
             self._answered = frozenset()
             return
         if self._problem:
-            logger.info("the workers can be asked about their connection pools again")
+            logger.info("the workers can be queried for their connection pools again")
         self._problem, self._asked = "", time.time()
-        self._replies.update(told)
-        self._answered = frozenset(told)
+        self._replies.update(replies)
+        self._answered = frozenset(replies)
 
     def _ended(self, _: asyncio.Task[None]) -> None:
         self._running = None
 
     def _adopt(self, workers: Any) -> None:
-        # Flower may have asked a worker that is too busy to answer us.
+        # Flower may have an earlier reply from a worker that is too busy to reply to us.
         for name, known in list(workers.items()):
             if name not in self._replies and known.get("stats") is not None:
                 self._replies[name] = Reply.of(known.get("timestamp", 0.0), known["stats"])
@@ -285,51 +293,51 @@ def _overdue(replies: Iterable[tuple[str, Reply]], alive: dict[str, bool], since
 
 
 def _replies(app: Any, timeout: float, *, expected: int) -> dict[str, Reply]:
-    """Ask every worker, and read the answers; in a thread, since both take time."""
-    told = _stats(app, timeout, expected=expected)
+    """Query every worker and parse the replies; called in a thread, since both take time."""
+    found = _stats(app, timeout, expected=expected)
     now = time.time()
-    return {name: Reply.of(now, stats) for name, stats in told.items()}
+    return {name: Reply.of(now, stats) for name, stats in found.items()}
 
 
 def _stats(app: Any, timeout: float, *, expected: int) -> dict[str, Any]:
-    """Return the answers to ``celery inspect stats``, by worker.
+    """Return the replies to ``celery inspect stats``, by worker.
 
-    Not to ``pools``: a worker without a WorkerPools does not know that command, and would log an error each time.
+    Not to ``pools``: a worker without a WorkerPools does not know that command and would log an error each time.
 
     Args:
         app: The Celery app.
-        timeout: The time that workers have for their answer, in seconds.
-        expected: The number of answers that ends the wait; 0 if unknown.
+        timeout: How long to wait for replies, in seconds.
+        expected: The number of replies that ends the wait early; 0 if unknown.
     """
     begun = time.monotonic()
     with app.connection_or_acquire() as connection:
-        # By default, connecting is retried without end.
+        # By default, kombu retries connecting for ever.
         connection.ensure_connection(max_retries=1, timeout=timeout)
         ask = partial(app.control.inspect, timeout=timeout, connection=connection)
-        told = ask(limit=expected or None).stats() or {}
-        if len(told) < expected and time.monotonic() - begun < timeout:
-            # Late answers to earlier questions count towards the limit, too.
-            told.update(ask().stats() or {})
-        return told
+        found = ask(limit=expected or None).stats() or {}
+        if len(found) < expected and time.monotonic() - begun < timeout:
+            # Late replies to earlier queries count towards the limit too.
+            found.update(ask().stats() or {})
+        return found
 
 
-#: Where the page's script and style are.
+#: The directory of the page's scripts and styles.
 STATIC = Path(__file__).parent / "static"
 
 _PAGE, _PLAIN = f"{PREFIX}pools.html", f"{PREFIX}plain.html"
 
-#: The mark of the page's own content.
+#: Marks the page's own content.
 _MARK = b'id="workerpools"'
 
 
 class PoolsView(BaseHandler):
-    """The page: within Flower's own, or a plain one where that cannot be."""
+    """The page, inside Flower's layout, or as plain HTML if that fails."""
 
     def initialize(self, loader: template.BaseLoader) -> None:
         self._loader = loader
 
     def get_template_path(self) -> str:
-        # Tornado keeps one loader for each path: not Flower's.
+        # Tornado caches one loader per path: use another path than Flower's.
         return str(STATIC.parent)
 
     def create_template_loader(self, template_path: str) -> template.BaseLoader:
@@ -348,7 +356,7 @@ class PoolsView(BaseHandler):
         except web.HTTPError:
             raise
         except Exception as error:
-            _tell_once(error)
+            _log_once(error)
             namespace = {**self.get_template_namespace(), **values}
             self.finish(self._loader.load(_PLAIN).generate(**namespace))
 
@@ -359,31 +367,31 @@ class PoolsView(BaseHandler):
         return text
 
     def _worker_url(self) -> str:
-        # The address of a worker named "0": the script replaces the name.
+        # The URL for a worker named "0"; the script replaces the name.
         try:
             return str(self.reverse_url("worker", "0"))
         except KeyError:
             return ""
 
 
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
-def _tell_once(error: Exception) -> None:
+def _log_once(error: Exception) -> None:
     text = f"{type(error).__name__}: {error}"
-    if text not in _told:
-        _told.add(text)
-        logger.warning("Flower's templates are not as expected (%s): the Pools page is a plain one", text)
+    if text not in _logged:
+        _logged.add(text)
+        logger.warning("cannot use Flower's templates (%s); the Pools page is plain HTML", text)
 
 
 class PoolsData(BaseHandler):
-    """The document of the page, as JSON."""
+    """The page's document, as JSON."""
 
     def initialize(self, source: Source) -> None:
         self._source = source
 
     async def get(self) -> None:
-        # No redirect to the log-in page: the script would read that. With a wrong password, Flower raises this itself.
+        # No redirect to the login page, which the script cannot use. With a wrong password, Flower raises this itself.
         if not self.current_user:
             raise web.HTTPError(401)
         self.set_header("Cache-Control", "no-store")
@@ -391,14 +399,14 @@ class PoolsData(BaseHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         flower: Any = self.application
-        # Flower's error pages are for people.
+        # Flower's error pages are HTML.
         if status_code == 401 and flower.options.basic_auth:
             self.set_header("WWW-Authenticate", 'Basic realm="flower"')
         self.finish({"error": responses.get(status_code, "Unknown")})
 
 
 class PoolsMetrics(Metrics):
-    """Flower's own series and ours, after asking the workers. Without a log-in, as Flower's are."""
+    """Flower's own series and ours, from a fresh query. Without a login, like Flower's."""
 
     def initialize(self, source: Source) -> None:
         self._source = source
@@ -409,9 +417,9 @@ class PoolsMetrics(Metrics):
 
 
 class Assets(web.StaticFileHandler):
-    """The page's scripts and styles. Without a log-in, as Flower's own are."""
+    """The page's scripts and styles. Without a login, like Flower's own."""
 
     def set_extra_headers(self, path: str) -> None:
-        # They change with the installed version: browsers ask each time, and get an answer only after a change.
+        # They change with the installed version: browsers revalidate each time and download only after a change.
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")

@@ -1,4 +1,4 @@
-"""Flower's templates with ours beside them: a link in the navigation bar, a tab on the page of a worker."""
+"""Flower's templates with our additions: a link in the navigation bar and a tab on the worker page."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ logger = logging.getLogger("workerpools.flower")
 #: Where our templates are.
 OURS = Path(__file__).parent / "templates"
 
-#: What the names of our templates begin with: they are no files of Flower's.
+#: The prefix of our templates' names, which sets them apart from Flower's files.
 PREFIX = "workerpools/"
 
 _ITEM = re.compile(r"[ \t]*<li\b(?:(?!<li\b).)*?</li>\s*?\n", re.DOTALL)
 
 
 class Unknown(Exception):
-    """A template of Flower's is not built as expected; the message says what is missing."""
+    """A template of Flower has an unexpected structure; the message names the missing part."""
 
 
 def with_link(source: str) -> str:
-    """Return Flower's ``navbar.html`` with a link to the Pools page after the one to the broker's.
+    """Return Flower's ``navbar.html`` with a link to the Pools page after the link to the broker page.
 
     Raises:
-        Unknown: It has no such link.
+        Unknown: There is no link to the broker page.
     """
     item = _item(source, "reverse_url('broker')")
     link = item.replace("reverse_url('broker')", "reverse_url('workerpools')")
@@ -39,10 +39,10 @@ def with_link(source: str) -> str:
 
 
 def with_tab(source: str) -> str:
-    """Return Flower's ``worker.html`` with a tab for the connection pools, which are not among the others any more.
+    """Return Flower's ``worker.html`` with a tab for the connection pools, removed from the general statistics.
 
     Raises:
-        Unknown: It has no tab or no list like those that are looked for.
+        Unknown: An expected tab or list is missing.
     """
     item = _item(source, 'data-bs-target="#tab-system"')
     tab = item.replace("tab-system", "tab-workerpools").replace(">System<", ">Connections<")
@@ -70,19 +70,19 @@ def _once(source: str, pattern: str) -> str:
 
 _CHANGED: dict[str, tuple[Callable[[str], str], str]] = {
     "navbar.html": (with_link, "the navigation bar has no link to the Pools page"),
-    "worker.html": (with_tab, "the page of a worker shows its connection pools in their raw form"),
+    "worker.html": (with_tab, "the worker page shows its connection pools in raw form"),
 }
 
 
 class PoolsLoader(template.Loader):
-    """Loads Flower's templates, some of them with an addition, and ours.
+    """Loads Flower's templates, some with additions, and ours.
 
     Args:
-        directory: Where Flower's templates are.
+        directory: The directory of Flower's templates.
     """
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:
-        # What ours extend or include is named in full, and may be Flower's.
+        # Our templates name what they extend or include in full; it may be a template of Flower.
         if parent_path is not None and parent_path.startswith(PREFIX):
             return name
         return super().resolve_path(name, parent_path)
@@ -104,5 +104,5 @@ class PoolsLoader(template.Loader):
         try:
             return template.Template(change(text), name=name, loader=self)
         except (Unknown, template.ParseError, SyntaxError) as error:
-            logger.warning("Flower's %s is not as expected (%s): %s", name, error, otherwise)
+            logger.warning("Flower's %s has an unexpected structure (%s): %s", name, error, otherwise)
             return template.Template(text, name=name, loader=self)

@@ -1,4 +1,4 @@
-"""The adapter for httpx: one ``httpx.Client`` a process, with bounded waits, whose sockets never cross a fork."""
+"""The adapter for httpx: one ``httpx.Client`` per process, with bounded waits and sockets that never cross a fork."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from workerpools.httpx._transport import Traffic, WatchedTransport
 
 __all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
 
-#: Every one of the four waits is bounded, in seconds.
+#: The default bounds of httpx's four waits, in seconds.
 DEFAULT_TIMEOUT = httpx.Timeout(10.0, connect=3.0, pool=2.0)
 
-#: Idle connections are closed before common servers close them (many after 5 s): a request sent at the moment the
-#: server closes is lost.
+#: How long an idle connection is kept, in seconds: less than with common servers (many close after 5 s), since a
+#: request sent while the server closes is lost.
 KEEPALIVE_EXPIRY = 4.0
 
-#: What makes the kernel notice that a peer is gone although it never said so: TCP keepalives for an idle connection,
-#: TCP_USER_TIMEOUT (milliseconds) for sent data that nobody acknowledges. Where the platform has them.
+#: Socket options that detect a vanished peer, where the platform has them: TCP keepalives on an idle connection and
+#: TCP_USER_TIMEOUT (milliseconds) for unacknowledged data.
 SOCKET_OPTIONS: tuple[tuple[int, int, int], ...] = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -63,55 +63,60 @@ SOCKET_OPTIONS: tuple[tuple[int, int, int], ...] = (
 
 
 def default_limits(execution_pool: ExecutionPool, max_connections: int | None = None) -> httpx.Limits:
-    """Return the connection limits for a process: 10 connections, or the concurrency where that is higher."""
+    """Return the connection limits of a process.
+
+    Args:
+        execution_pool: The worker's execution pool.
+        max_connections: The number of connections; None for 10, or for the concurrency if it is higher.
+    """
     size = max_connections or max(10, execution_pool.concurrency or 0)
     return httpx.Limits(max_connections=size, max_keepalive_connections=size, keepalive_expiry=KEEPALIVE_EXPIRY)
 
 
 class HttpxClient(Adapter[httpx.Client]):
-    """Declares an ``httpx.Client``: every option of the client, with bounds where httpx has none.
+    """Declares an ``httpx.Client``. Takes the client's options, with bounded defaults.
 
     Args:
-        timeout: As for ``httpx.Client``; by default 10 s to read and write, 3 s to connect, 2 s for a free connection.
-            None, asked for in so many words, waits for ever.
-        limits: As for ``httpx.Client``; by default as :func:`default_limits` says.
+        timeout: As for ``httpx.Client``; by default 10 s to read and to write, 3 s to connect and 2 s to acquire a
+            connection. An explicit None waits for ever.
+        limits: As for ``httpx.Client``; by default :func:`default_limits`.
         verify: As for ``httpx.Client``. The TLS context is built once, in the parent, and inherited.
         cert: As for ``httpx.Client``.
-        trust_env: Whether proxies and certificate files are taken from the environment, as httpx does.
+        trust_env: Whether to take proxies and certificate files from the environment, as httpx does.
         http1: As for ``httpx.Client``.
         http2: As for ``httpx.Client``.
         proxy: As for ``httpx.Client``.
         mounts: As for ``httpx.Client``.
-        transport: As for ``httpx.Client``. A transport of your own is used as it is; proxies, TLS settings and limits
-            do not reach it. It is shared by parent and children if it was made before the fork: make it in a function
-            instead, ``transport=lambda: MyTransport()``.
+        transport: As for ``httpx.Client``. Your transport is used as is; proxies, TLS settings and limits do not apply
+            to it. A transport created before the fork is shared by parent and children: pass a function instead,
+            ``transport=lambda: MyTransport()``.
         socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
-        max_connections: How many connections a process may open, where ``limits`` is not given.
-        max_lifetime: For how long a connection is used, in seconds; None for ever. httpx itself never resolves a name
-            again while a connection lives: this is what follows a change of DNS or of a load balancer. Responses that
-            are on their way end undisturbed.
-        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        max_connections: Maximum number of connections per process, if ``limits`` is not given.
+        max_lifetime: How long a connection is used, in seconds; None for no limit. httpx does not resolve a name again
+            while a connection lives, so this is how changes of DNS or of a load balancer take effect. Responses in
+            flight are not interrupted.
+        max_lifetime_jitter: The fraction of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
         credentials: Called for each request; returns ``(user, password)`` for basic authentication, or a bearer token
-            as a text. For secrets that change.
-        leak_after: For how long a response may be open, in seconds, before that is logged with where it was asked for;
-            None for what the setting ``workerpools_leak_after`` says.
-        options: The other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
+            as a string. For secrets that change.
+        leak_after: How long a response may stay open, in seconds, before that is logged with the place of the request;
+            None for the setting ``workerpools_leak_after``.
+        options: Other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
     Raises:
-        ConfigurationError: ``httpx.Client`` has no such option, ``base_url`` or ``proxy`` is no URL of a server, or a
-            number is out of bounds: a week for timeouts, a year for other times.
+        ConfigurationError: ``httpx.Client`` has no such option, ``base_url`` or ``proxy`` is not a server's URL, or a
+            number is out of range: timeouts are at most a week, other times at most a year.
     """
 
     kind = "http"
     settings = (
         Setting.url(
             "http_base_url",
-            "The base URL of ``HTTPTask.http`` (none: tasks give full URLs).",
+            "Base URL of ``HTTPTask.http`` (none: tasks use full URLs).",
             example="https://api.example.com",
         ),
         Setting.timeout("http_timeout", "Read and write timeout, in seconds (10)."),
         Setting.timeout("http_connect_timeout", "Connect timeout, in seconds (3)."),
-        Setting.timeout("http_acquire_timeout", "How long to wait for a free connection, in seconds (2)."),
+        Setting.timeout("http_acquire_timeout", "Acquire timeout, in seconds (2)."),
         Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
     )
     libraries = ("httpx", "httpcore", "h11", "h2", "hpack")
@@ -165,15 +170,15 @@ class HttpxClient(Adapter[httpx.Client]):
         self._transport = transport
         self._socket_options = list(SOCKET_OPTIONS if socket_options is None else socket_options)
         self._context: ssl.SSLContext | None = None
-        # Weak: a client may be closed, and dropped, by who uses it.
+        # Weak: user code may close and drop a client.
         self._traffic: weakref.WeakKeyDictionary[httpx.Client, Traffic] = weakref.WeakKeyDictionary()
 
     def prepare(self) -> None:
-        """Build the TLS context, and have httpx import what it needs: nearly all that a first client costs."""
+        """Build the TLS context and trigger httpx's lazy imports, which make up most of a first client's cost."""
         if self._context is None and self._transport is None:
             verify, cert, trust_env = self._tls
             self._context = httpx.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
-            # httpx imports its connection pool with the first transport that is made. This one opens nothing.
+            # httpx imports its connection pool with the first transport. This one opens no connection.
             httpx.HTTPTransport(verify=self._context).close()
 
     def open(self, opening: Opening) -> httpx.Client:
@@ -204,7 +209,7 @@ class HttpxClient(Adapter[httpx.Client]):
                 for pattern, mount in self._mounts.items()
             }
         )
-        # Each of them has a connection pool of its own.
+        # Each network transport has its own connection pool.
         networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
         opening.limited(networks * (limits.max_connections or 0))
         client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
@@ -217,7 +222,7 @@ class HttpxClient(Adapter[httpx.Client]):
             verify=self._context,
             limits=limits,
             proxy=proxy,
-            # Retrying is decided above, where it is known what was sent.
+            # WatchedTransport decides about retries; it knows what was sent.
             retries=0,
             socket_options=self._socket_options,
             http1=self._http1,
@@ -227,7 +232,11 @@ class HttpxClient(Adapter[httpx.Client]):
     def close(self, value: httpx.Client, timeout: float) -> None:
         """Close the client once its requests in flight have ended, or after ``timeout`` seconds.
 
-        ``httpx.Client.close()`` alone fails them.
+        ``httpx.Client.close()`` alone would fail them.
+
+        Args:
+            value: The client.
+            timeout: How long to wait, in seconds.
         """
         traffic = self._traffic.pop(value, None)
         if traffic is not None:
@@ -235,9 +244,16 @@ class HttpxClient(Adapter[httpx.Client]):
         value.close()
 
     def recycle(self, value: httpx.Client, since: float) -> bool:
-        """Have the next requests go over new connections; those on their way end on theirs.
+        """Send new requests over new connections; requests in flight finish on theirs.
 
-        A transport of the user's own keeps its connections: nothing tells how to make another one.
+        A transport instance passed by the user keeps its connections: there is no way to create another one.
+
+        Args:
+            value: The client.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            True: the client itself is kept.
         """
         traffic = self._traffic.get(value)
         if traffic is not None:
@@ -245,7 +261,7 @@ class HttpxClient(Adapter[httpx.Client]):
         return True
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
-        # The rest was noted when it was raised. A response that came through another client is not this one's.
+        # Transport errors were classified when raised. A response from another client is not ours.
         failure = classify_status(error) if isinstance(error, httpx.HTTPStatusError) else None
         return failure if failure is not None and failure.resource else None
 
@@ -271,7 +287,7 @@ class HttpxClient(Adapter[httpx.Client]):
 
 
 class _Credentials(httpx.Auth):
-    """Asks for the credentials of each request."""
+    """Authenticates each request with fresh credentials."""
 
     def __init__(self, ask: Callable[[], tuple[str, str] | str]) -> None:
         self._ask = ask
@@ -311,52 +327,52 @@ _CLIENT_OPTIONS = frozenset(
 
 
 def _server(base_url: Any) -> tuple[str, int] | None:
-    """Return the host and port of a base URL that was checked before; None for an empty one."""
+    """Return the host and port of a valid base URL; None for an empty one."""
     url = httpx.URL(base_url)
     port = url.port or {"http": 80, "https": 443}.get(url.scheme)
     return (url.host, port) if url.host and port else None
 
 
 def _shown_base_url(base_url: Any, *, any_scheme: bool) -> str:
-    """Return what may be shown of a base URL.
+    """Return a base URL without its secrets.
 
     Args:
         base_url: The URL.
-        any_scheme: Whether a transport of the user's may know schemes of its own.
+        any_scheme: Whether to allow schemes other than http and https, which the user's transport may handle.
 
     Raises:
-        ConfigurationError: It is no URL of a server; the message does not show it, as it may hold a password.
+        ConfigurationError: It is not a server's URL. The message omits it, as it may contain a password.
     """
     if base_url is None:
-        raise ConfigurationError("HttpxClient: base_url is None; is the variable that it is read from set?")
+        raise ConfigurationError("HttpxClient: base_url is None; is its environment variable set?")
     try:
         url = httpx.URL(base_url)
     except (TypeError, httpx.InvalidURL):
         url = httpx.URL()
     if str(base_url) and not (url.host and url.scheme and (any_scheme or url.scheme in ("http", "https"))):
         raise ConfigurationError(
-            "HttpxClient: base_url cannot be used (it is not shown here, as it may hold a password); wanted: "
-            "http:// or https:// and a host, like https://api.example.com, a password's special characters escaped "
-            "(urllib.parse.quote)"
+            "HttpxClient: base_url is invalid (not shown here, as it may contain a password); wanted: "
+            "http:// or https:// and a host, like https://api.example.com, with special characters of a password "
+            "escaped (urllib.parse.quote)"
         )
     if url.userinfo and (b"@" in url.raw_path or "@" in url.fragment):
-        # A password's "/", "?" or "#" has ended the host: what stands there is a part of it, and errors would show it.
+        # An unescaped "/", "?" or "#" of a password ended the host early; the rest of the password would be shown.
         raise ConfigurationError(
-            "HttpxClient: base_url has an '@' after its host (it is not shown here, as it may hold a password); "
-            "a password's special characters must be escaped (urllib.parse.quote)"
+            "HttpxClient: base_url has an '@' after its host (not shown here, as it may contain a password); "
+            "escape special characters of a password (urllib.parse.quote)"
         )
     return redact_url(str(base_url))
 
 
 def _usable_proxy(proxy: Any, what: str) -> Any:
-    """Return a proxy as httpx takes it.
+    """Return a proxy in a form that httpx accepts.
 
     Args:
         proxy: The proxy, or None.
-        what: Where it comes from, for the message.
+        what: The proxy's source, for the message.
 
     Raises:
-        ConfigurationError: It is no URL of a proxy; the message does not show it, as httpx's own would.
+        ConfigurationError: It is not a proxy's URL. The message omits it, unlike httpx's own.
     """
     if proxy is None or isinstance(proxy, httpx.Proxy):
         return proxy
@@ -367,19 +383,19 @@ def _usable_proxy(proxy: Any, what: str) -> Any:
     except (TypeError, ValueError, httpx.InvalidURL):
         pass
     raise ConfigurationError(
-        f"{what} cannot be used (it is not shown here, as it may hold a password); wanted: "
-        "http://proxy.example.com:3128, a password's special characters escaped (urllib.parse.quote)"
+        f"{what} is invalid (not shown here, as it may contain a password); wanted: "
+        "http://proxy.example.com:3128, with special characters of a password escaped (urllib.parse.quote)"
     )
 
 
 def _environment_proxies() -> dict[str, httpx.Proxy | None]:
-    """Return httpx mount patterns for the proxies that the environment asks for.
+    """Return httpx mounts for the proxies in the environment.
 
-    httpx takes them from the environment only for transports that it makes itself. The variables are those of curl:
-    HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, read by :func:`urllib.request.getproxies`.
+    httpx reads them only for transports that it creates itself. The variables are curl's: HTTP_PROXY, HTTPS_PROXY,
+    ALL_PROXY and NO_PROXY, as read by :func:`urllib.request.getproxies`.
 
     Raises:
-        ConfigurationError: One is no URL of a proxy.
+        ConfigurationError: One of them is not a proxy's URL.
     """
     found = urllib.request.getproxies()
     exempt = [host.strip() for host in found.get("no", "").split(",") if host.strip()]
@@ -388,7 +404,7 @@ def _environment_proxies() -> dict[str, httpx.Proxy | None]:
     mounts: dict[str, httpx.Proxy | None] = {}
     for scheme in ("http", "https", "all"):
         if url := found.get(scheme):
-            variable = f"{scheme.upper()}_PROXY of the environment"
+            variable = f"the environment variable {scheme.upper()}_PROXY"
             mounts[f"{scheme}://"] = _usable_proxy(url if "://" in url else f"http://{url}", variable)
     for host in exempt:
         mounts[_exempt_pattern(host)] = None
@@ -406,14 +422,16 @@ def _exempt_pattern(host: str) -> str:
             return f"all://{name}"
     else:
         return f"all://[{address}]" if address.version == 6 else f"all://{address}"
-    # A domain stands for its subdomains, too: "*" matches the name itself and everything under it.
+    # A domain covers its subdomains: "*" matches the name itself and everything under it.
     return f"all://*{name}"
 
 
 def classify(error: BaseException) -> Failure | None:
-    """Return what an exception of httpx proves; None if it is no failure of a connection.
+    """Classify an exception of any httpx client; None if it is not a connection failure.
 
-    For the exceptions of any client. What the client of a :class:`HttpxClient` raises is known more closely:
-    :func:`workerpools.classify` tells that.
+    For a client of :class:`HttpxClient`, :func:`workerpools.classify` knows more: what was sent.
+
+    Args:
+        error: The exception.
     """
     return classify_unwatched(error)

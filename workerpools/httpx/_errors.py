@@ -1,4 +1,4 @@
-"""What a failed HTTP request proves: pure decisions over its method and what was seen on the wire."""
+"""Classification of failed HTTP requests, by method and progress on the wire. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["RESOURCE", "Progress", "classify_transport", "classify_unwatched", "
 #: RFC 9110 §9.2.2: a request with one of these methods may be sent again.
 IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
-#: The key of a response's extensions that names the resource it came through.
+#: The response extension that holds the name of the resource.
 RESOURCE = "workerpools_resource"
 
 
 def is_idempotent(request: httpx.Request) -> bool:
-    """Return whether ``request`` may be sent again, by its method or because it has an Idempotency-Key."""
+    """Return whether ``request`` has an idempotent method or an Idempotency-Key."""
     return request.method.upper() in IDEMPOTENT_METHODS or "idempotency-key" in request.headers
 
 
 @dataclass
 class Progress:
-    """What was seen of one request on the wire.
+    """A request's progress on the wire.
 
     Attributes:
-        watched: Whether anything can be seen at all; a transport of the user's may tell nothing.
-        fresh: A connection was made for it.
-        head_started: Its head began to leave.
-        head_failed: Its head never left as a whole, so that the server cannot have acted on it.
-        body_sent: It left as a whole.
-        answered: The response's head arrived.
+        watched: Whether progress is known at all; a user's transport may not report it.
+        fresh: Whether a new connection was opened for the request.
+        head_started: Whether sending the head began.
+        head_failed: Whether sending the head failed, so that the server cannot have acted on the request.
+        body_sent: Whether the request was sent completely.
+        answered: Whether the head of the response arrived.
     """
 
     watched: bool = True
@@ -49,13 +49,13 @@ class Progress:
 def classify_transport(
     error: BaseException, progress: Progress, *, idempotent: bool, resource: str = ""
 ) -> Failure | None:
-    """Return what a ``httpx.TransportError`` proves; None if it is no failure of a connection.
+    """Classify an ``httpx.TransportError``; None if it is not a connection failure.
 
-    A ``ReadError`` and a ``RemoteProtocolError`` are never told apart: TLS turns one into the other.
+    ``ReadError`` and ``RemoteProtocolError`` are treated alike: TLS turns one into the other.
 
     Args:
         error: The exception.
-        progress: What was seen on the wire.
+        progress: The request's progress on the wire.
         idempotent: Whether the request may be sent again (RFC 9110 §9.2.2, or an Idempotency-Key).
         resource: The resource's name.
     """
@@ -68,26 +68,26 @@ def classify_transport(
         return Failure(kind, sent, resource, phase, timed_out=timed_out, known=known)
 
     if isinstance(error, httpx.PoolTimeout):
-        return failure(FailureKind.POOL_EXHAUSTED, Phase.ACQUIRE, "no connection of the client came free in time")
+        return failure(FailureKind.POOL_EXHAUSTED, Phase.ACQUIRE, "no connection became free in time")
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)) or (
         progress.watched and not progress.head_started
     ):
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
-            return failure(FailureKind.PERMANENT, Phase.CONNECT, "the server's certificate was not accepted")
+            return failure(FailureKind.PERMANENT, Phase.CONNECT, "the server's certificate was rejected")
         return failure(FailureKind.UNAVAILABLE, Phase.CONNECT, "nothing was sent")
     if progress.answered:
         return failure(
-            FailureKind.INDETERMINATE, Phase.RESPONSE, "the server had answered, and its response is not complete"
+            FailureKind.INDETERMINATE, Phase.RESPONSE, "the server had answered, but its response is incomplete"
         )
     if progress.head_failed:
-        known = "the request never left as a whole"
+        known = "the request's headers were not sent completely"
         kind = FailureKind.UNAVAILABLE if progress.fresh else FailureKind.STALE
         return failure(kind, Phase.REQUEST, known)
     if progress.watched and not progress.fresh and not timed_out and idempotent:
         return failure(
             FailureKind.STALE,
             Phase.REQUEST,
-            "a kept connection ended without an answer, and the request may be sent again",
+            "a kept-alive connection ended without a response, and the request is idempotent",
         )
     return failure(FailureKind.INDETERMINATE, Phase.REQUEST, "the server may have acted on the request")
 
@@ -104,15 +104,17 @@ def _sent(progress: Progress) -> Sent:
 
 
 def classify_status(error: httpx.HTTPStatusError, now: datetime | None = None) -> Failure | None:
-    """Return what ``Response.raise_for_status()`` proves: 429 and 503 were not processed, 502 and 504 may have been.
+    """Classify an exception of ``Response.raise_for_status()``; None if its status is not a connection failure.
+
+    429 and 503 mean that the request was not processed; with 502 and 504 it may have been.
 
     Args:
         error: The exception.
-        now: For a Retry-After that is a date; the current time if None.
+        now: The time to which a Retry-After date is compared; None for the current time.
     """
     response, status = error.response, error.response.status_code
     if status in (429, 503):
-        kind, known = FailureKind.UNAVAILABLE, "the server declined the request for now"
+        kind, known = FailureKind.UNAVAILABLE, "the server temporarily declined the request"
     elif status in (502, 504):
         idempotent = is_idempotent(error.request)
         kind = FailureKind.UNAVAILABLE if idempotent else FailureKind.INDETERMINATE
@@ -125,13 +127,16 @@ def classify_status(error: httpx.HTTPStatusError, now: datetime | None = None) -
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks to wait (RFC 9110 §10.2.3): a year at most; None without a
-    valid one.
+    """Return the delay of a Retry-After header in seconds (RFC 9110 §10.2.3), at most a year; None if it is invalid.
+
+    Args:
+        value: The header's value; None if there is none.
+        now: The time to which a date is compared.
     """
     text = (value or "").strip()
-    # Other digits of Unicode are digits to Python, and not to HTTP.
+    # isdigit() accepts Unicode digits, which HTTP does not.
     if text.isascii() and text.isdigit():
-        # Longer ones are more than Python converts; leading zeros are no size.
+        # Python refuses to convert very long numbers; leading zeros do not count.
         text = text.lstrip("0")
         return float(min(int(text[:12] or "0"), _LONGEST))
     try:
@@ -140,16 +145,16 @@ def retry_after(value: str | None, now: datetime) -> float | None:
             when = when.replace(tzinfo=timezone.utc)
         return min(max(0.0, (when - now).total_seconds()), _LONGEST)
     except (ValueError, OverflowError, IndexError, TypeError):
-        # The parser of the standard library raises each of them.
+        # parsedate_to_datetime() can raise any of these.
         return None
 
 
-#: The longest wait that a server may ask for, in seconds: a year.
+#: The longest delay accepted from a server, in seconds: a year.
 _LONGEST = 31_536_000.0
 
 
 def classify_unwatched(error: BaseException) -> Failure | None:
-    """Return what an exception of httpx proves, where nothing was seen on the wire."""
+    """Classify an exception of httpx without knowledge of the wire; None if it is not a connection failure."""
     if isinstance(error, httpx.HTTPStatusError):
         return classify_status(error)
     if not isinstance(error, httpx.TransportError):

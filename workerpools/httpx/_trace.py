@@ -1,4 +1,4 @@
-"""The wire: one request followed through httpcore's trace (the request extension ``trace``, a documented hook)."""
+"""The wire: follows one request through httpcore's trace (the documented request extension ``trace``)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from workerpools.httpx._errors import Progress, is_idempotent
 
 __all__ = ["FAILING", "Closing", "Trace", "closing_of"]
 
-#: The threads that are closing a connection because a request has failed on it.
+#: The threads that are closing a connection after a failed request.
 FAILING: set[int] = set()
 
 
 class Closing:
-    """Stands for the ``close`` of a connection's network stream: the trace has no event for it, and every way of
-    closing a connection ends there.
+    """Replaces the ``close()`` of a connection's network stream, to report the close.
+
+    The trace has no event for it, and every close of a connection ends there.
 
     Args:
         stream: The network stream.
-        connection: What it was reported as.
-        opening: Where it was reported.
+        connection: The object under which the connection was reported.
+        opening: The opening to which it was reported.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
@@ -39,10 +40,10 @@ class Closing:
         self._users = 0
         self._idle_since: float | None = None
         self._made = time.monotonic()
-        self._told = False
+        self._reported = False
 
     def begin(self) -> None:
-        """Note that a response comes over the connection."""
+        """Note that a response arrives over the connection."""
         self._users += 1
         self._idle_since = None
 
@@ -53,11 +54,11 @@ class Closing:
             self._idle_since = time.monotonic()
 
     def __call__(self) -> None:
-        # Asked first: a closed one tells nothing.
-        reason = "" if self._told else self._reason()
+        # Before closing: a closed stream cannot be inspected.
+        reason = "" if self._reported else self._reason()
         self._close()
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             self._opening.disconnected(self._connection, reason=reason, age=time.monotonic() - self._made)
 
     def _reason(self) -> str:
@@ -70,18 +71,18 @@ class Closing:
             and time.monotonic() - self._idle_since >= self._keepalive_expiry
         ):
             return "idle"
-        # There is nothing to read from an idle connection but its end.
+        # An idle connection becomes readable only when the peer closes it.
         return "stale" if self._stream.get_extra_info("is_readable") else ""
 
 
 def closing_of(response: httpx.Response) -> Closing | None:
-    """Return what stands for the close of the connection that ``response`` comes over, if it is known."""
+    """Return the ``Closing`` of the connection that ``response`` arrives over; None if unknown."""
     found = getattr(response.extensions.get("network_stream"), "close", None)
     return found if isinstance(found, Closing) else None
 
 
 class _Handshake:
-    """Stands for a connection between TCP and TLS: its descriptor has left one object and is in no other yet."""
+    """A connection during its TLS handshake: no socket object owns its descriptor."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -91,12 +92,12 @@ class _Handshake:
 
 
 class Trace:
-    """What became of one request; called by httpcore at each step.
+    """Tracks the progress of one request; called by httpcore at each step.
 
     Args:
-        opening: Where connections are reported.
+        opening: The opening to which connections are reported.
         request: The request.
-        watched: Whether the transport is known to tell of each step.
+        watched: Whether the transport reports each step.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
@@ -111,13 +112,13 @@ class Trace:
         self._effect: Effect | None = None
         self._number = -1
         self._handshake = _Handshake(-1)
-        # A transport that tells nothing does not tell when it has got a connection.
+        # Without a trace, the moment of acquiring a connection is unknown.
         self._lease: Lease = opening.wait() if watched else opening.lease(self._reclaim)
         self._acquired = not watched
         self._connecting = 0.0
         self._response: weakref.ref[httpx.Response] | None = None
         self._stream: httpx.SyncByteStream | None = None
-        #: The thread that reads the response; 0 before it does.
+        #: The thread that reads the response; 0 before the first read.
         self.reader = 0
 
     def __call__(self, name: str, info: Any) -> Any:
@@ -152,7 +153,7 @@ class Trace:
         stream = info["return_value"]
         connection = stream.get_extra_info("socket")
         if connection is not None:
-            # The same descriptor in a new object; the connection was counted when it was made.
+            # The same descriptor in a new object; the connection is already counted.
             self._opening.descriptors.add(connection)
             self._opening.descriptors.drop(self._handshake)
             stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
@@ -176,7 +177,7 @@ class Trace:
 
     def _ends(self, info: Any) -> None:
         if not self.progress.answered:
-            # The connection on which the request has failed is closed next.
+            # httpcore closes the failed request's connection next.
             FAILING.add(threading.get_ident())
 
     def _ended(self, info: Any) -> None:
@@ -187,31 +188,32 @@ class Trace:
         if self._acquired:
             return
         self._acquired = True
-        # The first sign of a connection is that something is done with it.
+        # Sending is the first sign that the request has a connection.
         creating = time.monotonic() - self._connecting if self.progress.fresh else 0.0
         if creating:
             self._opening.created(creating)
         self._lease.acquired(creating=creating, reused=not creating, reclaim=self._reclaim)
 
     def answers(self, response: httpx.Response, stream: httpx.SyncByteStream) -> None:
-        """Note the response, whose connection is in use until ``stream`` is closed."""
-        # Weakly the response and not the stream: httpcore keeps a connection in use though nobody reads it any more.
+        """Note the response; its connection is in use until ``stream`` is closed."""
+        # A weak reference to the response, a strong one to the stream: httpcore keeps the connection of an abandoned
+        # response in use.
         self._response, self._stream = weakref.ref(response), stream
 
     def _reclaim(self) -> bool:
-        """Close the response if it is not, unless another thread has read of it last; return whether it was closed."""
+        """Close an open response, unless another thread was the last to read it; return whether it was closed."""
         if self._stream is None or self.reader not in (0, threading.get_ident()):
             return False
         response = None if self._response is None else self._response()
         if response is not None and not response.is_closed:
-            # The outer one: whoever reads of it later is told that it is closed.
+            # The outer object, so that a later read raises StreamClosed.
             response.close()
         else:
             self._stream.close()
         return True
 
     def over(self, error: BaseException | None = None) -> None:
-        """Note that the request needs no connection any more, because of ``error`` or as it is answered."""
+        """Note that the request has released its connection, after its response or because of ``error``."""
         self._stream = None
         if self._acquired:
             self._lease.returned()
@@ -219,12 +221,12 @@ class Trace:
             self._lease.gave_up(timed_out=isinstance(error, httpx.PoolTimeout))
 
     def leaves(self) -> None:
-        """Note the effect that the request may have, once."""
+        """Declare the request's possible effect, once."""
         if self._effect is None and not is_idempotent(self._request):
             self._effect = self._opening.effect(f"{self._request.method} by {self._opening.resource!r}")
 
     def never_left(self) -> None:
-        """Take the effect back: the server cannot have acted on the request."""
+        """Withdraw the effect: the server cannot have acted on the request."""
         if self._effect is not None:
             self._effect.withdraw()
             self._effect = None

@@ -1,4 +1,4 @@
-"""Watches what httpx sends: what is in flight, what left, what a failure proves; and sends again what may be."""
+"""Watches httpx's requests: counts those in flight, classifies failures, and resends requests where that is safe."""
 
 from __future__ import annotations
 
@@ -20,45 +20,50 @@ __all__ = ["Traffic", "WatchedTransport"]
 
 
 class Traffic:
-    """What one client has in flight, and where its connections are reported."""
+    """A client's requests in flight and its transports.
+
+    Args:
+        opening: The opening to which connections are reported.
+        keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
+    """
 
     def __init__(self, opening: Opening, keepalive_expiry: float | None = None) -> None:
         self.opening = opening
         #: How long httpx keeps an idle connection, in seconds; None for ever.
         self.keepalive_expiry = keepalive_expiry
-        #: What its requests may go over: each has connections of its own.
+        #: The client's transports, each with its own connections.
         self.transports: list[WatchedTransport] = []
         self._in_flight = 0
         self._changed = threading.Condition()
 
     def begin(self) -> None:
-        """Count a request."""
+        """Count the start of a request."""
         with self._changed:
             self._in_flight += 1
 
     def end(self) -> None:
-        """Count a request's end."""
+        """Count the end of a request."""
         with self._changed:
             self._in_flight -= 1
             self._changed.notify_all()
 
     def recycle(self, since: float) -> None:
-        """Have the next requests go over connections that were made later than ``since``."""
+        """Send new requests only over connections opened after ``since``, a monotonic time in seconds."""
         for transport in self.transports:
             transport.recycle(since)
 
     def drain(self, timeout: float) -> bool:
-        """Wait until nothing is in flight, at most ``timeout`` seconds; return whether that was reached."""
+        """Wait at most ``timeout`` seconds until no request is in flight; return whether that succeeded."""
         deadline = time.monotonic() + timeout
         with self._changed:
             return self._changed.wait_for(lambda: self._in_flight == 0, max(0.0, deadline - time.monotonic()))
 
 
 class _Generation:
-    """A transport whose connections are of one age, and how many requests use it."""
+    """A transport, the age of its connections and the number of requests that use it."""
 
     def __init__(self, transport: httpx.BaseTransport, lives: float | None) -> None:
-        #: Why it is used no more, by one of the reasons of :mod:`workerpools._stats.metrics`; empty while it is.
+        #: The reason for its retirement, one of those in :mod:`workerpools._stats.metrics`; empty while it is current.
         self.retired = ""
         self.transport = transport
         self.begun = time.monotonic()
@@ -67,13 +72,13 @@ class _Generation:
 
 
 class WatchedTransport(httpx.BaseTransport):
-    """Passes requests on to another transport, watches them, and sends one again that was lost and may be.
+    """Forwards requests to another transport, watches them, and resends a lost one where that is safe.
 
     Args:
-        transport: Where requests go; or a function that makes that, so that a set of connections can be given up.
-        traffic: The client's.
-        traced: Whether the transport is known to tell httpcore's trace of each step.
-        lifetime: How long a set of connections is used; it is replaced then, and ends with its last response.
+        transport: The transport, or a function that creates one, so that a generation of connections can be replaced.
+        traffic: The client's traffic.
+        traced: Whether the transport reports each step to httpcore's trace.
+        lifetime: How long a generation of connections is used. A replaced one closes with its last response.
     """
 
     def __init__(
@@ -105,12 +110,12 @@ class WatchedTransport(httpx.BaseTransport):
         return self._send(request)
 
     def _may_send_again(self, request: httpx.Request, error: httpx.TransportError, failure: Failure | None) -> bool:
-        # One automatic retry and not more (RFC 9110 §9.2.2): the second one goes out on a fresh connection, whose
-        # failure never is STALE. A body that is no longer whole cannot be sent again.
+        # One automatic retry only (RFC 9110 §9.2.2): the second request goes over a fresh connection, whose failure is
+        # never STALE. A body that was partly consumed cannot be sent again.
         if failure is None or failure.kind is not FailureKind.STALE or not isinstance(request.stream, httpx.ByteStream):
             return False
         if self._closed:
-            # What ended it was that: another connection would outlive its client.
+            # Closing the client caused the failure; a new connection would outlive it.
             return False
         return self._traffic.opening.replay(error, method=request.method)
 
@@ -120,8 +125,8 @@ class WatchedTransport(httpx.BaseTransport):
         remaining = deadline.remaining()
         if remaining is not None and remaining <= 0.0:
             raise DeadlineExceeded(
-                f"{request.method} by the resource {self._traffic.opening.resource!r} was not begun: the task's "
-                "deadline has come"
+                f"{request.method} by the resource {self._traffic.opening.resource!r} was not sent: the task's "
+                "deadline has passed"
             )
         generation = self._acquire()
         trace = Trace(
@@ -144,7 +149,7 @@ class WatchedTransport(httpx.BaseTransport):
                 self._failed(error, request, trace, generation)
             raise
         finally:
-            # A redirect copies the extensions to the next request, which gets a trace of its own.
+            # A redirect copies the extensions to the next request, which gets its own trace.
             request.extensions = before
         response.extensions[RESOURCE] = self._traffic.opening.resource
         closing = closing_of(response)
@@ -158,7 +163,7 @@ class WatchedTransport(httpx.BaseTransport):
             self._release(generation)
 
         if response.is_closed:
-            # A transport of the user's gave it with its whole body: nobody will read that from a stream.
+            # A user's transport returned it with its whole body; no stream will be read.
             release()
             return response
         stream = _WatchedStream(
@@ -179,7 +184,7 @@ class WatchedTransport(httpx.BaseTransport):
         host = request.url.host or "a URL without a host"
         add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
         if isinstance(error, httpx.TimeoutException) and current_deadline().remaining() == 0.0:
-            add_note(error, "workerpools: the task's deadline had come")
+            add_note(error, "workerpools: the task's deadline had passed")
             self._traffic.opening.failed(error, None, phase=Phase.REQUEST, deadline=True)
             return
         failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
@@ -212,7 +217,7 @@ class WatchedTransport(httpx.BaseTransport):
             generation.transport.close()
 
     def _retire(self, generation: _Generation, reason: str) -> None:
-        """Give up the connections of a generation: where one was dead, its siblings are suspect."""
+        """Replace a generation of connections: if one of them was dead, the others are suspect."""
         if self._make is None:
             return
         with self._lock:
@@ -225,7 +230,7 @@ class WatchedTransport(httpx.BaseTransport):
             self._close(generation)
 
     def recycle(self, since: float) -> None:
-        """Use connections for nothing new that may have been made before ``since``."""
+        """Retire the current generation if it was created before ``since``, a monotonic time in seconds."""
         current = self._current
         if current.begun < since:
             self._retire(current, "recycled")
@@ -237,12 +242,12 @@ class WatchedTransport(httpx.BaseTransport):
 
 
 class ClampedTimeouts(dict[str, Any]):
-    """httpx's four time-outs in seconds, none of them longer than what remains when it is asked for.
+    """httpx's four timeouts in seconds, each clamped to the time left until the deadline when it is read.
 
-    httpcore asks for each when it begins to wait (the request extension ``timeout``).
+    httpcore reads each when its wait begins (the request extension ``timeout``).
     """
 
-    # A socket with a time-out of 0 does not wait, and says so with an error that is no time-out.
+    # A socket with a timeout of 0 is non-blocking and raises an error other than a timeout.
     _LEAST = 0.001
 
     def __init__(self, timeouts: Mapping[str, float | None], deadline: Deadline) -> None:
@@ -250,7 +255,7 @@ class ClampedTimeouts(dict[str, Any]):
         self._deadline = deadline
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return one time-out; one that is None, or missing, would wait for ever."""
+        """Return one timeout; None or a missing one becomes the remaining time."""
         timeout, remaining = super().get(name, default), self._deadline.remaining()
         if remaining is None:
             return timeout
@@ -259,7 +264,7 @@ class ClampedTimeouts(dict[str, Any]):
 
 
 class _WatchedStream(httpx.SyncByteStream):
-    """A response's body; its end is the end of the request."""
+    """A response's body; its end ends the request."""
 
     def __init__(
         self,
@@ -282,11 +287,11 @@ class _WatchedStream(httpx.SyncByteStream):
             for chunk in self._stream:
                 yield chunk
                 if self._release is None:
-                    # Given back at the end of its attempt, in the middle of being read.
+                    # Reclaimed at the end of its attempt while it was being read.
                     raise httpx.StreamClosed()
-                # A response that trickles in is within each read's time-out for ever.
+                # A trickling response never exceeds the read timeout.
                 if self._deadline.remaining() == 0.0:
-                    raise DeadlineExceeded("a response was not read to its end: the task's deadline has come")
+                    raise DeadlineExceeded("a response was not read to its end: the task's deadline has passed")
         except httpx.TransportError as error:
             self._failed(error)
             raise

@@ -1,8 +1,7 @@
-"""The statistics of workers as OpenTelemetry's metrics, under the names of its semantic conventions.
+"""The statistics of workers as OpenTelemetry metrics, named by its semantic conventions.
 
-Everything is made from snapshots, in the process that answers for the others: a worker's main process, a script, a web
-process. Nothing is recorded where connections are used, so that it costs tasks nothing, needs no exporter in each
-child, and loses nothing with a child that is killed.
+Metrics are computed from snapshots in one process: a worker's main process, a script or a web process. Nothing is
+recorded where connections are used, so tasks pay nothing, children need no exporter, and a killed child loses nothing.
 """
 
 from __future__ import annotations
@@ -57,15 +56,15 @@ __all__ = ["instrument", "uninstrument"]
 
 logger = logging.getLogger("workerpools")
 
-#: The most recordings of one collection: about 0.1 s. Only aggregations other than explicit buckets ever need so many.
+#: The maximum number of recordings per collection, about 0.1 s. Only aggregations other than explicit buckets need it.
 RECORDINGS = 10_000
 
-#: How long the end of a worker waits for an export that is under way, in seconds.
+#: How long a stopping worker waits for an export in progress, in seconds.
 JOIN = 10.0
 
 
 class _Instruments:
-    """The instruments of one meter provider; they cannot be taken back, and so outlive what they observe."""
+    """The instruments of one meter provider. They cannot be removed, so they outlive the pools they observe."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self.pools: weakref.WeakSet[WorkerPools] = weakref.WeakSet()
@@ -91,13 +90,13 @@ class _Instruments:
         _create(meter, ALERT, self._observe_alerts)
 
     def _forget(self) -> None:
-        # A child has counted nothing yet, and may have been forked while its parent's thread held the lock.
+        # A child starts from zero, and may have been forked while a thread of its parent held the lock.
         self._lock = threading.RLock()
         self._asked.clear()
         self._recorded.clear()
 
     def _collecting(self, name: str) -> None:
-        """Take a snapshot, once for all instruments: one that asks again begins another collection."""
+        """Take a snapshot once for all instruments; an instrument's second call begins another collection."""
         if self._asked and name not in self._asked:
             self._asked.add(name)
             return
@@ -116,7 +115,7 @@ class _Instruments:
                     left -= self._record(each, stats, part.definition.name, found, left)
 
     def _record(self, each: Instrument, stats: ResourceStats, name: str, found: dict[str, Any], limit: int) -> int:
-        """Record what a histogram has gained; what exceeds the limit waits for the next collection."""
+        """Record a histogram's new values; those beyond the limit are left to the next collection."""
         key, after = (each.name, stats.name), stats.histogram(name)
         before = self._recorded.get(key) or Histogram(bounds=after.bounds)
         histogram, done, used = self._histograms[each.name], list[Recording](), 0
@@ -188,11 +187,11 @@ def _calling(method: weakref.WeakMethod[Any]) -> Callable[[], None]:
 
 
 class _Exporting:
-    """A thread that has a provider export every so many seconds; a forked child does not have it.
+    """A thread that makes a provider export periodically; a forked child does not have it.
 
     Args:
         provider: The meter provider.
-        interval: In seconds.
+        interval: The time between two exports, in seconds.
     """
 
     def __init__(self, provider: Any, interval: float) -> None:
@@ -211,19 +210,19 @@ class _Exporting:
         try:
             self._provider.force_flush()
         except Exception:
-            logger.warning("the statistics could not be exported; they are at the next time", exc_info=True)
+            logger.warning("could not export the statistics; the next export will include them", exc_info=True)
 
     def close(self) -> None:
-        """Export once more, and end."""
+        """Export once more, then stop."""
         if self._pid == os.getpid() and not self._ended.is_set():
             self._ended.set()
-            # Whoever exports at this moment has the SDK's own time limit.
+            # An export in progress has the SDK's own time limit.
             self._thread.join(JOIN)
             self._export()
 
     @property
     def ended(self) -> bool:
-        """Whether it exports no more."""
+        """Whether exporting has stopped."""
         return self._ended.is_set()
 
 
@@ -235,19 +234,19 @@ _lock = threading.Lock()
 def instrument(
     pools: WorkerPools, meter_provider: MeterProvider | None = None, *, export_interval: float | None = None
 ) -> None:
-    """Show the statistics of ``pools`` as metrics. A second call for the same pools and provider changes nothing.
+    """Export the statistics of ``pools`` as metrics. Idempotent for the same pools and provider.
 
-    To be called in the process that answers for its children: in a worker the main one. Where a child inherits it, it
-    shows nothing of what it publishes to its parent.
+    Call it in the process that reports for its children: in a worker, the main process. In a child that inherits the
+    instruments, they export nothing, as its parent does so.
 
     Args:
-        pools: Whose resources are shown.
-        meter_provider: Where; the global one if None, which may be set later.
-        export_interval: Have the provider export every so many seconds, by a thread that forked children do not have.
-            For a provider whose reader has no thread of its own
-            (``PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)``): the SDK starts that of
-            any other reader again in each child, on the connection that its exporter had before the fork. None for a
-            provider that exports by itself. A worker exports once more at its end, when its last task has ended.
+        pools: The WorkerPools whose resources are exported.
+        meter_provider: The meter provider; None for the global one, which may be set later.
+        export_interval: Time between exports in seconds, by a thread that forked children do not have. For a provider
+            whose reader has no thread (``PeriodicExportingMetricReader(exporter, export_interval_millis=math.inf)``):
+            in each child the SDK restarts the thread of any other reader, on the connection that its exporter opened
+            before the fork. None for a provider that exports by itself. A worker exports once more at shutdown, after
+            its last task.
 
     Raises:
         ValueError: ``export_interval`` is not above 0, or the provider has no ``force_flush()``.
@@ -259,7 +258,7 @@ def instrument(
         if not callable(getattr(provider, "force_flush", None)):
             raise ValueError(
                 f"export_interval needs a meter provider of the SDK, not {type(provider).__name__}; "
-                "give it as meter_provider, or set it before"
+                "pass one as meter_provider, or set the global one first"
             )
     with _lock:
         found = _instruments.get(provider)
@@ -273,7 +272,11 @@ def instrument(
 
 
 def uninstrument(pools: WorkerPools) -> None:
-    """Show nothing more of ``pools``; what there is to export by its ``export_interval`` is exported before."""
+    """Stop exporting the statistics of ``pools``, after a last export if it has an ``export_interval``.
+
+    Args:
+        pools: A WorkerPools passed to :func:`instrument`; any other is ignored.
+    """
     with _lock:
         exporting = _exporting.pop(pools, None)
     if exporting is not None:

@@ -1,6 +1,6 @@
-"""The instruments: named by the semantic conventions for the kinds of clients that have one, else ``workerpools.…``.
+"""The instruments, named by the semantic conventions where there is one for the kind of client, else ``workerpools.…``.
 
-The conventions: https://opentelemetry.io/docs/specs/semconv/db/database-metrics/#connection-pools and
+Conventions: https://opentelemetry.io/docs/specs/semconv/db/database-metrics/#connection-pools and
 https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#http-client, in the release of :data:`SCHEMA_URL`.
 """
 
@@ -35,7 +35,7 @@ Server = tuple[str, int]
 
 
 class Form(str, Enum):
-    """The kinds of instruments."""
+    """The kind of an instrument."""
 
     COUNTER = "counter"
     UP_DOWN_COUNTER = "up-down counter"
@@ -52,12 +52,12 @@ _FORMS = {
 
 
 class Part(NamedTuple):
-    """A number that an instrument shows.
+    """A statistic reported by an instrument.
 
     Attributes:
-        definition: The number.
-        kind: The kind of resources it is shown for; None for every kind without a convention for this number.
-        state: The attribute, and its value, that sets it apart from the instrument's other parts.
+        definition: The statistic.
+        kind: The kind of resource it applies to; None for every kind without a convention for this statistic.
+        state: The attribute and value that distinguish it from the instrument's other parts.
     """
 
     definition: Definition
@@ -66,14 +66,14 @@ class Part(NamedTuple):
 
 
 class Instrument(NamedTuple):
-    """One instrument.
+    """An instrument.
 
     Attributes:
-        name: Its name.
-        unit: In the notation of UCUM.
+        name: The name.
+        unit: The unit, in UCUM notation.
         form: Counter, gauge, ….
-        meaning: One sentence for people.
-        parts: Its numbers; none for a number of the worker itself.
+        meaning: The description, one sentence.
+        parts: Its statistics; empty for a statistic of the worker itself.
         bounds: The upper bounds of a histogram's buckets, in seconds.
     """
 
@@ -156,8 +156,8 @@ _CONVENTIONS = (
     ),
 )
 
-# A database's open connections are the sum of those per state.
-_TOLD = {("database", "open")} | {(each.kind, each.definition) for each in _CONVENTIONS}
+# A database's open connections are the sum over the states.
+_COVERED = {("database", "open")} | {(each.kind, each.definition) for each in _CONVENTIONS}
 
 _BY_NAME = {each.name: each for each in DEFINITIONS}
 
@@ -194,12 +194,12 @@ def _instruments() -> Iterator[Instrument]:
             each.bounds if each.type is MetricType.HISTOGRAM else (),
         )
     for number in OF_WORKERS:
-        # Some are the extreme of the processes: nothing that could be added up.
+        # A gauge: some are the maximum over the processes, which cannot be summed.
         each = number.definition
         yield Instrument(each.opentelemetry, _unit(each), Form.GAUGE, each.meaning)
 
 
-#: Every instrument of resources, then those of the worker, in the order of :data:`OF_WORKERS`.
+#: The instruments of resources, followed by those of the worker in the order of :data:`OF_WORKERS`.
 INSTRUMENTS = tuple(_instruments())
 
 #: The alerts; with attributes for the rule and the resource.
@@ -209,17 +209,17 @@ ALERT = Instrument(
 
 
 def applies(part: Part, kind: str) -> bool:
-    """Return whether a part shows resources of a kind."""
-    return part.kind == kind or (part.kind is None and (kind, part.definition.name) not in _TOLD)
+    """Return whether a part applies to resources of a kind."""
+    return part.kind == kind or (part.kind is None and (kind, part.definition.name) not in _COVERED)
 
 
 def attributes(part: Part, stats: ResourceStats, server: Server | None) -> dict[str, str | int]:
-    """Return the attributes of a resource's number, without its label's.
+    """Return the attributes of a resource's statistic, except its label.
 
     Args:
-        part: The number.
+        part: The statistic.
         stats: The resource.
-        server: The host and port of its only server; None if there is none or several.
+        server: The host and port of its server; None if there is none or several.
     """
     found: dict[str, str | int]
     found = {POOL_NAME: stats.name} if part.kind == "database" else {"workerpools.resource": stats.name}
@@ -232,7 +232,7 @@ def attributes(part: Part, stats: ResourceStats, server: Server | None) -> dict[
 
 
 def measured(part: Part, stats: ResourceStats) -> list[tuple[Mapping[str, str], float]]:
-    """Return the values of a resource's number, each with the attribute of its label if it has one."""
+    """Return the values of a resource's statistic, each with the attribute of its label, if any."""
     definition = part.definition
     if definition.values:
         labelled = stats.labelled(definition.name)
@@ -247,7 +247,7 @@ def measured(part: Part, stats: ResourceStats) -> list[tuple[Mapping[str, str], 
 
 
 class Recording(NamedTuple):
-    """A value to record a number of times: what a histogram's bucket has gained."""
+    """A value to record several times: the increase of a histogram's bucket."""
 
     bucket: int
     value: float
@@ -255,14 +255,14 @@ class Recording(NamedTuple):
 
 
 def recordings(before: Histogram, after: Histogram) -> list[Recording]:
-    """Return what a histogram has gained: one recording per bucket.
+    """Return the increase of a histogram, one recording per bucket.
 
-    The snapshot has counts per bucket and one sum, so the values of a bucket are alike. They fall into that bucket, and
-    all of them add up to what the sum has gained.
+    A snapshot has a count per bucket and one sum, so all new values of a bucket are taken as equal. They fall into
+    that bucket, and together add up to the increase of the sum.
 
     Args:
-        before: What has been recorded so far.
-        after: The histogram now. A bucket below its earlier count was read at a bad moment, and adds nothing.
+        before: The values recorded so far.
+        after: The histogram now. A bucket below its earlier count was read during an update and adds nothing.
     """
     counts = [max(0, now - then) for then, now in zip(before.buckets, after.buckets, strict=True)]
     lowest = (0.0, *after.bounds)
@@ -271,7 +271,7 @@ def recordings(before: Histogram, after: Histogram) -> list[Recording]:
     most = sum(count * high for count, high in zip(counts, highest, strict=True))
     part = min(1.0, max(0.0, (after.sum - before.sum - least) / (most - least))) if most > least else 0.0
     return [
-        # The upper bound belongs to a bucket, the lower one does not.
+        # A bucket includes its upper bound and excludes its lower one.
         Recording(bucket, min(high, max(low + part * (high - low), math.nextafter(low, high) if low else 0.0)), count)
         for bucket, (count, low, high) in enumerate(zip(counts, lowest, highest, strict=True))
         if count
@@ -279,7 +279,7 @@ def recordings(before: Histogram, after: Histogram) -> list[Recording]:
 
 
 def added(before: Histogram, recorded: Iterable[Recording]) -> Histogram:
-    """Return a histogram with more values in it."""
+    """Return ``before`` with the recorded values added."""
     buckets, total, longest = list(before.buckets), before.sum, before.max
     for bucket, value, times in recorded:
         buckets[bucket] += times
@@ -289,5 +289,5 @@ def added(before: Histogram, recorded: Iterable[Recording]) -> Histogram:
 
 
 def parts_of(instruments: Sequence[Instrument], form: Form) -> Iterator[tuple[Instrument, Part]]:
-    """Return the instruments of a form with each of their parts."""
+    """Yield the instruments of a form, with each of their parts."""
     return ((each, part) for each in instruments if each.form is form for part in each.parts)

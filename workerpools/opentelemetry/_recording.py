@@ -1,9 +1,9 @@
-"""Puts many equal values into a histogram of the SDK at once.
+"""Records many equal values in an SDK histogram at once.
 
-The API takes values one by one, about 10 µs each, and has no observable histogram; the SDK for Python has no metric
-producer. So the first of equal values goes through the API, and the others are added to the explicit-bucket aggregation
-that has taken it, under its lock. Where the SDK is not built as expected (its attributes here are private), or a view
-chose another aggregation, all of them go through the API, a bounded number per collection.
+The API records values one by one, about 10 µs each, and has no observable histogram; the Python SDK has no metric
+producer. So the first of several equal values is recorded through the API, and the others are added to the
+explicit-bucket aggregation that took it, under its lock. If the SDK's private attributes differ from those expected, or
+a view chose another aggregation, all values are recorded through the API, a bounded number per collection.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ __all__ = ["record"]
 def record(
     histogram: Histogram, value: float, times: int, attributes: Mapping[str, Any], limit: int
 ) -> tuple[int, int]:
-    """Record a value a number of times, with at most ``limit`` calls of the API.
+    """Record a value several times, with at most ``limit`` calls of the API.
 
-    To be called in an observable instrument's callback alone: the SDK holds the lock of its collections then, and no
-    reader takes an aggregation away between two steps.
+    Call it only in an observable instrument's callback: the SDK then holds its collection lock, and no reader removes
+    an aggregation between two steps.
+
+    Args:
+        histogram: The histogram.
+        value: The value.
+        times: The number of times to record it.
+        attributes: The attributes of the value.
+        limit: The maximum number of API calls.
 
     Returns:
-        The number of values recorded, and the number of calls.
+        The number of values recorded and the number of API calls.
     """
     if times < 1 or limit < 1:
         return 0, 0
@@ -47,8 +54,8 @@ def record(
 
 
 def _aggregations(histogram: Histogram, attributes: Mapping[str, Any]) -> list[Any] | None:
-    """Return each reader's aggregation for these attributes; None if one of them cannot be added to."""
-    # The global provider hands out a proxy until it is set.
+    """Return each reader's aggregation for these attributes; None unless all of them are as expected."""
+    # The global provider returns proxies until it is set.
     instrument: Any = getattr(histogram, "_real_instrument", None) or histogram
     try:
         storages = instrument._measurement_consumer._reader_storages.values()
@@ -64,11 +71,11 @@ def _found(storages: Any, instrument: Any, attributes: dict[str, Any]) -> Iterat
                 continue
             kept = match._view._attribute_keys
             wanted = attributes if kept is None else {key: attributes[key] for key in attributes if key in kept}
-            # Past the SDK's limit of attribute sets there is none: the values went to a common one.
+            # There is none beyond the SDK's limit of attribute sets: the value went to the overflow set.
             (found,) = [each for each in match._attributes_aggregation.values() if each._attributes == wanted] or [None]
             if type(found).__name__ != "_ExplicitBucketHistogramAggregation":
                 raise LookupError(instrument)
-            # The first value has filled these.
+            # Initialised by the first value.
             if found._lock is None or found._sum is None or len(found._value) != len(found._boundaries) + 1:
                 raise LookupError(instrument)
             yield found

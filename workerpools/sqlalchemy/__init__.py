@@ -1,4 +1,4 @@
-"""The adapter for SQLAlchemy: one engine a process, and a session for each attempt."""
+"""The adapter for SQLAlchemy: one engine per process and one session per attempt."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ from workerpools.sqlalchemy._url import about_driver, check_options, parsed
 
 __all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
 
-#: libpq's bounds: seconds, but ``tcp_user_timeout`` in milliseconds. Keepalives alone do not bound data that nobody
-#: acknowledges, and ``tcp_user_timeout`` alone does not bound waiting for a reply: it takes both
-#: (PostgreSQL documentation, "Parameter Key Words").
+#: libpq's bounds, in seconds, but ``tcp_user_timeout`` in milliseconds. Both are needed: keepalives do not bound
+#: unacknowledged data, and ``tcp_user_timeout`` does not bound waiting for a reply (PostgreSQL documentation,
+#: "Parameter Key Words").
 LIBPQ_DEFAULTS: Mapping[str, Any] = {
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -60,17 +60,17 @@ LIBPQ_DEFAULTS: Mapping[str, Any] = {
 _LIBPQ_DRIVERS = frozenset(("psycopg2", "psycopg"))
 _MYSQL_DRIVERS = frozenset(("pymysql", "mysqldb"))
 
-#: Bounds for waiting on a socket, in seconds, of every statement: neither driver asks the system for a shorter one.
+#: Socket timeouts of every statement, in seconds; by default the drivers have none.
 MYSQL_DEFAULTS: Mapping[str, Any] = {"read_timeout": 30, "write_timeout": 30}
 
 
 def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict[str, Any]:
-    """Return driver arguments that bound every wait, and name the connection on the server.
+    """Return driver arguments that bound every wait and name the connection on the server.
 
     Args:
-        url: The database. What its query sets already is left out.
-        resource: The resource's name, which the server shows in ``application_name``, with this process's id.
-        connect_timeout: In seconds; libpq counts in whole ones, and in no fewer than 2.
+        url: The database's URL. Arguments set in its query are omitted.
+        resource: The resource's name, shown by the server in ``application_name`` with this process's id.
+        connect_timeout: In seconds; libpq uses whole seconds, at least 2.
     """
     driver = url.get_driver_name()
     whole = max(2, round(connect_timeout))
@@ -88,20 +88,24 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
 
 
 def application_name(resource: str, pid: int) -> str:
-    """Return what the server shows of a connection: ``workerpools db pid=4711``.
+    """Return a connection's name on the server: ``workerpools db pid=4711``.
 
-    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and turns what is not ASCII into question marks: a long name is cut, the
-    process id is not.
+    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and replaces non-ASCII characters by question marks. A long resource name
+    is truncated; the process id is not.
     """
     start, end = f"workerpools {resource}".encode("ascii", "replace").decode(), f" pid={pid}"
     return start[: 63 - len(end)] + end
 
 
 def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict[str, Any]:
-    """Return the connection pool's options: a connection for each task that runs at a time, and one to spare.
+    """Return the connection pool's options: one connection per concurrent task, and one spare.
 
-    The spare one means that tasks that need two connections at a time make progress, one after the other. Outside a
-    worker SQLAlchemy's own sizes apply.
+    With the spare one, tasks that need two connections at a time make progress, one after another. Outside a worker
+    SQLAlchemy's own sizes apply.
+
+    Args:
+        execution_pool: The worker's execution pool.
+        acquire_timeout: The acquire timeout, in seconds.
     """
     options: dict[str, Any] = {"pool_timeout": acquire_timeout, "pool_use_lifo": True}
     if execution_pool.concurrency is not None:
@@ -110,45 +114,46 @@ def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict
 
 
 class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
-    """Declares a ``sqlalchemy.Engine``: its sockets never cross a fork, and every wait has a bound.
+    """Declares a ``sqlalchemy.Engine`` whose sockets never cross a fork and whose waits are bounded.
 
     Args:
-        url: The database, as for ``sqlalchemy.create_engine``.
-        connect_timeout: Bound for opening a connection, in seconds.
-        acquire_timeout: Bound for waiting for a free connection of the pool, in seconds; SQLAlchemy calls it
+        url: The database's URL, as for ``sqlalchemy.create_engine``.
+        connect_timeout: Time limit for opening a connection, in seconds.
+        acquire_timeout: Time limit for acquiring a connection from the pool, in seconds; SQLAlchemy's
             ``pool_timeout``.
-        pool_size: Connections a process keeps; by default 1 under prefork and solo, else the concurrency.
-        max_overflow: Connections a process may open beyond ``pool_size``; by default 1 in a worker.
-        resolve_commit: Whether to find out, where a COMMIT's acknowledgement was lost, if it was done: with PostgreSQL
-            13 and later, for one round trip a COMMIT and one a connection.
-        resolve_timeout: How long to ask for that, in seconds.
-        check_after: A connection that was used less than this ago is trusted; an older one is checked when it is taken
-            from the pool, and replaced if it is dead. In seconds; None for never. ``pool_pre_ping=True`` replaces it.
-        max_idle: A connection that was idle for so long is replaced when it is taken, in seconds; None for never.
-        max_lifetime: One that is so old is replaced when it is taken, in seconds; None for never.
-        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        pool_size: Number of connections that a process keeps; by default 1 under prefork and solo, else the
+            concurrency.
+        max_overflow: Number of connections that a process may open beyond ``pool_size``; by default 1 in a worker.
+        resolve_commit: Whether to find out if a COMMIT succeeded when its acknowledgement was lost. Needs PostgreSQL
+            13 or later; takes one round trip per COMMIT and one per connection.
+        resolve_timeout: Time limit for finding that out, in seconds.
+        check_after: Idle time after which a connection is checked on checkout, and replaced if it is dead, in seconds;
+            None for never. ``pool_pre_ping=True`` overrides it.
+        max_idle: Idle time after which a connection is replaced on checkout, in seconds; None for never.
+        max_lifetime: Age at which a connection is replaced on checkout, in seconds; None for never.
+        max_lifetime_jitter: The fraction of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
         credentials: Called for each new connection; returns its ``(user, password)``. For passwords that change.
-        pgbouncer: The URL is that of a PgBouncer in transaction mode: nothing is kept in a session, and psycopg 3
-            prepares no statements.
-        leak_after: For how long a connection may be in use, in seconds, before that is logged with where it was
-            acquired; None for what the setting ``workerpools_leak_after`` says.
-        options: The other options of ``sqlalchemy.create_engine``. They win over the defaults, and so does what
-            ``connect_args`` or the URL's query sets.
+        pgbouncer: Whether the URL is that of a PgBouncer in transaction mode: no session settings are used, and
+            psycopg 3 prepares no statements.
+        leak_after: How long a connection may be in use, in seconds, before that is logged with the place of its
+            acquisition; None for the setting ``workerpools_leak_after``.
+        options: Other options of ``sqlalchemy.create_engine``. They override the defaults, as do ``connect_args`` and
+            the URL's query.
 
     Raises:
-        ConfigurationError: ``url`` is no URL, an option is misspelt, or a number is out of bounds: a week for timeouts,
-            a year for other times, a million for sizes.
+        ConfigurationError: ``url`` is not a URL, an option is misspelt, or a number is out of range: timeouts are at
+            most a week, other times at most a year, sizes at most a million.
     """
 
     kind = "database"
     settings = (
         Setting.url(
             "database_url",
-            "The SQLAlchemy URL of ``DatabaseTask.engine``; required by it.",
+            "SQLAlchemy URL of ``DatabaseTask.engine``, which requires it.",
             example="postgresql+psycopg2://app@localhost/shop",
         ),
         Setting.timeout("database_connect_timeout", "Connect timeout, in seconds (5)."),
-        Setting.timeout("database_acquire_timeout", "How long to wait for a free connection, in seconds (10)."),
+        Setting.timeout("database_acquire_timeout", "Acquire timeout, in seconds (10)."),
         Setting.whole("database_pool_size", "Connections that a process keeps (1, or the concurrency).", least=1),
         Setting.whole("database_max_overflow", "Connections that a process may open beyond ``pool_size`` (1)."),
     )
@@ -184,7 +189,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         if pool_size is not None:
             whole(pool_size, "SQLAlchemyEngine: pool_size", optional=True)
         if max_overflow is not None:
-            # To SQLAlchemy -1 is no limit.
+            # For SQLAlchemy, -1 means no limit.
             whole(max_overflow, "SQLAlchemyEngine: max_overflow", least=-1, optional=True)
         if leak_after is not None:
             seconds(leak_after, "SQLAlchemyEngine: leak_after", optional=True)
@@ -212,7 +217,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         options = {**chosen, **self._options}
         lifetime = self._lifetime
         if options.get("pool_pre_ping"):
-            # The user has chosen another way to check.
+            # The user chose SQLAlchemy's own check.
             lifetime = replace(lifetime, check_after=None)
         resolves = self._resolve_timeout > 0
         events = PoolEvents(opening, lifetime, resolves=resolves, session_settings=not self._pgbouncer)
@@ -246,27 +251,40 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         if "pool" in self._options:
             return {}
         pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
-        # Other pools (NullPool, StaticPool, SQLite's in memory) refuse the options of a queue.
+        # Other pools (NullPool, StaticPool, SQLite's in memory) reject the options of a QueuePool.
         defaults = pool_defaults(execution_pool, self._acquire_timeout) if issubclass(pool_class, QueuePool) else {}
-        # A class of the user's own stays.
+        # Keep a pool class of the user.
         return {**defaults, "poolclass": DeadlineQueuePool if pool_class is QueuePool else pool_class}
 
     def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
-        """Close the idle connections; wait at most ``timeout`` seconds for those that are in use."""
+        """Close the idle connections, after waiting for those in use.
+
+        Args:
+            value: The engine.
+            timeout: How long to wait, in seconds.
+        """
         deadline = time.monotonic() + timeout
         while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         value.dispose()
 
     def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
-        """Close the idle connections, and each that is in use when it is checked in."""
+        """Close idle connections now, and those in use when they are checked in.
+
+        Args:
+            value: The engine.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            Whether the engine itself is kept.
+        """
         events = self._events.get(value)
         if events is not None:
             events.recycle(value.pool, since)
         return events is not None
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
-        # Only what no event of the engine tells of. The errors of another engine are not for this one to judge.
+        # Only errors without an engine event. Another engine's errors are not ours to classify.
         if isinstance(error, sqlalchemy.exc.TimeoutError):
             return POOL_EXHAUSTED
         return earlier[0] if earlier and _follows(error) else None
@@ -276,7 +294,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         if "database_url" not in settings:
             raise ConfigurationError(
                 "workerpools_database_url is not set; DatabaseTask needs it: set it in app.conf, or "
-                "WORKERPOOLS_DATABASE_URL in the environment, like postgresql+psycopg2://app@db/shop"
+                "WORKERPOOLS_DATABASE_URL in the environment, such as postgresql+psycopg2://app@db/shop"
             )
         names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
         options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
@@ -291,23 +309,25 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
 
 def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:
-    """Return how many connections the engine's pool opens at most; 0 where there is no limit, or it does not tell."""
+    """Return the engine's maximum number of connections; 0 if unlimited or unknown."""
     size = engine.pool.size() if isinstance(engine.pool, QueuePool) and "pool" not in options else 0
-    # SQLAlchemy's own default; there is nothing public to ask.
+    # SQLAlchemy's own default; the pool has no public attribute for it.
     overflow = int(options.get("max_overflow", 10))
     return 0 if size == 0 or overflow < 0 else size + overflow
 
 
 def _dialect(url: URL) -> type[DefaultDialect]:
-    # Every dialect derives from it, though the annotation of get_dialect() promises less.
+    # Every dialect derives from DefaultDialect, although get_dialect() is annotated more loosely.
     return cast("type[DefaultDialect]", url.get_dialect())
 
 
 def classify(error: BaseException) -> Failure | None:
-    """Return what an exception of SQLAlchemy proves; None if it is no failure of a connection.
+    """Classify an exception of any SQLAlchemy engine; None if it is not a connection failure.
 
-    For the exceptions of any engine. What a :class:`SQLAlchemyEngine` raises is known more closely:
-    :func:`workerpools.classify` tells that.
+    For an engine of :class:`SQLAlchemyEngine`, :func:`workerpools.classify` knows more: what was being done.
+
+    Args:
+        error: The exception.
     """
     if isinstance(error, sqlalchemy.exc.TimeoutError):
         return POOL_EXHAUSTED
@@ -315,7 +335,7 @@ def classify(error: BaseException) -> Failure | None:
 
 
 def _follows(error: BaseException) -> bool:
-    """Return whether ``error`` says no more than that an earlier one was not dealt with."""
+    """Return whether ``error`` is only the consequence of an earlier, unhandled one."""
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         return error_code(error.orig) == "25P02"
     return isinstance(error, sqlalchemy.exc.PendingRollbackError)

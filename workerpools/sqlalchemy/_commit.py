@@ -1,6 +1,6 @@
-"""Sends COMMIT, knows whether it may have been applied, and asks PostgreSQL when the acknowledgement was lost.
+"""Sends COMMIT, tracks whether it may have been applied, and asks PostgreSQL if the acknowledgement was lost.
 
-Before COMMIT the transaction's id is noted; afterwards a fresh connection asks ``pg_xact_status`` (PostgreSQL
+The transaction's id is noted before COMMIT; after a loss, a fresh connection queries ``pg_xact_status`` (PostgreSQL
 documentation, "Transaction ID and Snapshot Information Functions"; version 13 and later).
 """
 
@@ -34,8 +34,8 @@ __all__ = ["ASKING", "introduce", "resolve_commits"]
 
 logger = logging.getLogger("workerpools")
 
-#: How long a transaction that is still in progress is left to end by itself, in seconds. Its session is ended then:
-#: it is ours, and nobody reads its answer.
+#: How long a transaction in progress may take to end by itself, in seconds. Then its session is terminated: it is ours,
+#: and nothing reads its reply.
 GRACE = 1.0
 
 _NOTE = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
@@ -44,8 +44,8 @@ _END = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid = %(pid)s AND backend_xid = xid(CAST(CAST(%(xid)s AS text) AS xid8))"
 )
-# The first eight digits of a WAL file's name are those of the timeline; a standby has none to write to.
-# The statistics begin anew with every recovery from a crash, and are kept over an orderly restart.
+# The first eight digits of a WAL file's name are the timeline; a standby writes no WAL.
+# Statistics are reset by crash recovery and survive an orderly restart.
 _HISTORY = (
     "CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,"
     " (SELECT stats_reset::text FROM pg_stat_bgwriter)"
@@ -54,7 +54,7 @@ _TIMELINE = f"SELECT {_HISTORY}"
 _TIMEOUT = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
 _INTRODUCTION = f"SELECT setting, {_HISTORY} FROM pg_settings WHERE name = 'statement_timeout'"
 
-#: Set where a connection is made for no other purpose than to ask: it belongs to no attempt.
+#: Set while a connection is opened only to resolve a COMMIT: it belongs to no attempt.
 ASKING: ContextVar[bool] = ContextVar("workerpools_asking", default=False)
 
 
@@ -65,12 +65,12 @@ class _Transaction(NamedTuple):
 
 
 def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float) -> None:
-    """Note each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
+    """Declare each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
 
     Args:
         engine: The engine; its dialect's ``do_commit`` and ``do_rollback`` are replaced.
-        opening: Whose engine it is.
-        resolve_timeout: How long to ask for the outcome, in seconds.
+        opening: The engine's opening.
+        resolve_timeout: Time limit for finding out the outcome, in seconds.
     """
     dialect: Any = engine.dialect
     commit: Callable[[Any], None] = dialect.do_commit
@@ -81,13 +81,13 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
         try:
             state: ConnectionState = proxied.info[KEY]
         except (AttributeError, KeyError, NotImplementedError):
-            # SQLAlchemy's first questions to a server.
+            # SQLAlchemy's initial queries to a server.
             with watched(getattr(proxied, "dbapi_connection", proxied)):
                 rollback(proxied)
             return
         state.phase = Phase.ROLLBACK
         if state.status is not None and state.status() == IDLE:
-            # The driver sends nothing: a connection that is checked in after COMMIT.
+            # Checked in after COMMIT: the driver sends nothing.
             rollback(proxied)
             return
         attempt = current()
@@ -111,7 +111,7 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
         if attempt is not None and state.status is not None and state.status() == IN_ERROR:
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
-                "caught: COMMIT would undo it in silence. Call rollback() where the error is caught, or put the "
+                "caught: COMMIT would silently roll it back. Call rollback() where the error is caught, or run the "
                 "statement that may fail in begin_nested()"
             )
         at = None if attempt is None else attempt.deadline.at
@@ -123,23 +123,23 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
                 return
             transaction = None
             if state.history is not None:
-                # The server refuses to write in a transaction that was begun as READ ONLY: no need to ask it.
+                # A transaction begun as READ ONLY cannot have written: no need to ask the server.
                 if state.read_write or dialect.get_readonly(connection) is not True:
                     transaction = _note(proxied, state, state.history)
                 if transaction is None:
                     _commit_nothing(dialect, commit, proxied, state)
                     return
                 if at is not None and time.monotonic() >= at:
-                    # COMMIT has a time of its own, as every statement after the deadline.
+                    # COMMIT gets its own time after the deadline, like every statement.
                     state.wait(at)
             effect = opening.effect(committed)
             try:
                 commit(proxied)
             except dialect.loaded_dbapi.Error as error:
-                # Anything else has struck meanwhile, as a time limit does, and the server may have done it: it stays
-                # noted.
+                # Any other exception, such as a time limit, interrupted the COMMIT. It may have succeeded: the effect
+                # stays.
                 if not dialect.is_disconnect(error, proxied, None):
-                    # The server has answered: it was not committed.
+                    # The server replied that it did not commit.
                     effect.withdraw()
                     raise
                 state.waited()
@@ -167,7 +167,7 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
 
 
 def _commit_nothing(dialect: Any, commit: Callable[[Any], None], proxied: Any, state: ConnectionState) -> None:
-    # A transaction that wrote nothing has nothing to lose: its reads were complete before COMMIT.
+    # A transaction without writes loses nothing: its reads were complete before COMMIT.
     try:
         commit(proxied)
     except Exception as error:
@@ -200,15 +200,15 @@ def _throw_away(engine: sqlalchemy.Engine, proxied: Any, state: ConnectionState)
         connection.invalidate()
     else:
         proxied.invalidate()
-    # Its idle siblings are of the same age.
+    # Idle connections of the same age are suspect.
     engine.dispose()
 
 
 def _resolve(engine: sqlalchemy.Engine, transaction: _Transaction, timeout: float) -> str:
-    """Return ``committed``, ``aborted``, or an empty text if it could not be found out within ``timeout``."""
+    """Return ``committed``, ``aborted``, or an empty text if the outcome is still unknown after ``timeout`` seconds."""
     started = time.monotonic()
     pause = 0.02
-    # A connection pool of its own: the engine's may have no room for one connection more.
+    # A separate connection pool: the engine's may be exhausted.
     pool = engine.pool.recreate()
     token = ASKING.set(True)
     try:
@@ -226,7 +226,7 @@ def _resolve(engine: sqlalchemy.Engine, transaction: _Transaction, timeout: floa
 
 
 def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end: bool) -> str:
-    """Return the outcome, ``unknown`` if it never will be known, or an empty text if it is worth to ask again."""
+    """Return the outcome, ``unknown`` if it can never be known, or an empty text if asking again may help."""
     try:
         connection = pool.connect()
     except Exception as error:
@@ -238,12 +238,12 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
         cursor.execute(_TIMELINE)
         timeline, life = cursor.fetchone()
         if timeline != transaction.history.timeline:
-            # A standby may know of a COMMIT later than its primary: worth asking again. On another timeline the id may
-            # have been given to another transaction.
+            # A standby learns of a COMMIT later than its primary: ask again. On another timeline the id may belong to
+            # another transaction.
             return "unknown" if timeline else ""
         if life != transaction.history.life:
-            # It has crashed: an id of which nothing had reached the disk is given away again. Then the transaction
-            # was lost, whatever became of the other one; but a COMMIT may be either's.
+            # The server crashed, and reuses ids that had not reached the disk. The transaction is then lost, whatever
+            # the outcome of the other one; but a COMMIT may belong to either.
             try:
                 cursor.execute(_STATUS, parameters)
             except Exception as error:
@@ -252,7 +252,7 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
                 return "aborted"
             (status,) = cursor.fetchone()
             if status == "in progress":
-                # Another one's, if it is not ours after somebody has reset the statistics.
+                # Another transaction's, or ours if the statistics were reset by hand.
                 return ""
             return "aborted" if status == "aborted" else "unknown"
         cursor.execute(_STATUS, parameters)
@@ -261,30 +261,28 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: _Transaction, *, end
             if end:
                 cursor.execute(_END, parameters)
             return ""
-        # None: too long ago to be known.
+        # None: too old to be known.
         return str(status) if status in ("committed", "aborted") else "unknown"
     except Exception as error:
-        logger.debug("asking for the outcome of a COMMIT failed: %s", type(error).__name__, exc_info=True)
+        logger.debug("could not query the outcome of a COMMIT: %s", type(error).__name__, exc_info=True)
         return ""
     finally:
         _quietly(connection.invalidate)
 
 
 def introduce(connection: Any, state: ConnectionState, *, resolves: bool) -> None:
-    """Ask a new connection which history its server writes, and which timeout is in force; costs one round trip.
-
-    A second one where the server does not tell the first.
+    """Query a new connection's history and timeout; takes one round trip, or two if the server refuses the first query.
 
     Args:
         connection: The driver's connection, not yet used.
-        state: What is known of it. Without a history in it, no COMMIT over the connection is resolved.
-        resolves: Whether the history is wanted.
+        state: The connection's state. Without a history, no COMMIT over the connection is resolved.
+        resolves: Whether to query the history.
     """
     before = connection.autocommit
     try:
         if not (resolves and _introduced(connection, state, _INTRODUCTION)):
-            # Deadlines need no history, which some servers that speak PostgreSQL's protocol do not know, and others
-            # do not tell every role.
+            # Deadlines need no history. Some servers with PostgreSQL's protocol have none, and some hide it from some
+            # roles.
             _introduced(connection, state, _TIMEOUT)
     finally:
         _quietly(lambda: setattr(connection, "autocommit", before))
@@ -292,7 +290,7 @@ def introduce(connection: Any, state: ConnectionState, *, resolves: bool) -> Non
 
 def _introduced(connection: Any, state: ConnectionState, question: str) -> bool:
     try:
-        # Outside of a transaction: an error would abort it.
+        # Outside a transaction, which an error would abort.
         connection.autocommit = True
         cursor = connection.cursor()
         cursor.execute(question)
@@ -305,9 +303,9 @@ def _introduced(connection: Any, state: ConnectionState, question: str) -> bool:
         return True
     except Exception as error:
         if connection.closed:
-            # Lost while it was opened.
+            # Lost while it was being opened.
             raise
-        logger.debug("the server does not say what it is: %s", type(error).__name__)
+        logger.debug("could not query the server's history or timeout: %s", type(error).__name__)
         return False
 
 

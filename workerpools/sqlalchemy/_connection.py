@@ -1,4 +1,4 @@
-"""All that is known of one pooled connection, in one object: who holds it, what it is doing, what is in force on it."""
+"""The state of a pooled connection in one object: its holder, its activity and the settings in force."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ __all__ = [
 
 logger = logging.getLogger("workerpools")
 
-#: Where a :class:`ConnectionState` stands in the ``info`` of its connection.
+#: The key of a :class:`ConnectionState` in its connection's ``info``.
 KEY = "workerpools"
 
-#: libpq's PQtransactionStatus of a transaction in which a statement failed: PostgreSQL will only roll it back, and
-#: answers COMMIT with ROLLBACK and no error (PostgreSQL documentation, "COMMIT"). Asking costs no round trip.
+#: libpq's PQtransactionStatus of a transaction with a failed statement: PostgreSQL can only roll it back, and answers
+#: COMMIT with ROLLBACK and no error (PostgreSQL documentation, "COMMIT"). Reading it takes no round trip.
 IN_ERROR = 3
-#: That of a connection without a transaction.
+#: The PQtransactionStatus of a connection without a transaction.
 IDLE = 0
 
 _watchdog = Watchdog()
 
 
 class History(NamedTuple):
-    """Which history a PostgreSQL server writes.
+    """The history that a PostgreSQL server writes.
 
     Attributes:
         timeline: Eight digits.
-        life: Since when the server has statistics: since it was made, or since its last crash.
+        life: The start of the server's statistics: its creation or its last crash.
     """
 
     timeline: str
@@ -57,12 +57,12 @@ class History(NamedTuple):
 
 
 class CommitState(NamedTuple):
-    """What is known of a COMMIT that failed.
+    """The state of a failed COMMIT.
 
     Attributes:
-        sent: Whether it may have left.
-        outcome: ``aborted``, or empty where it is not known.
-        xid: The transaction's id, where it was noted.
+        sent: Whether it may have been sent.
+        outcome: ``aborted``, or empty if unknown.
+        xid: The transaction's id, if it was noted.
     """
 
     sent: bool
@@ -71,35 +71,36 @@ class CommitState(NamedTuple):
 
 
 class ConnectionState:
-    """One pooled connection: made when connecting begins, gone with the connection.
+    """One pooled connection: created when connecting begins, gone with the connection.
 
-    Times are those of :func:`time.monotonic`, timeouts in milliseconds.
+    Times are those of :func:`time.monotonic`; timeouts are in milliseconds.
 
     Attributes:
-        begun: When connecting began.
-        took: How long that took, in seconds, until the first lease has counted it; None afterwards.
-        born: When it was checked out first; None before.
-        lives: How long it may live, in seconds; None for ever.
-        used: When it was checked in last; None before.
-        reason: Why it is being closed; empty if nothing tells.
-        lease: Counts its use; None while it is idle.
-        borrower: What the pool has given out. Held weakly, so that one that nobody holds goes back by itself.
-        connection: The ``Connection`` around that; None for one that was taken past the engine.
-        thread: The thread that has begun the last statement on it; 0 before the first.
-        raw: The effect of one that was taken past the engine; None once a ``Connection`` holds it.
-        history: The server's; None where no lost COMMIT can be resolved.
-        phase: What it is doing.
-        read_write: Whether the transaction's READ ONLY may have been taken back.
-        commit: What is known of the last COMMIT that failed.
+        begun: The time when connecting began.
+        took: The duration of connecting, in seconds, until the first lease has counted it; None afterwards.
+        born: The time of the first checkout; None before.
+        lives: The maximum lifetime, in seconds; None for no limit.
+        used: The time of the last checkin; None before.
+        reason: The reason for closing it; empty if unknown.
+        lease: The lease that counts its use; None while it is idle.
+        borrower: The pool's proxy for the holder. Held weakly, so that an abandoned one is returned to the pool.
+        connection: The ``Connection`` around it; None if it was checked out past the engine.
+        thread: The thread that began the last statement on it; 0 before the first.
+        raw: The effect of a checkout past the engine; None once a ``Connection`` holds it.
+        history: The server's history; None if a lost COMMIT cannot be resolved.
+        phase: The current phase.
+        read_write: Whether the transaction's READ ONLY may have been revoked.
+        commit: The state of the last failed COMMIT.
         status: Returns libpq's transaction status; None for other drivers.
-        kind: How its server is told a timeout; None where there is none to tell.
-        server: The timeout that was in force when it was opened, by the role's or the user's own settings; 0 is none.
+        kind: The statements that set the server's timeout; None without one.
+        server: The timeout in force when it was opened, from the role's or the user's settings; 0 for none.
         session: The timeout of its session.
-        local: The timeout of its transaction; None where that is the session's.
-        fits: The deadline that the timeout in force was fitted to, and until when it fits.
-        started: When its last statement began.
-        watch: Its socket; None where that is not known.
-        waiting: Whether something may wait on it, within a deadline.
+        local: The timeout of its transaction; None if the session's applies.
+        fits: The deadline to which the timeout in force was fitted.
+        fits_until: The time until which that timeout fits.
+        started: The time when its last statement began.
+        watch: Its watched socket; None if unknown.
+        waiting: Whether a wait with a deadline may be in progress on it.
     """
 
     __slots__ = (
@@ -159,11 +160,11 @@ class ConnectionState:
         self.waiting = False
 
     def opened(self, connection: Any, socket: SocketNumber | None) -> None:
-        """Note the driver's connection, which was just opened.
+        """Note a new connection of the driver.
 
         Args:
-            connection: The driver's.
-            socket: Its socket, where it has no ``fileno()``; None where that is not known.
+            connection: The driver's connection.
+            socket: Its socket if it has no ``fileno()``; None if unknown.
         """
         if socket is None and hasattr(connection, "fileno"):
             socket = SocketNumber(connection.fileno())
@@ -174,7 +175,7 @@ class ConnectionState:
             self.status = partial(attrgetter("info.transaction_status"), connection)
 
     def closed(self) -> None:
-        """Let go of the socket, whose number is given away from here on, and of the driver's connection."""
+        """Release the driver's connection and its socket, whose number may be reused from now on."""
         self.status = None
         self.waited()
         if self.watch is not None:
@@ -184,21 +185,21 @@ class ConnectionState:
     # Transactions.
 
     def transaction_ends(self) -> None:
-        """Note that what was set for the transaction is in force no longer."""
+        """Note that the transaction's settings are no longer in force."""
         self.read_write = False
         if self.local is not None:
             self.local = self.fits = None
 
-    # Waiting: the watchdog ends what its server does not end.
+    # Waiting: the watchdog ends a wait that the server does not end.
 
     def wait(self, at: float | None) -> None:
-        """Have the socket watched from here on.
+        """Start watching the socket.
 
         Args:
-            at: The deadline; without one nothing is watched.
+            at: The deadline; None to watch nothing.
         """
         if self.waiting:
-            # Left by what was interrupted, and this may be another task's.
+            # Left by an interrupted wait, possibly of another task.
             self.waited()
         watch = self.watch
         if watch is None or at is None:
@@ -213,7 +214,7 @@ class ConnectionState:
             _watchdog.arm(watch, ends)
 
     def waited(self) -> bool:
-        """Have the socket watched no longer; return whether it was shut down meanwhile."""
+        """Stop watching the socket; return whether the watchdog shut it down."""
         watch, waiting = self.watch, self.waiting
         self.waiting = False
         if watch is None or not waiting:
@@ -225,16 +226,16 @@ class ConnectionState:
             return self.taken()
 
     def taken(self) -> bool:
-        """Wait for the watchdog, which took the token; return whether the socket was shut down."""
+        """Wait for the watchdog, which took the token; return whether it shut the socket down."""
         return self.watch is not None and _watchdog.stop_waiting(self.watch)
 
     # The server's timeout.
 
     def fit_session(self, connection: Any, at: float | None) -> bool:
-        """Make the session's timeout fit a deadline; return whether that took a round trip.
+        """Fit the session's timeout to a deadline; return whether that took a round trip.
 
         Raises:
-            Exception: The driver's: the connection is dead.
+            Exception: An error of the driver: the connection is dead.
         """
         kind = self.kind
         if kind is None:
@@ -247,12 +248,12 @@ class ConnectionState:
             finally:
                 self.waited()
             self.session = milliseconds
-        # What is left gets less, and what is in force does not.
+        # The remaining time shrinks, the timeout in force does not.
         self.fits, self.fits_until = at, 0.0 if at is None else at - self.session / 1000
         return milliseconds is not None
 
     def fit(self, connection: Any, at: float, statement: str) -> None:
-        """Make the timeout of ``statement`` fit a deadline, if it can be told before it."""
+        """Fit the timeout of ``statement`` to a deadline, if it can be set before the statement."""
         kind = self.kind
         if kind is None:
             return
@@ -271,28 +272,28 @@ class ConnectionState:
                     send(connection, kind.transaction(milliseconds))
                     self.local = milliseconds
             except Exception as error:
-                # The statement that follows fails on the same connection, with an error that the caller can catch.
-                logger.debug("setting a timeout failed: %s", type(error).__name__)
+                # The statement itself fails on the same connection, with an error that the caller can catch.
+                logger.debug("could not set a statement timeout: %s", type(error).__name__)
                 return
             effective = milliseconds
         self.fits, self.fits_until = at, at - effective / 1000
 
     @property
     def has_timed_out(self) -> bool:
-        """Whether a timeout that the deadline has set for the last statement is over."""
+        """Whether the last statement has exceeded a timeout set for a deadline."""
         effective = self.session if self.local is None else self.local
         return effective not in (0, self.server) and monotonic() >= self.started + effective / 1000
 
-    # Giving back what an attempt has left checked out.
+    # Reclaiming a connection that an attempt left checked out.
 
     def reclaim(self) -> bool:
-        """Roll back and check in, unless another thread has used it last: it may still do so.
+        """Roll back and check in, unless another thread used it last and may still do so.
 
         Returns:
-            Whether it was still out.
+            Whether it was still checked out.
 
         Raises:
-            Exception: It did not go back; it is not used again.
+            Exception: Checking in failed; the connection is not used again.
         """
         if self.thread not in (0, threading.get_ident()):
             return False
@@ -300,7 +301,7 @@ class ConnectionState:
         borrower = None if self.borrower is None else self.borrower()
         try:
             if connection is not None and not connection.closed:
-                # The outer one: whoever uses it later is told that it is closed.
+                # The outer object, so that a later use raises an error.
                 connection.close()
                 return True
             if borrower is not None and borrower.dbapi_connection is not None:
@@ -315,10 +316,10 @@ class ConnectionState:
 
 
 def state_of(connection: Connection) -> ConnectionState | None:
-    """Return what is known of a connection; None of one that was invalidated or closed, or of none of a pool of ours.
+    """Return the state of a connection; None if it is invalidated, closed or not of one of our pools.
 
-    SQLAlchemy asks its first questions to a server over one without ``info``. Each of them raises an error of its own,
-    which would mask the real one.
+    SQLAlchemy's initial queries to a server use a connection without ``info``. In each of these cases access raises an
+    error, which would mask the real one.
     """
     if connection.closed or connection.invalidated:
         return None
@@ -330,7 +331,7 @@ def state_of(connection: Connection) -> ConnectionState | None:
 
 @contextmanager
 def watched(connection: Any) -> Generator[None, None, None]:
-    """Have the socket of a driver's connection watched of which nothing is known yet."""
+    """Watch the socket of a driver's connection that has no state yet."""
     attempt = current()
     at = None if attempt is None else attempt.deadline.at
     if at is None or not hasattr(connection, "fileno"):
@@ -347,11 +348,11 @@ def watched(connection: Any) -> Generator[None, None, None]:
 def commits_each_statement(connection: Any) -> bool:
     """Return whether the driver's connection is in autocommit, so that a lost reply may hide a statement's success.
 
-    SQLAlchemy's events do not tell: a connection in AUTOCOMMIT still fires begin and rollback.
+    SQLAlchemy's events do not show it: a connection in AUTOCOMMIT still fires begin and rollback.
     """
     autocommit = getattr(connection, "autocommit", None)
     if callable(autocommit):
-        # The MySQL drivers have a method of that name to set it, and another one to ask.
+        # In the MySQL drivers, autocommit() is the setter and get_autocommit() the getter.
         asked = getattr(connection, "get_autocommit", None)
         return bool(asked()) if asked is not None else False
     if type(connection).__module__ == "sqlite3":

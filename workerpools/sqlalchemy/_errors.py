@@ -1,4 +1,4 @@
-"""What a database error proves: pure decisions over its code, its text and what was being done."""
+"""Classification of database errors, by code, text and phase. Pure functions, and the listener that calls them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
     "note_errors",
 ]
 
-#: COMMIT as text, which no event tells of; END is PostgreSQL's other word for it.
+#: COMMIT as text, which fires no commit event; END is PostgreSQL's synonym.
 _COMMIT = r"(?:^|;|\*/)\s*(?:commit|end|prepare\s+transaction)\b"
 COMMIT = re.compile(_COMMIT, re.IGNORECASE)
 
-#: With what commits on MySQL and MariaDB without the word ("Statements That Cause an Implicit Commit" in both manuals).
+#: COMMIT, or an implicit commit of MySQL and MariaDB ("Statements That Cause an Implicit Commit" in both manuals).
 COMMIT_OR_IMPLICIT = re.compile(
     rf"{_COMMIT}|(?:^|;|\*/)\s*(?:alter|analyze|begin|cache|change|check"
     r"|create(?!(?:\s+or\s+replace)?\s+temporary\b)|drop(?!\s+temporary\b)|flush|grant|install|load\s+index|lock"
@@ -46,11 +46,11 @@ POOL_EXHAUSTED = Failure(
     Sent.NOTHING,
     phase=Phase.ACQUIRE,
     timed_out=True,
-    known="no connection of the connection pool came free in time",
+    known="no connection became free in time",
 )
 
-#: At connect the drivers carry no SQLSTATE, so the server's words are all there is. Only what will not mend itself is
-#: looked for; anything else is a server that cannot serve now.
+#: Connect errors carry no SQLSTATE, only the server's message. These failures are permanent; any other means that the
+#: server is unavailable.
 _PERMANENT = re.compile(
     r"password authentication failed|no password supplied|authentication failed"
     r"|(?:role|database|user) .* (?:does not exist|is not permitted)"
@@ -64,22 +64,21 @@ _PERMANENT = re.compile(
 #: Message Reference); SQLite's result code 5 (SQLITE_BUSY).
 _ABORTED = frozenset(("40001", "40P01", "55P03", "1205", "1213", "SQLITE_BUSY"))
 
-#: Read-only after a failover: 25006 of PostgreSQL, 1836 of MySQL; 1290 names the option that forbids a statement, and
-#: there are others (--secure-file-priv).
+#: Read-only after a failover: 25006 of PostgreSQL, 1836 of MySQL. 1290 names the option that forbids a statement, which
+#: may be another one (--secure-file-priv).
 _READ_ONLY = frozenset(("25006", "1836"))
 _READ_ONLY_OPTION = re.compile(r"read.only", re.IGNORECASE)
 
-#: A statement that took longer than it may: 57014 of PostgreSQL (for a cancelled one, too), 1969 of MariaDB, 3024 of
-#: MySQL.
+#: A statement timeout: 57014 of PostgreSQL (also for a cancelled statement), 1969 of MariaDB, 3024 of MySQL.
 _TIMEOUT = frozenset(("57014", "1969", "3024"))
 
-#: The socket's own time-out, in PyMySQL's words: nobody knows whether the server is gone or slow.
+#: The socket's timeout, in PyMySQL's words: the server may be gone or slow.
 _NO_ANSWER = re.compile(r"\(timed out\)|\(The (?:read|write) operation timed out\)|TimeoutError\('")
 
-#: A session that waited idle in its transaction for too long: a bug of the task, which would wait again.
+#: A session idle in its transaction for too long: a bug in the task, which would happen again.
 _IDLE_IN_TRANSACTION = re.compile(r"idle.in.transaction", re.IGNORECASE)
 
-#: PgBouncer's words for "no server connection now", over a client connection that it then closes.
+#: PgBouncer's messages for a missing server connection; it then closes the client connection.
 _PGBOUNCER = re.compile(
     r"query_wait_timeout|server login has been failing|cannot connect to server|no more connections allowed"
     r"|server_login_retry|pgbouncer",
@@ -91,22 +90,22 @@ _UNAVAILABLE = frozenset(("57P03", "53300", "1040", "1203"))
 
 
 def error_code(error: BaseException | None) -> str:
-    """Return the SQLSTATE of a driver's error, or the driver's own number or name; empty if it carries none."""
+    """Return the SQLSTATE of a driver's error, or the driver's own number or name; empty without one."""
     first = error.args[0] if error is not None and error.args else None
-    # The MySQL drivers' errors are (number, text). The number comes first: PyMySQL has a SQLSTATE as well from 1.2 on,
-    # which is the same for most of them (HY000).
+    # The MySQL drivers' errors are (number, text). Prefer the number: PyMySQL's SQLSTATE, since 1.2, is the same for
+    # most errors (HY000).
     if isinstance(first, int) and not isinstance(first, bool):
         return str(first)
     for name in ("sqlstate", "pgcode", "sqlite_errorname"):
         code = getattr(error, name, None)
         if isinstance(code, str) and code:
             return code
-    # Python 3.10's sqlite3 tells nothing but the text.
+    # Python 3.10's sqlite3 has only the text.
     return "SQLITE_BUSY" if isinstance(first, str) and first.startswith("database is locked") else ""
 
 
 def is_read_only(error: BaseException, code: str) -> bool:
-    """Return whether the server refused a write because it is no primary any more: the connection is of no use."""
+    """Return whether the server refused a write because it is no longer the primary: the connection is useless."""
     return code in _READ_ONLY or (code == "1290" and _READ_ONLY_OPTION.search(str(error)) is not None)
 
 
@@ -116,10 +115,10 @@ def is_timeout(error: BaseException, code: str) -> bool:
 
 
 def is_client_side(error: BaseException, code: str) -> bool:
-    """Return whether a PostgreSQL driver failed without a word of the server's: it has lost the connection.
+    """Return whether a PostgreSQL driver failed without an error from the server: it has lost the connection.
 
-    A server's error has a SQLSTATE. SQLAlchemy looks at the driver's connection and at some texts, and does not know
-    all of them ("connection socket closed" of psycopg 3, for one).
+    A server's error has a SQLSTATE. SQLAlchemy inspects the driver's connection and some messages, but misses others,
+    such as psycopg 3's "connection socket closed".
     """
     cls = type(error)
     from_driver = cls.__module__.partition(".")[0] in ("psycopg", "psycopg2")
@@ -127,7 +126,7 @@ def is_client_side(error: BaseException, code: str) -> bool:
 
 
 def classify_connect(error: BaseException, *, resource: str) -> Failure:
-    """Return what a failure to connect proves: nothing was sent.
+    """Classify a failure to connect: nothing was sent.
 
     Args:
         error: The driver's exception.
@@ -136,9 +135,9 @@ def classify_connect(error: BaseException, *, resource: str) -> Failure:
     text, code = str(error), error_code(error)
     timed_out = "timeout" in text.lower() or "timed out" in text.lower()
     if _PERMANENT.search(text) or code in ("28000", "28P01", "3D000", "1044", "1045", "1049"):
-        kind, known = FailureKind.PERMANENT, "the server refuses these credentials, this database or this encryption"
+        kind, known = FailureKind.PERMANENT, "the server rejected the credentials, the database or the encryption"
     else:
-        kind, known = FailureKind.UNAVAILABLE, "the server cannot be reached or takes no connection now"
+        kind, known = FailureKind.UNAVAILABLE, "the server cannot be reached or accepts no connections at the moment"
     return Failure(kind, Sent.NOTHING, resource, Phase.CONNECT, code, timed_out=timed_out, known=known)
 
 
@@ -152,7 +151,7 @@ def classify_statement(
     commit_sent: bool = True,
     outcome: str = "",
 ) -> Failure | None:
-    """Return what a failure over an open connection proves; None if it is no failure of the connection.
+    """Classify an error on an open connection; None if it is not a connection failure.
 
     Args:
         error: The driver's exception.
@@ -160,8 +159,8 @@ def classify_statement(
         phase: STATEMENT, COMMIT or ROLLBACK.
         disconnected: Whether the connection was lost.
         autocommit: Whether it was in autocommit.
-        commit_sent: In phase COMMIT: whether COMMIT may have left.
-        outcome: In phase COMMIT: ``aborted`` where the server said so afterwards; empty if it is not known.
+        commit_sent: In phase COMMIT: whether COMMIT may have been sent.
+        outcome: In phase COMMIT: ``aborted`` if the server later reported that; empty if unknown.
     """
     code, text = error_code(error), str(error)
     kind, sent, timed_out = FailureKind.STALE, Sent.ALL, False
@@ -171,22 +170,22 @@ def classify_statement(
         elif code in _ABORTED:
             kind, known = FailureKind.ABORTED, f"the server rolled the transaction back ({code})"
         elif code in _UNAVAILABLE:
-            kind, known = FailureKind.UNAVAILABLE, "the server takes no connection now"
+            kind, known = FailureKind.UNAVAILABLE, "the server accepts no connections at the moment"
         else:
             return None
     elif code in ("25P03",) or _IDLE_IN_TRANSACTION.search(text):
         return None
     elif phase is Phase.COMMIT and commit_sent:
         if outcome == "aborted":
-            known = "the connection was lost during COMMIT, and the server says that it rolled back"
+            known = "the connection was lost during COMMIT, and the server reports that it rolled back"
         else:
             kind, known = FailureKind.INDETERMINATE, "the connection was lost during COMMIT"
     elif is_timeout(error, code):
-        # As with HTTP: a statement that is slow would be as slow again, and hold its locks beside the first one's.
+        # As with HTTP: a slow statement would be slow again, and compete with the first one's locks.
         kind, timed_out = FailureKind.INDETERMINATE, True
-        known = "the driver has waited for an answer for as long as its read_timeout allows"
+        known = "the driver's read_timeout expired before the server replied"
     elif phase is Phase.STATEMENT and _PGBOUNCER.search(text):
-        kind, sent, known = FailureKind.UNAVAILABLE, Sent.NOTHING, "PgBouncer has no server connection now"
+        kind, sent, known = FailureKind.UNAVAILABLE, Sent.NOTHING, "PgBouncer has no server connection available"
     elif autocommit:
         kind, sent = FailureKind.INDETERMINATE, Sent.UNKNOWN
         known = "the connection was lost during a statement in autocommit"
@@ -196,9 +195,9 @@ def classify_statement(
 
 
 def classify_unwatched(error: Any) -> Failure | None:
-    """Return what a ``sqlalchemy.exc.DBAPIError`` proves that no engine of ours raised.
+    """Classify a ``sqlalchemy.exc.DBAPIError`` of an engine that is not ours; None if it is not a connection failure.
 
-    What was being done is not known, so a lost connection leaves the outcome open.
+    The phase is unknown, so a lost connection leaves the outcome open.
 
     Args:
         error: The exception.
@@ -216,12 +215,12 @@ def classify_unwatched(error: Any) -> Failure | None:
     return found
 
 
-#: A new exception has no note yet: the built-in method is enough, where there is one.
+#: A new exception has no notes yet, so the built-in method suffices where it exists.
 _note = BaseException.add_note if sys.version_info >= (3, 11) else add_note
 
 
 def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    """Report what each error of ``engine`` proves to ``opening``."""
+    """Classify each error of ``engine`` and report it to ``opening``."""
     resource = opening.resource
     commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
 
@@ -233,7 +232,7 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
         state = None if connection is None else state_of(connection)
         shut_down = state is not None and state.waited()
         if error is None or context.is_pre_ping:
-            # No error of the driver's: a time limit, the end of a greenlet, or parameters that do not fit.
+            # Not a driver's error: a time limit, the end of a greenlet, or invalid parameters.
             return
         if connection is None:
             opening.descriptors.gave_up()
@@ -243,8 +242,8 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
         code = error_code(original)
         read_only = is_read_only(original, code)
         if read_only or is_client_side(original, code):
-            # The server is no primary any more, and every ping of this connection would succeed for ever; or the driver
-            # has lost the connection in a way that SQLAlchemy does not know.
+            # Either the server is no longer the primary, although pings of this connection would succeed, or the driver
+            # lost the connection in a way that SQLAlchemy does not recognise.
             context.is_disconnect = True
         if context.is_disconnect:
             _note(error, f"workerpools: a connection of the resource {resource!r} was lost")
@@ -275,19 +274,19 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
         if commit is not None and commit.xid and not commit.outcome:
             _note(
                 error,
-                f"workerpools: whether transaction {commit.xid} was committed could not be found out in time; "
+                f"workerpools: could not find out in time whether transaction {commit.xid} was committed; "
                 f"ask the database: SELECT pg_xact_status('{commit.xid}')",
             )
         opening.failed(error, failure, phase=phase)
 
 
 def _timed_out(error: BaseException, code: str, state: ConnectionState | None, at: float) -> bool:
-    # The user's own timeout may have been shorter. A COMMIT that the driver gave up waiting for may have been done.
+    # The user's own timeout may have been shorter. A COMMIT that timed out in the driver may have succeeded.
     return is_timeout(error, code) and (monotonic() >= at or (state is not None and state.has_timed_out))
 
 
 def _in_autocommit(connection: Connection) -> bool:
     try:
         return commits_each_statement(connection.connection.dbapi_connection)
-    except Exception:  # the connection is gone already: what is not known counts as the worse
+    except Exception:  # the connection is already gone: assume the worse
         return True

@@ -1,4 +1,4 @@
-"""What database drivers do to greenlets: whether others run while one waits, and how long connecting may take."""
+"""Database drivers under greenlets: whether waiting blocks the process, and a bound for connecting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["advice", "suit_greenlets"]
 
 logger = logging.getLogger("workerpools")
 
-_WHAT_TO_DO = {
+_REMEDIES = {
     ("psycopg2", "gevent"): (
         "call psycogreen.gevent.patch_psycopg() before the first task (pip install psycogreen), or use psycopg 3 "
         "(postgresql+psycopg://)"
@@ -29,37 +29,37 @@ _WHAT_TO_DO = {
 
 
 def advice(resource: str, driver: str, library: str) -> str:
-    """Return the warning of a driver that waits in C, where no greenlet runs; an empty text where nothing is known.
+    """Return a warning about a driver that blocks all greenlets while it waits in C; empty without advice for it.
 
     Args:
         resource: The resource's name.
-        driver: SQLAlchemy's name of the driver.
+        driver: SQLAlchemy's name for the driver.
         library: ``gevent`` or ``eventlet``.
     """
-    to_do = _WHAT_TO_DO.get((driver, library))
-    if to_do is None:
+    remedy = _REMEDIES.get((driver, library))
+    if remedy is None:
         return ""
     return (
-        f"the resource {resource!r} uses {driver}, which waits for its server in C: under {library} no other task of "
-        f"this process runs meanwhile, and no time limit of Celery strikes. To change that, {to_do}"
+        f"the resource {resource!r} uses {driver}, which waits for its server in C: under {library} this blocks every "
+        f"other task of the process and Celery's time limits. To change that, {remedy}"
     )
 
 
 def _waits_in_c(dialect: Any) -> bool:
-    """Return whether the loaded driver of ``dialect`` waits without letting greenlets run, as far as it tells."""
+    """Return whether the loaded driver of ``dialect`` is known to block greenlets while it waits."""
     if dialect.driver == "psycopg2":
         return dialect.loaded_dbapi.extensions.get_wait_callback() is None
     if dialect.driver == "psycopg":
-        # It chooses when it is imported: a function of Python's uses what the libraries replace.
+        # Chosen at import: a Python function uses the modules that the greenlet libraries patch.
         wait = getattr(sys.modules.get("psycopg.waiting"), "wait", None)
         return wait is not None and not isinstance(wait, FunctionType)
     return bool(dialect.driver == "mysqldb")
 
 
 def suit_greenlets(engine: sqlalchemy.Engine, resource: str) -> None:
-    """Warn of a driver that lets no greenlets run, and bound what the others leave unbounded; needed in few processes.
+    """Under a greenlet library, warn about a driver that blocks greenlets, and bound psycopg2's connecting.
 
-    How psycopg2 waits is a setting of the whole process, and takes COPY and large objects away: it is the user's.
+    Patching psycopg2 is left to the user: it affects the whole process and disables COPY and large objects.
 
     Args:
         engine: The engine, not yet used.
@@ -76,12 +76,11 @@ def suit_greenlets(engine: sqlalchemy.Engine, resource: str) -> None:
 
 
 def _bound_connecting(dialect: Any) -> None:
-    # Where another function waits for it, libpq itself keeps no connect_timeout (PostgreSQL documentation,
-    # "PQconnectStartParams").
+    # With a wait callback, libpq does not enforce connect_timeout (PostgreSQL documentation, "PQconnectStartParams").
     connect = dialect.connect
 
     def bounded(*arguments: Any, **parameters: Any) -> Any:
-        # libpq counts for each of several hosts.
+        # libpq applies the timeout per host.
         seconds = float(parameters.get("connect_timeout") or 0) * (str(parameters.get("host", "")).count(",") + 1)
         if seconds <= 0 or _waits_in_c(dialect):
             return connect(*arguments, **parameters)

@@ -1,4 +1,4 @@
-"""The connection pool of an engine: its waits are bounded and counted, its connections checked, replaced, reported."""
+"""The connection pool of an engine: bounds and counts its waits; checks, replaces and reports its connections."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _POLL = 0.005
 
 
 class DeadlineQueuePool(QueuePool):
-    """SQLAlchemy's ``QueuePool``, with the task's deadline as a second bound of its waiting.
+    """SQLAlchemy's ``QueuePool``, whose waits also end at the task's deadline.
 
-    SQLAlchemy knows one time-out for all who wait. A task with less time waits here until a connection is free, and
-    then takes it. One without a deadline may be quicker; then ``timeout`` is the bound, as it always was.
+    SQLAlchemy has one timeout for all waiters. A task with less time than that waits here until a connection is free,
+    then takes it. If a task without a deadline takes it first, the wait goes on, bounded by ``timeout`` as usual.
 
     Args:
         creator: Opens a connection.
@@ -47,7 +47,7 @@ class DeadlineQueuePool(QueuePool):
         max_overflow: As for ``QueuePool``.
         timeout: As for ``QueuePool``, in seconds.
         use_lifo: As for ``QueuePool``.
-        options: Those of every pool.
+        options: The options of ``sqlalchemy.pool.Pool``.
     """
 
     def __init__(
@@ -60,22 +60,22 @@ class DeadlineQueuePool(QueuePool):
         **options: Any,
     ) -> None:
         super().__init__(creator, pool_size, max_overflow, timeout, use_lifo, **options)
-        #: How many there may be; None without a limit.
+        #: The maximum number of connections; None without a limit.
         self.limit = pool_size + max_overflow if pool_size > 0 and max_overflow >= 0 else None
         self._turn = threading.Lock()
 
     def connect_in_turn(self, limit: int) -> PoolProxiedConnection:
-        """Return a connection of a pool that has none to spare, once there is one.
+        """Wait for a connection of an exhausted pool, one waiter with a deadline at a time.
 
         Raises:
-            DeadlineExceeded: None came free before the task's deadline.
-            sqlalchemy.exc.TimeoutError: None came free within ``timeout``.
+            DeadlineExceeded: None became free before the task's deadline.
+            sqlalchemy.exc.TimeoutError: None became free within ``timeout``.
         """
         remaining = deadline().remaining()
         if remaining is None or remaining > self.timeout():
             return QueuePool.connect(self)
         until = time.monotonic() + remaining
-        # One at a time, so that no two of them see the same free connection.
+        # One at a time, so that no two waiters see the same free connection.
         if self._turn.acquire(timeout=remaining):
             try:
                 while self.checkedout() >= limit and time.monotonic() < until:
@@ -85,22 +85,22 @@ class DeadlineQueuePool(QueuePool):
             finally:
                 self._turn.release()
         raise DeadlineExceeded(
-            f"none of the connection pool's {limit} connections came free: the task's deadline has come"
+            f"none of the connection pool's {limit} connections became free before the task's deadline"
         )
 
 
 class _Retired(DisconnectionError):
-    """Has the pool replace a connection that is not dead."""
+    """Makes the pool replace a live connection."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__("this connection is to be replaced")
+        super().__init__("this connection will be replaced")
         self.reason = reason
 
 
 def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
-    """Return a ``pool_class`` whose waits are counted: its events fire after them, and tell of no time-out.
+    """Return a subclass of ``pool_class`` that counts waits: events fire only after a wait, and not on a timeout.
 
-    A connection that is to be recycled is closed as it comes back: after every listener has seen that.
+    It closes a connection to be recycled on checkin, after all listeners have run.
     """
     opening = events.opening
 
@@ -124,7 +124,7 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
                 connection = pool_class.connect(pool)
         except BaseException as error:
             lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
-            # A time limit or the end of a greenlet may have struck while a connection was made.
+            # A time limit or the end of a greenlet may have interrupted connecting.
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
@@ -136,12 +136,12 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
         return connection
 
-    # Under the name that SQLAlchemy's loggers and a repr show.
+    # SQLAlchemy's loggers and repr show the original name.
     attributes = {
         "__module__": pool_class.__module__,
         "__qualname__": pool_class.__qualname__,
         "connect": connect,
-        # What every pool class of SQLAlchemy's implements.
+        # Implemented by every pool class of SQLAlchemy.
         "_do_return_conn": give_back,
         _COUNTED: True,
     }
@@ -152,20 +152,19 @@ _COUNTED = "workerpools_counted"
 
 
 class PoolEvents:
-    """Reports the connections of one engine; checks and replaces them.
+    """Reports, checks and replaces the connections of one engine.
 
-    Connections are not replaced by the engine's ``dispose()``: that forgets those that are in use, which then close
-    unseen, and opens others beyond the pool's limit.
+    The engine's ``dispose()`` is not used for recycling: it forgets connections in use, which then close unreported,
+    and allows others beyond the pool's limit.
 
     Args:
-        opening: What the adapter was told.
+        opening: The engine's opening.
         lifetime: How long connections are kept and trusted.
         resolves: Whether lost COMMITs are resolved.
-        session_settings: Whether a session's settings stay with its connection; not so behind PgBouncer.
+        session_settings: Whether session settings stay with their connection; they do not behind PgBouncer.
 
     Attributes:
-        since: Connections that were begun before are to be replaced, on the clock of :func:`time.monotonic`; 0 for
-            none.
+        since: Connections begun before this :func:`time.monotonic` time will be replaced; 0 for none.
     """
 
     def __init__(self, opening: Opening, lifetime: Lifetime, *, resolves: bool, session_settings: bool) -> None:
@@ -174,25 +173,25 @@ class PoolEvents:
         self._lifetime = lifetime
         self._resolves = resolves
         self._session_settings = session_settings
-        #: A connection that was used less than this ago needs nothing but its age looked at.
+        #: Idle time below which only a connection's age needs checking, in seconds.
         self._trusted = min(
             math.inf if lifetime.check_after is None else lifetime.check_after,
             math.inf if lifetime.max_idle is None else lifetime.max_idle,
         )
-        #: Connections that were opened before are suspect: since one of them was found to be dead.
+        #: Connections opened before this time are suspect, because one of them was found dead.
         self._suspect = 0.0
         self._states: weakref.WeakSet[ConnectionState] = weakref.WeakSet()
         self._raw = f"a raw connection of {opening.resource!r}"
         opening.descriptors.hold(self._borrowers)
 
     def watch(self, engine: sqlalchemy.Engine) -> None:
-        """Listen to ``engine``, which was not yet used."""
+        """Listen to ``engine``, which has not been used yet."""
         self._engine = engine
         self._speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
         self._speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
-        # A pool that the user has made is of a class that counts nothing.
+        # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
-        # On the engine, not on its pool: it survives dispose(), which makes a new pool.
+        # On the engine, not its pool: dispose() creates a new pool.
         for name, listener in (
             ("do_connect", self._connects),
             ("connect", self._connected),
@@ -213,15 +212,15 @@ class PoolEvents:
     # Opening.
 
     def _connects(self, dialect: object, record: Any, arguments: object, parameters: dict[str, Any]) -> None:
-        # First of all listeners, and without a result: what the user's own listeners do to the arguments counts. Before
-        # anything else is done for a connection, such as asking for credentials.
+        # The first listener, without a result, so that the user's listeners can change the arguments. It runs before
+        # any other work for the connection, such as fetching credentials.
         if record is not None:
             record.info[KEY] = ConnectionState()
         port = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
         self.opening.descriptors.connecting(int(port) if port else None)
         remaining = deadline().remaining()
         if remaining is not None and "connect_timeout" in parameters:
-            # libpq counts in whole seconds, and in no fewer than 2.
+            # libpq uses whole seconds, at least 2.
             parameters["connect_timeout"] = min(parameters["connect_timeout"], max(2, round(remaining)))
 
     def _connected(self, connection: Any, record: Any) -> None:
@@ -230,18 +229,18 @@ class PoolEvents:
         if hasattr(connection, "fileno"):
             opening.connected(connection, _purpose())
         elif self._speaks_mysql:
-            # PyMySQL does not tell its socket.
+            # PyMySQL does not expose its socket.
             state.opened(connection, opening.descriptors.look(connection))
             opening.connected(connection, _purpose())
         else:
-            # A driver without sockets of its own (SQLite): kept from the child's finalizers all the same.
+            # A driver without sockets (SQLite): still protected from the child's finalizers.
             opening.descriptors.gave_up()
             opening.descriptors.lend(connection, connection)
             opening.opened(_purpose())
         try:
             self._ask(connection, state)
         except BaseException:
-            # SQLAlchemy forgets the connection then, and tells nobody.
+            # SQLAlchemy then drops the connection without an event.
             state.closed()
             connection.close()
             opening.disconnected(connection, _purpose())
@@ -250,7 +249,7 @@ class PoolEvents:
         opening.created(state.took)
 
     def _known(self, connection: Any, record: Any) -> ConnectionState:
-        # A creator of the user's connects without an event, and a pool of the user's may have connected before.
+        # A user's creator connects without an event, and a user's pool may already have connections.
         state: ConnectionState = record.info.setdefault(KEY, ConnectionState())
         state.lives = self._lifetime.drawn(random.random())
         state.opened(connection, None)
@@ -266,7 +265,7 @@ class PoolEvents:
             except self._engine.dialect.loaded_dbapi.Error as error:
                 if self._engine.dialect.is_disconnect(error, connection, None):
                     raise
-                logger.debug("the server does not say which timeout is in force: %s", type(error).__name__)
+                logger.debug("could not query the server's statement timeout: %s", type(error).__name__)
             else:
                 if found is not None:
                     state.kind, state.server = found
@@ -285,21 +284,21 @@ class PoolEvents:
         if not self._counted:
             state.lease = self.opening.lease(state.reclaim)
         if current() is not None or in_attempt():
-            # Whoever takes a connection past the engine may commit on it unseen, a thread of the body's, too.
+            # A connection taken past the engine may be committed on unseen, also in a thread of the body.
             state.raw = self.opening.effect(self._raw)
 
     def _examine(self, connection: Any, state: ConnectionState) -> None:
-        """Check a connection, and make its timeout fit.
+        """Check a connection and fit its timeout.
 
         Raises:
-            DisconnectionError: It is to be replaced.
+            DisconnectionError: The connection must be replaced.
         """
         opening = self.opening
         opening.notice()
         now = time.monotonic()
         if state.born is None:
-            # One that was made for this very checkout is used, whatever came meanwhile: SQLAlchemy tries no more than
-            # twice. It is replaced when it comes back.
+            # A connection opened for this checkout is used even if a recycle came in between, since SQLAlchemy gives up
+            # after a few attempts. It is replaced on checkin.
             state.born = now
         elif state.begun < self.since:
             raise _Retired("recycled")
@@ -327,8 +326,8 @@ class PoolEvents:
         except self._engine.dialect.loaded_dbapi.Error as error:
             opening.checked(alive=False)
             opening.replaced("stale")
-            # Its idle siblings are of the same age.
-            raise InvalidatePoolError("this connection does not answer") from error
+            # Idle connections of the same age are suspect.
+            raise InvalidatePoolError("this connection is dead") from error
 
     def _wrapped(self, connection: Connection) -> None:
         state: ConnectionState | None = connection.info.get(KEY)
@@ -353,7 +352,7 @@ class PoolEvents:
             state.used = time.monotonic()
 
     def _detached(self, connection: Any, record: Any) -> None:
-        # Its pool opens another one in its place; nobody tells of its end but "close_detached".
+        # The pool opens another one in its place; only "close_detached" reports its end.
         state: ConnectionState | None = record.info.get(KEY)
         if state is not None and state.lease is not None:
             lease, state.lease = state.lease, None
@@ -389,25 +388,25 @@ class PoolEvents:
     # Recycling.
 
     def recycle(self, pool: Pool, since: float) -> None:
-        """Replace every connection that was begun before: idle ones at once, the others when they are checked in.
+        """Replace every connection begun before ``since``: idle ones now, the others on checkin.
 
         Args:
-            pool: The engine's.
-            since: On the clock of :func:`time.monotonic`.
+            pool: The engine's pool.
+            since: A time of :func:`time.monotonic`.
         """
         if isinstance(pool, (SingletonThreadPool, StaticPool)):
-            # SQLite in memory: with its connection the database would go.
+            # SQLite in memory: closing the connection would delete the database.
             return
         self.since = since
-        # There is nothing public that takes an idle connection and never waits or opens one. Without these two an old
-        # connection is replaced all the same, when it is checked out.
+        # No public method takes an idle connection without waiting or opening one. Without these two, an old connection
+        # is replaced on its next checkout.
         take = getattr(getattr(pool, "_pool", None), "get", None)
         give_back = getattr(pool, "_do_return_conn", None)
         if not isinstance(pool, QueuePool) or take is None or give_back is None:
             return
         taken: list[Any] = []
         try:
-            # Others come and go meanwhile; what they check in is looked at then.
+            # Connections checked in meanwhile are examined on checkin.
             with suppress(queue.Empty):
                 for _ in range(pool.checkedin()):
                     taken.append(take(False))
@@ -418,7 +417,7 @@ class PoolEvents:
                 give_back(record)
 
     def retire(self, record: Any) -> None:
-        """Close the connection of an idle record, if it is to be replaced."""
+        """Close the connection of an idle record if it was begun before ``since``."""
         state: ConnectionState | None = record.info.get(KEY)
         if record.dbapi_connection is not None and state is not None and state.begun < self.since:
             record.invalidate(_Retired("recycled"))

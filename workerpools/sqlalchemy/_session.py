@@ -16,13 +16,13 @@ __all__ = ["TaskSession"]
 
 
 class BodysSession(Session):
-    """A session that an attempt commits or rolls back, and that is of no use once the attempt is over."""
+    """A session that its attempt commits or rolls back, unusable once the attempt has ended."""
 
-    #: The task's class, and the attribute.
-    lent_as: tuple[type, str]
+    #: The task's class and the attribute's name.
+    owner: tuple[type, str]
 
     def finish(self) -> bool:
-        """Commit for the attempt. Whatever is done with a session begins its transaction: else there is nothing."""
+        """Commit for the attempt; return whether there was anything to commit. Any use of a session begins one."""
         if not self.in_transaction():
             return False
         self.commit()
@@ -33,26 +33,26 @@ class BodysSession(Session):
         try:
             self.close()
         finally:
-            # Session(close_resets_only=False) would forbid a body to close its session and go on, too.
+            # Session(close_resets_only=False) would also keep a body from closing its session and going on.
             self.__class__ = _EndedSession
 
 
 class _EndedSession(BodysSession):
-    """The session of an attempt that is over. A class of its own: the others pay nothing for the question."""
+    """The session of an ended attempt. A separate class, so that live sessions need no check."""
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         self._refuse()
 
     def get_bind(self, *arguments: Any, **options: Any) -> Any:
-        # Asked for whenever the database is to be used.
+        # Called before every use of the database.
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         self.close()
         raise NoAttemptError(
-            f"{self.lent_as[0].__name__}.{self.lent_as[1]}: the run of the task body that this session belonged to "
-            "is over, and nobody would commit what it does. Return data from a body, not its session; elsewhere "
-            "make a session of your own: sqlalchemy.orm.Session(engine)"
+            f"{self.owner[0].__name__}.{self.owner[1]}: the run of the task body that this session belonged to has "
+            "ended, and its changes would never be committed. Return data from a body, not its session; elsewhere "
+            "create your own: sqlalchemy.orm.Session(engine)"
         )
 
 
@@ -61,17 +61,17 @@ class _GivesEngine(Protocol):
 
 
 class TaskSession(Overridable[Session]):
-    """Gives a task body its session: one an attempt, made on first use, committed when the body returns.
+    """A task body's session: one per attempt, created on first use and committed when the body returns.
 
-    It is rolled back and closed on every other way out. As a class attribute it gives a ``sqlalchemy.orm.Session``; one
-    that ``override()`` puts in its place stays its maker's: no attempt commits, rolls back or closes it.
+    Otherwise it is rolled back and closed. As a class attribute it returns a ``sqlalchemy.orm.Session``. A session that
+    ``override()`` puts in its place belongs to the caller: no attempt commits, rolls back or closes it.
 
     Args:
         engine: The resource whose engine the session uses.
         options: Options of ``sqlalchemy.orm.Session``.
 
     Raises:
-        ConfigurationError: ``engine`` is no resource, or ``Session`` has no such option.
+        ConfigurationError: ``engine`` is not a resource, or ``Session`` has no such option.
     """
 
     __workerpools__ = True
@@ -82,12 +82,12 @@ class TaskSession(Overridable[Session]):
         if callable(given) or not hasattr(type(given), "__get__"):
             name = getattr(given, "__name__", type(given).__name__)
             raise ConfigurationError(
-                f"TaskSession({name}): wanted: the resource, so that each process has an engine of its own: "
+                f"TaskSession({name}): wanted: the resource, so that each process has its own engine: "
                 "TaskSession(pools.add(SQLAlchemyEngine(url)))"
             )
         known = inspect.signature(Session).parameters
         if unknown := options.keys() - known.keys():
-            # It takes autocommit to refuse all but False: nobody should be led there.
+            # Session accepts autocommit only to reject all but False; do not suggest it.
             shown = refusal(unknown, known.keys() - {"autocommit"})
             raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {shown}")
         self._engine = engine
@@ -107,7 +107,7 @@ class TaskSession(Overridable[Session]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        # Looked at here, too: a body asks for its session over and over.
+        # A shortcut: bodies use their session often.
         attempt = current()
         made: BodysSession | None = None if attempt is None else attempt.scoped.get(self)
         if made is not None:
@@ -116,24 +116,24 @@ class TaskSession(Overridable[Session]):
             self,
             partial(self._make, instance, owner),
             f"{type(instance).__name__}.{self._name}",
-            "make a session of your own: sqlalchemy.orm.Session(engine)",
+            "create your own session: sqlalchemy.orm.Session(engine)",
         )
 
     def _make(self, instance: Any, owner: type | None) -> BodysSession:
         engine = self._engine.__get__(instance, owner)
-        # A test's stand-in may be a Connection: that has a dialect, too.
+        # A test may substitute a Connection, which has a dialect too.
         if not hasattr(engine, "dialect"):
             resource = getattr(self._engine, "name", type(self._engine).__name__)
             raise ConfigurationError(
-                f"{type(instance).__name__}.{self._name}: the resource {resource!r} gives a {type(engine).__name__}, "
-                "not a sqlalchemy.Engine; TaskSession wants the resource of an engine"
+                f"{type(instance).__name__}.{self._name}: the resource {resource!r} is a {type(engine).__name__}, "
+                "not a sqlalchemy.Engine; TaskSession needs the resource of an engine"
             )
         made = BodysSession(engine, **self._options) if self._options else BodysSession(engine)
-        made.lent_as = (type(instance), self._name)
+        made.owner = (type(instance), self._name)
         return made
 
     def _misplaced(self, name: str) -> str:
         return (
-            f"{self._where or self._name} is the declaration: a session exists in a task body, as "
-            f"self.{self._name}.{name}; elsewhere make one of your own: sqlalchemy.orm.Session(engine)"
+            f"{self._where or self._name} is the declaration: the session exists in a task body, as "
+            f"self.{self._name}.{name}; elsewhere create your own: sqlalchemy.orm.Session(engine)"
         )

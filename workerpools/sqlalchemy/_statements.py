@@ -1,4 +1,4 @@
-"""Notes what each statement and transaction of an engine is, and keeps it within its task's deadline."""
+"""Tracks an engine's statements and transactions, and keeps statements within the task's deadline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workerpools.sqlalchemy._errors import COMMIT, COMMIT_OR_IMPLICIT
 
 __all__ = ["note_statements"]
 
-#: What takes a transaction's READ ONLY back; PostgreSQL refuses that after the first query.
+#: Statements that revoke a transaction's READ ONLY; PostgreSQL refuses them after the first query.
 _READ_WRITE = re.compile(r"\bread\s+write\b|_read_only\b", re.IGNORECASE)
 
 
@@ -48,7 +48,7 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
         state.wait(at)
         if at is not None:
             state.started = now = monotonic()
-            # After the watchdog: the server may never answer that, too.
+            # After arming the watchdog: the server may never answer this statement either.
             if state.fits != at or now > state.fits_until:
                 state.fit(driver, at, statement)
 
@@ -56,7 +56,7 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
     def executed_it(connection: Connection, *_: object) -> None:
         state: ConnectionState | None = connection.info.get(KEY)
         if state is not None and state.waiting and state.watch is not None:
-            # As state.waited() does, but for the shut-down: the statement has ended, and needs to know of none.
+            # state.waited() without its result: the statement has ended, so a shutdown no longer matters.
             state.waiting = False
             try:
                 state.watch.waiting.pop()
@@ -65,7 +65,7 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
 
     @event.listens_for(engine, "rollback_savepoint")
     def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
-        # What was set since the savepoint is undone, too.
+        # Settings made since the savepoint are undone too.
         state = state_of(connection)
         if state is not None:
             state.transaction_ends()
@@ -76,7 +76,7 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
             state.phase = phase
             state.transaction_ends()
 
-    # Of two phases, fired before the driver is called.
+    # Two-phase events fire before the driver is called.
     @event.listens_for(engine, "prepare_twophase")
     def prepares(connection: Connection, xid: object) -> None:
         noted(connection, Phase.COMMIT)

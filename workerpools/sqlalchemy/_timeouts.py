@@ -1,8 +1,8 @@
-"""The server's own timeout of a statement: which one fits a deadline, and how a server is told.
+"""The server's statement timeout: its value for a deadline, and how to set it.
 
-It is remembered per connection and sent again only when it no longer fits, so that short tasks pay no round trip for
-it (PostgreSQL documentation, "statement_timeout"; MariaDB documentation, "max_statement_time"; MySQL Reference
-Manual, "max_execution_time").
+It is remembered per connection and set again only when it no longer fits, so that short tasks need no extra round trip
+(PostgreSQL documentation, "statement_timeout"; MariaDB documentation, "max_statement_time"; MySQL Reference Manual,
+"max_execution_time").
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 
 __all__ = ["FLOOR", "GRACE", "POSTGRESQL", "Kind", "ask", "fitting", "looks_back", "send", "send_session", "slack"]
 
-#: What a statement may take when the deadline is over, in seconds: a task that handles its time limit may have to say
-#: so in the database.
+#: How long a statement may take after the deadline, in seconds: a task that handles its time limit may have to record
+#: that in the database.
 FLOOR = 1.0
 
-#: How long after the deadline a server that has not ended a statement is taken for unreachable, in seconds: less than
-#: the margin by which the deadline comes before Celery's own limit.
+#: How long after the deadline a server that has not ended a statement counts as unreachable, in seconds: less than the
+#: deadline's margin before Celery's own limit.
 GRACE = 0.08
 
 
 class Kind(NamedTuple):
-    """How a server is told its timeout.
+    """The statements that set a server's timeout.
 
     Attributes:
-        session: Returns what to send for a session, given milliseconds.
-        transaction: The same for a transaction; None where the end of a transaction undoes no setting.
+        session: Returns the statement for a session, given milliseconds.
+        transaction: Returns the statement for a transaction; None where settings outlast a transaction.
     """
 
     session: Callable[[int], str]
@@ -40,14 +40,14 @@ POSTGRESQL = Kind(
     lambda milliseconds: f"SET LOCAL statement_timeout = {milliseconds}",
 )
 
-#: By the variable: MariaDB's counts in seconds and ends every statement, MySQL's ends a SELECT.
+#: By variable: MariaDB's is in seconds and applies to every statement, MySQL's applies to SELECT.
 _VARIABLES = {
     "max_statement_time": (Kind(lambda milliseconds: f"SET SESSION max_statement_time = {milliseconds / 1000}"), 1000),
     "max_execution_time": (Kind(lambda milliseconds: f"SET SESSION max_execution_time = {milliseconds}"), 1),
 }
 _WHICH_VARIABLE = f"SHOW SESSION VARIABLES WHERE Variable_name IN ({', '.join(map(repr, _VARIABLES))})"
 
-#: What a MySQL server answers about the statement before: nothing may be sent in between.
+#: Questions to a MySQL server about the previous statement: nothing may be sent in between.
 _LOOKS_BACK = re.compile(
     r"row_count\s*\(|found_rows\s*\(|\bshow\s+(?:count|warnings|errors)\b|\bget\b.*\bdiagnostics\b|@@\w*(?:warning|error)_count",
     re.IGNORECASE | re.DOTALL,
@@ -55,9 +55,9 @@ _LOOKS_BACK = re.compile(
 
 
 def slack(seconds: float) -> float:
-    """Return by how much a timeout may be shorter than the time that is left, in seconds.
+    """Return how much shorter than the remaining time a timeout may be, in seconds.
 
-    A twentieth, from 0.05 to 1, so that a connection's timeout serves more tasks than one; half of a short time.
+    A twentieth, between 0.05 and 1, so that a connection's timeout serves several tasks; half of a short time.
     """
     return min(1.0, max(0.05, seconds / 20), seconds / 2)
 
@@ -65,13 +65,14 @@ def slack(seconds: float) -> float:
 def fitting(remaining: float | None, current: int, server: int) -> int | None:
     """Return the timeout to send, in milliseconds; None if the current one fits.
 
-    It fits if it ends a statement at the deadline or a little earlier, and never later: what comes next is Celery's own
-    limit, of which a process is killed.
+    It fits if it ends a statement at the deadline or slightly earlier, but never later: Celery's own limit comes next,
+    and kills the process.
 
     Args:
-        remaining: Until the deadline, in seconds; None without one.
-        current: What is in force, in milliseconds; 0 is none.
-        server: What was in force when the connection was opened, by the role's or the user's own settings.
+        remaining: The time until the deadline, in seconds; None without one.
+        current: The timeout in force, in milliseconds; 0 for none.
+        server: The timeout in force when the connection was opened, from the role's or the user's settings, in
+            milliseconds.
     """
     if remaining is None:
         return None if current == server else server
@@ -86,15 +87,15 @@ def fitting(remaining: float | None, current: int, server: int) -> int | None:
 
 
 def looks_back(statement: str) -> bool:
-    """Return whether ``statement`` asks a MySQL server about the one before, so that none may be sent in between."""
+    """Return whether ``statement`` asks a MySQL server about the previous one, so that none may be sent in between."""
     return _LOOKS_BACK.search(statement) is not None
 
 
 def ask(connection: Any) -> tuple[Kind, int] | None:
-    """Ask MySQL or MariaDB which timeout is in force, in milliseconds; costs one round trip.
+    """Ask MySQL or MariaDB for the timeout in force, in milliseconds; takes one round trip.
 
     Raises:
-        Exception: The driver's.
+        Exception: Any error of the driver.
     """
     found = None
     cursor = connection.cursor()
@@ -109,10 +110,10 @@ def ask(connection: Any) -> tuple[Kind, int] | None:
 
 
 def send(connection: Any, statement: str) -> None:
-    """Execute ``statement``, which returns nothing.
+    """Execute a ``statement`` that returns no rows.
 
     Raises:
-        Exception: The driver's.
+        Exception: Any error of the driver.
     """
     cursor = connection.cursor()
     try:
@@ -122,16 +123,16 @@ def send(connection: Any, statement: str) -> None:
 
 
 def send_session(connection: Any, kind: Kind, milliseconds: int) -> None:
-    """Tell a server the timeout of a session.
+    """Set the timeout of a session, in milliseconds.
 
     Raises:
-        Exception: The driver's.
+        Exception: Any error of the driver.
     """
     if kind.transaction is None:
         send(connection, kind.session(milliseconds))
         return
     before = connection.autocommit
-    # Outside of a transaction, whose end would undo it.
+    # Outside a transaction, whose end might undo it.
     connection.autocommit = True
     try:
         send(connection, kind.session(milliseconds))

@@ -1,4 +1,4 @@
-"""Looks at an engine's URL and options when they are declared: mistakes, and what may be shown of them."""
+"""Checks an engine's URL and options on declaration, and hides the URL's secrets."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from workerpools.errors import ConfigurationError
 
 __all__ = ["about_driver", "check_options", "parsed"]
 
-#: How to get a driver.
+#: How to install each driver.
 _PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
 
-_HIDDEN = "it is not shown here, as it may hold a password"
-_ESCAPE = "a password's special characters must be escaped (urllib.parse.quote_plus)"
+_HIDDEN = "not shown here, as it may contain a password"
+_ESCAPE = "escape special characters of a password (urllib.parse.quote_plus)"
 
-# What SQLAlchemy takes for a password, and what is left of the URL then.
+# The password as SQLAlchemy parses it, and the rest of the URL.
 _PASSWORD = re.compile(r"[\w+]+://[^:/]*:[^@]*@(?P<rest>.*)", re.DOTALL)
 
 
 def parsed(url: str | URL | None) -> tuple[URL, str]:
-    """Return a URL, and what may be shown of it.
+    """Parse a URL; return it, and its text without secrets.
 
     Raises:
-        ConfigurationError: It is none, or a part of its password stands in another part; drivers would show that.
+        ConfigurationError: It is not a URL, or part of its password ended up in another part, which drivers would show.
     """
     if url is None:
-        raise ConfigurationError("SQLAlchemyEngine: the URL is None; is the variable that it is read from set?")
+        raise ConfigurationError("SQLAlchemyEngine: the URL is None; is its environment variable set?")
     try:
         found = make_url(url)
     except (ArgumentError, ValueError):
@@ -43,7 +43,7 @@ def parsed(url: str | URL | None) -> tuple[URL, str]:
         ) from None
     if found.get_backend_name() == "postgres":
         raise ConfigurationError(
-            f"SQLAlchemyEngine: SQLAlchemy knows no dialect 'postgres' (the URL: {_HIDDEN}); write postgresql+psycopg2://"
+            f"SQLAlchemyEngine: SQLAlchemy has no dialect 'postgres' (the URL is {_HIDDEN}); write postgresql+psycopg2://"
         )
     text = url if isinstance(url, str) else ""
     split = _PASSWORD.match(text)
@@ -51,7 +51,7 @@ def parsed(url: str | URL | None) -> tuple[URL, str]:
         raise ConfigurationError(f"SQLAlchemyEngine: the URL has an '@' after its host ({_HIDDEN}); {_ESCAPE}")
     parts = (found.username, found.host, found.database)
     if text.count("@") > 1 or any("@" in part for part in parts if part):
-        # Nobody can tell which part of it is whose.
+        # Ambiguous: any part may contain the password.
         return found, f"{found.drivername}://***"
     return found, URL.create(
         found.drivername, found.username, host=found.host, port=found.port, database=found.database
@@ -59,13 +59,16 @@ def parsed(url: str | URL | None) -> tuple[URL, str]:
 
 
 def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
-    """Refuse what is misspelt.
+    """Refuse misspelt options.
 
-    A name that is like none that is documented may be one of a dialect's own: create_engine() knows when it is used.
+    A name unlike any documented one may be a dialect's option; ``create_engine()`` checks it later.
 
     Args:
-        options: Those of ``create_engine``, by name.
-        own: The names of our own.
+        options: The options for ``create_engine``, by name.
+        own: The names of SQLAlchemyEngine's own options.
+
+    Raises:
+        ConfigurationError: An option is misspelt; the message suggests the right name.
     """
     documented = set(re.findall(r":param (\w+)", sqlalchemy.create_engine.__doc__ or ""))
     documented.update(own)
@@ -75,11 +78,11 @@ def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
 
 
 def about_driver(url: URL) -> str:
-    """Return what to do about a driver that cannot be imported, for a note."""
+    """Return a note that says how to fix a driver that cannot be imported."""
     driver = url.get_driver_name()
     names = f"names the driver {driver!r}"
     if "+" not in url.drivername:
-        names = f"names no driver, and SQLAlchemy {sqlalchemy.__version__} takes {driver!r}"
+        names = f"names no driver, and SQLAlchemy {sqlalchemy.__version__} defaults to {driver!r}"
     install = _PACKAGES.get(driver, f"install {driver}")
     other = ", or write postgresql+psycopg2://" if driver == "psycopg" else ""
     return f"workerpools: the URL {names}, which cannot be imported: {install}{other}"

@@ -1,4 +1,4 @@
-"""Asks running workers by way of their broker, as ``celery inspect`` does."""
+"""Queries running workers through their broker, as ``celery inspect`` does."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from workerpools._stats.snapshot import WorkerStats
 
 __all__ = ["FAILED", "UNAVAILABLE", "Answers", "Failed", "Unavailable", "ask"]
 
-#: A worker refused what was asked.
+#: Exit code: a worker refused the command.
 FAILED = 1
-#: Nobody answered, or not everybody who was asked by name (sysexits.h: EX_UNAVAILABLE; ``celery inspect`` has it, too).
+#: Exit code: no worker replied, or a named one did not (sysexits.h: EX_UNAVAILABLE, as with ``celery inspect``).
 UNAVAILABLE = 69
 
 
 class Failed(click.ClickException):
-    """Ends the program with one sentence on standard error."""
+    """A worker refused the command. Ends the program with one sentence on standard error."""
 
     exit_code = FAILED
 
 
 class Unavailable(Failed):
-    """The same, where there was nobody to refuse anything."""
+    """No worker replied, or a named one did not. Ends the program with one sentence on standard error."""
 
     exit_code = UNAVAILABLE
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What became of a question.
+    """The workers' replies to a command.
 
     Attributes:
-        replies: What each worker has answered.
-        missing: Who was asked by name and did not answer in time.
-        nobody: What to say if nobody answered.
+        replies: The replies, by worker.
+        missing: The named workers that did not reply in time.
+        nobody: The message for the case that no worker replied.
     """
 
     replies: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Answers:
     nobody: str = field(default="", repr=False)
 
     def refusals(self) -> dict[str, str]:
-        """Return what each worker that could not answer has said instead."""
+        """Return the error message of each worker that refused the command, by worker."""
         return {
             worker: _refusal(reply)
             for worker, reply in sorted(self.replies.items())
@@ -55,7 +55,7 @@ class Answers:
         }
 
     def snapshots(self) -> dict[str, list[WorkerStats]]:
-        """Return the answers to ``pools``."""
+        """Return the snapshots in the replies to ``pools``, by worker."""
         return {
             worker: [WorkerStats.from_dict(each) for each in reply]
             for worker, reply in self.replies.items()
@@ -63,19 +63,19 @@ class Answers:
         }
 
     def check(self) -> None:
-        """Say what is wrong.
+        """Raise if a worker refused the command or a reply is missing.
 
         Raises:
-            Failed: A worker has refused.
-            Unavailable: There is no answer from anybody, or from somebody who was asked by name.
+            Failed: A worker refused the command.
+            Unavailable: No worker replied, or a named one did not.
         """
         refused = self.refusals()
         if refused:
-            raise Failed("; ".join(f"{worker}: {said}" for worker, said in refused.items()))
+            raise Failed("; ".join(f"{worker}: {error}" for worker, error in refused.items()))
         if not self.replies:
             raise Unavailable(self.nobody)
         if self.missing:
-            raise Unavailable(f"no answer in time from {', '.join(self.missing)}")
+            raise Unavailable(f"no reply in time from {', '.join(self.missing)}")
 
 
 def _refusal(reply: Mapping[str, Any]) -> str:
@@ -91,14 +91,17 @@ def ask(
     destination: Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Answers:
-    """Ask the workers of ``app``.
+    """Send a command to the workers of ``app`` and collect their replies.
 
     Args:
         app: The Celery app.
-        command: One of the commands that :mod:`workerpools._celery.worker` registers.
-        timeout: How long to wait for answers, in seconds; not longer than until all of ``destination`` have answered.
-        destination: The workers' names; all if None.
-        arguments: The command's.
+        command: A command registered by :mod:`workerpools._celery.worker`.
+        timeout: How long to wait for replies, in seconds; ends early once all of ``destination`` have replied.
+        destination: The workers' names; None for all workers.
+        arguments: The command's arguments.
+
+    Returns:
+        The replies.
 
     Raises:
         Unavailable: The broker cannot be reached.
@@ -108,9 +111,9 @@ def ask(
             command, arguments=dict(arguments or {}), destination=destination, reply=True, timeout=timeout
         )
     except (OperationalError, OSError) as error:
-        # Without the password.
+        # as_uri() hides the password.
         broker = app.connection_for_write().as_uri()
-        raise Unavailable(f"the broker {broker} cannot be reached: {error}") from None
+        raise Unavailable(f"cannot reach the broker {broker}: {error}") from None
     replies = {worker: reply for each in found or () for worker, reply in each.items()}
     missing = sorted(set(destination or ()) - replies.keys())
     return Answers(replies, missing, _nobody(app, timeout, destination))
@@ -118,13 +121,13 @@ def ask(
 
 def _nobody(app: Any, timeout: float, destination: Sequence[str] | None) -> str:
     if not apps.all_of(app):
-        name = app.main or "that was found"
+        name = f"the app {app.main}" if app.main else "this app"
         return (
-            f"no worker answered, and the app {name} has no WorkerPools: declare one, pools = WorkerPools(app), or "
-            "name the app that has it: celery -A module pools …"
+            f"no worker replied, and {name} has no WorkerPools: declare one, pools = WorkerPools(app), or "
+            "name the app that has one: celery -A module pools …"
         )
     who = ", ".join(destination) if destination else "any worker"
     return (
-        f"no answer from {who} within {timeout:g} s: is one running on the broker "
-        f"{app.connection_for_write().as_uri()}? A busy one may need a longer --timeout"
+        f"no reply from {who} within {timeout:g} s: is it running on the broker "
+        f"{app.connection_for_write().as_uri()}? A busy worker may need a longer --timeout"
     )

@@ -1,4 +1,4 @@
-"""``celery -A app pools``: loaded by every ``celery`` command, so what it needs is imported when it is needed."""
+"""``celery -A app pools``. Every ``celery`` command loads this module, so it imports lazily."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @click.group(name="pools")
 def pools() -> None:
-    """See and recycle the connection pools of running workers."""
+    """Inspect and recycle the connection pools of running workers."""
 
 
 def _asking(command: F) -> F:
@@ -34,12 +34,12 @@ def _asking(command: F) -> F:
             type=click.FloatRange(min=0, min_open=True),
             default=1.0,
             show_default=True,
-            help="How long to wait for the workers' answers, in seconds.",
+            help="How long to wait for replies, in seconds.",
         ),
         click.option(
-            "-d", "--destination", type=COMMA_SEPARATED_LIST, help="Ask these workers alone: their names, with commas."
+            "-d", "--destination", type=COMMA_SEPARATED_LIST, help="Only these workers: comma-separated names."
         ),
-        click.option("-j", "--json", "as_json", is_flag=True, help="Print one JSON document."),
+        click.option("-j", "--json", "as_json", is_flag=True, help="Print a JSON document."),
     ):
         command = option(command)
     return command
@@ -47,15 +47,17 @@ def _asking(command: F) -> F:
 
 @pools.command()
 @_asking
-@click.option("-w", "--watch", is_flag=True, help="Go on until Ctrl-C; a line a resource where there is no terminal.")
+@click.option(
+    "-w", "--watch", is_flag=True, help="Refresh until Ctrl-C; without a terminal, print one line per resource."
+)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
     default=1.0,
     show_default=True,
-    help="How often --watch looks, in seconds.",
+    help="Time between refreshes of --watch, in seconds.",
 )
-@click.option("--totals", is_flag=True, help="Leave out the single processes.")
+@click.option("--totals", is_flag=True, help="Show totals per worker only, without the processes.")
 @click.pass_context
 def status(
     ctx: click.Context,
@@ -67,12 +69,12 @@ def status(
     interval: float,
     totals: bool,
 ) -> None:
-    """Show what the connection pools of each worker's processes are doing.
+    """Show the connection pools of each worker, per process.
 
-    Exits with 0 when workers have answered, all of them where --destination names some, and with 69 otherwise.
+    Exits with 0 if workers replied (with --destination: all of those), and with 69 otherwise.
     """
     if as_json and watch:
-        raise click.UsageError("--json prints one document: leave out --watch, or call it again and again.")
+        raise click.UsageError("--json prints a single document and cannot be combined with --watch.")
     screen = None if as_json else _screen(no_color=ctx.obj.no_color, totals=totals)
     from workerpools._celery.cli.asking import ask
 
@@ -99,13 +101,13 @@ def status(
 def recycle(
     ctx: click.Context, *, name: str | None, timeout: float, destination: list[str] | None, as_json: bool
 ) -> None:
-    """Have each process replace its connections: those of the resource NAME, or all.
+    """Replace the connections of the resource NAME, or of all resources, in every process.
 
-    That is done when a process uses the resource next. Tasks, transactions and responses that are under way end
-    undisturbed on the connection that they have. For credentials that were rotated, and after a failover.
+    Each process does so on its next use of the resource. Running tasks, transactions and responses finish on the
+    connection they have. Use it after rotating credentials or after a failover.
 
-    Exits with 0 when workers have agreed, all of them where --destination names some; with 1 when one has no such
-    resource; and with 69 otherwise.
+    Exits with 0 if workers accepted (with --destination: all of those), with 1 if a worker has no such resource, and
+    with 69 otherwise.
     """
     from workerpools._celery.cli.asking import ask
 
@@ -116,15 +118,14 @@ def recycle(
     else:
         for worker in sorted(answers.replies.keys() - answers.refusals().keys()):
             names = answers.replies[worker].get("resources", ())
-            click.echo(f"{worker}: {_agreed(names)}")
+            click.echo(f"{worker}: {_accepted(names)}")
     answers.check()
 
 
-def _agreed(names: Collection[str]) -> str:
+def _accepted(names: Collection[str]) -> str:
     if not names:
-        return "there is no resource"
-    those = "replaces its connections when it is" if len(names) == 1 else "replace their connections when they are"
-    return f"{', '.join(names)} {those} used next"
+        return "no resource is declared"
+    return f"connections of {', '.join(names)} will be replaced on next use"
 
 
 def _print_json(document: Any) -> None:
@@ -146,7 +147,7 @@ def _screen(*, no_color: bool, totals: bool) -> Screen | PlainScreen:
 
 
 def _watch(look: Callable[[], Answers], screen: Screen | PlainScreen, interval: float) -> None:
-    """Show what there is until Ctrl-C, which is the way to end it."""
+    """Refresh the screen until Ctrl-C."""
     with contextlib.suppress(KeyboardInterrupt), screen.watching() as update:
         while True:
             began = time.monotonic()
@@ -155,7 +156,7 @@ def _watch(look: Callable[[], Answers], screen: Screen | PlainScreen, interval: 
 
 
 def _seen(look: Callable[[], Answers]) -> tuple[Workers, str]:
-    # Workers that stop, and brokers that restart, are waited for.
+    # Keep watching while workers stop or the broker restarts.
     workers: Workers = {}
     try:
         answers = look()

@@ -1,4 +1,4 @@
-"""The table of ``celery pools status`` where rich is not installed: the same rows, without colours."""
+"""The table of ``celery pools status`` without rich: the same rows, no colours."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from workerpools._stats.report import Workers, lines
 
 __all__ = ["PlainScreen", "text"]
 
-# To the upper left corner, and nothing left below it (ECMA-48: CUP, ED).
+# Move to the upper left corner and erase below (ECMA-48: CUP, ED).
 _CLEAR = "\x1b[H\x1b[J"
 _NARROWEST = 6
 
 
 class PlainScreen:
-    """Standard output, with the face of :class:`workerpools._celery.cli.table.Screen`.
+    """Standard output, with the interface of :class:`workerpools._celery.cli.table.Screen`.
 
     Args:
-        totals: Whether to leave out the single processes.
+        totals: Whether to show only the totals per worker.
     """
 
     def __init__(self, *, totals: bool = False) -> None:
         self._totals = totals
 
     def show(self, workers: Workers) -> None:
-        """Write a table for each worker, once."""
+        """Write a table per worker, once."""
         if workers:
             self._print(self._drawn(workers))
 
     @contextmanager
     def watching(self) -> Generator[Callable[[Workers, str], None], None, None]:
-        """Give what shows the workers, and a sentence on what is wrong; in a terminal in place of what was there."""
+        """Yield a function that shows the workers and an error message; in a terminal it redraws in place."""
         yield self._redraw if sys.stdout.isatty() else self._write
 
     def _redraw(self, workers: Workers, trouble: str) -> None:
@@ -55,13 +55,13 @@ class PlainScreen:
 
 
 def text(workers: Workers, *, width: int, now: float, totals: bool = False) -> str:
-    """Return a table for each worker.
+    """Return a table per worker.
 
     Args:
-        workers: What each worker answered.
-        width: The terminal's, in columns.
-        now: In seconds since the epoch.
-        totals: Whether to leave out the single processes.
+        workers: The snapshots of each worker.
+        width: The terminal's width, in columns.
+        now: The current time, in seconds since the epoch.
+        totals: Whether to show only the totals per worker.
     """
     each = sections(workers, width=width, now=now, totals=totals)
     return "\n\n".join("\n".join(_lines(section, width)) for section in each)
@@ -81,7 +81,7 @@ def _joined(line: Line) -> str:
 def _table(section: Section, width: int) -> Iterator[str]:
     headings = [heading.split("\n") for heading in section.headings]
     depth = max(map(len, headings))
-    # The shorter headings stand on the last line.
+    # Headings are aligned at the bottom.
     rows = [[([""] * (depth - len(heading)) + heading)[line] for heading in headings] for line in range(depth)]
     rows += [[_joined(cell) for cell in row.cells] for row in section.rows]
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(headings))]

@@ -1,6 +1,6 @@
-"""What the table of ``celery pools status`` says, without a word on how it is drawn.
+"""The contents of ``celery pools status``, independent of how they are drawn.
 
-Styles are rich's names for them; the plain table leaves them out.
+Styles are rich's style names; the plain table ignores them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, Work
 
 __all__ = ["LEFT", "RESOURCE", "Line", "Row", "Section", "seconds", "sections"]
 
-#: From this width on, in columns, each number has a column of its own.
+#: The terminal width, in columns, from which each number gets its own column.
 WIDE = 120
-#: What is worth a look: which part of the connections is in use, how long somebody waited in seconds, which part of the
-#: retry budget is left.
+#: The thresholds for highlighting: utilisation, wait in seconds, remaining fraction of the retry budget.
 BUSY, LONG_WAIT, LOW_BUDGET = 0.8, 5.0, 0.5
 
-#: The headings: for a wide terminal, and for a narrow one.
+# The headings in a wide and in a narrow terminal.
 _WIDE = (
     *("in use", "open", "limit", "pending", "longest wait", "timed out", "reused"),
     *("failures", "replays", "retry budget"),
@@ -28,9 +27,9 @@ _NARROW = (
     *("in use/\nopen/limit", "pend-\ning", "longest\nwait", "timed\nout", "re-\nused"),
     *("failures/\nreplays", "retry\ntokens"),
 )
-#: The first columns are aligned left, numbers right.
+#: The number of left-aligned columns; the others hold numbers, aligned right.
 LEFT = 2
-#: The only column that gives way in a narrow terminal, so that no number is cut.
+#: The only column that is truncated in a narrow terminal, so that no number is.
 RESOURCE = 1
 
 #: Pieces of text, each with its style.
@@ -39,7 +38,7 @@ Line = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a cell for each heading."""
+    """A row of a table, with a cell per heading."""
 
     cells: Sequence[Line]
     style: str = ""
@@ -47,14 +46,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """What there is to say of one worker.
+    """The output for one worker.
 
     Attributes:
-        title: Its name, and what it is.
-        headings: Those of the columns.
-        rows: The table; empty where there is none to show.
-        gap: Spaces between two columns.
-        notes: The lines below.
+        title: The worker's name, execution pool and number of processes.
+        headings: The column headings.
+        rows: The table's rows; empty without a table.
+        gap: The number of spaces between two columns.
+        notes: The lines below the table.
     """
 
     title: Line
@@ -65,13 +64,13 @@ class Section:
 
 
 def sections(workers: Workers, *, width: int, now: float, totals: bool = False) -> Iterator[Section]:
-    """Give a section for each worker, in the order of their names.
+    """Yield a section per worker, by name.
 
     Args:
-        workers: What each worker answered.
-        width: The terminal's, in columns.
-        now: In seconds since the epoch.
-        totals: Whether to leave out the single processes.
+        workers: The snapshots of each worker.
+        width: The terminal's width, in columns.
+        now: The current time, in seconds since the epoch.
+        totals: Whether to show only the totals per worker.
     """
     for name, stats in sorted(workers.items()):
         yield _section(name, stats, wide=width >= WIDE, now=now, totals=totals)
@@ -116,7 +115,7 @@ def _title(name: str, stats: Sequence[WorkerStats], processes: Sequence[ProcessS
     kinds = [snapshot.execution_pool for snapshot in stats if snapshot.execution_pool]
     facts = [*kinds[:1], _counted(len(processes), "process", "processes")]
     if unseen := max((snapshot.unseen for snapshot in stats), default=0):
-        facts.append(f"{unseen} more that cannot be seen")
+        facts.append(f"{unseen} more without statistics")
     title = [(name, "bold cyan"), ("  " + ", ".join(facts), "")]
     if alerts:
         title.append(("  " + _counted(len(alerts), "alert", "alerts"), "bold red"))
@@ -174,7 +173,7 @@ def _joined(cells: Sequence[Line]) -> Line:
 
 
 def _count(number: float, style: str = "") -> Line:
-    # What did not happen steps back, so that what did is seen.
+    # Zeros are dimmed so that other counts stand out.
     return ((f"{number:.0f}", style if number else "not bold dim"),)
 
 
@@ -198,7 +197,7 @@ def _alert(alert: Alert, now: float) -> Line:
 
 
 def seconds(value: float) -> str:
-    """Return a time as a person reads it: ``0.4 ms``, ``12 ms``, ``3.1 s``, ``40 s``, ``4 min``, ``2 h``."""
+    """Return a time in readable form: ``0.4 ms``, ``12 ms``, ``3.1 s``, ``40 s``, ``4 min``, ``2 h``."""
     if value < 0.00995:
         return f"{value * 1000:.1f} ms" if value >= 0.00005 else "0 ms"
     if value < 0.9995:

@@ -1,4 +1,4 @@
-"""Draws the connection pools of workers for a terminal with rich; the only file that needs it."""
+"""Draws the connection pools of workers in a terminal; the only module that needs rich."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Screen"]
 
 
 class Screen:
-    """A terminal, or the file that stands in its place.
+    """A terminal, or a file that output is redirected to.
 
     Args:
-        no_color: Whether to do without colours.
-        totals: Whether to leave out the single processes.
-        console: Where to write; the standard output if None.
+        no_color: Whether to omit colours.
+        totals: Whether to show only the totals per worker.
+        console: The console to write to; None for standard output.
     """
 
     def __init__(self, *, no_color: bool = False, totals: bool = False, console: Console | None = None) -> None:
@@ -31,15 +31,15 @@ class Screen:
         self._totals = totals
 
     def show(self, workers: Workers) -> None:
-        """Write a table for each worker, once."""
+        """Write a table per worker, once."""
         if workers:
             self._console.print(self._drawn(workers))
 
     @contextmanager
     def watching(self) -> Generator[Callable[[Workers, str], None], None, None]:
-        """Give what shows the workers, and a sentence on what is wrong, in place of what was shown before.
+        """Yield a function that shows the workers and an error message, in place of the previous output.
 
-        Where there is no terminal nothing can be taken back: that is a line for each resource.
+        Without a terminal, output cannot be replaced: the function appends one line per resource.
         """
         if not self._console.is_terminal:
             yield self._write

@@ -1,6 +1,6 @@
-// Reads the numbers of a snapshot's resource, and writes them for people. Numbers that are 0 are left out of snapshots.
+// Reads and formats the numbers of a snapshot's resource. Snapshots omit numbers that are 0.
 
-/** Returns a number; all of a label's values together. */
+/** Returns a number; the sum of a label's values. */
 export function value(resource, name) {
     const found = resource[name];
     if (found && typeof found === "object") {
@@ -9,24 +9,24 @@ export function value(resource, name) {
     return found || 0;
 }
 
-/** Tells whether anybody is known to have acquired a connection: of a value that a function made, nothing tells. */
+/** Returns whether acquisitions are known; they are not for a value created by a plain function. */
 export function acquired(resource) {
     return Boolean(resource.acquire_wait || value(resource, "reused"));
 }
 
-/** Returns the longest that anybody waited, or has waited by now, in seconds; null if nobody acquired anything. */
+/** Returns the longest wait, including waits in progress, in seconds; null without acquisitions. */
 export function longestWait(resource) {
     const now = value(resource, "longest_wait");
     return now || acquired(resource) ? Math.max(now, resource.acquire_wait ? resource.acquire_wait.max : 0) : null;
 }
 
-/** Returns how many acquisitions of resources got an open connection, and how many opened one. */
+/** Returns the numbers of acquisitions that reused a connection and that opened one. */
 export function acquisitions(resources) {
     const known = resources.filter(acquired);
     return ["reused", "opened"].map((name) => known.reduce((sum, each) => sum + value(each, name), 0));
 }
 
-/** Returns which part of the acquisitions got an open connection, from 0 to 1; null before the first. */
+/** Returns the fraction of acquisitions that reused a connection, from 0 to 1; null before the first. */
 export function reuseRatio(reused, opened) {
     return reused + opened ? reused / (reused + opened) : null;
 }
@@ -39,7 +39,7 @@ export function plural(number, one, many) {
     return `${count(number)} ${number === 1 ? one : many || `${one}s`}`;
 }
 
-/** Returns a part as a percentage; only the whole is 100 %, and only nothing is 0 %. */
+/** Returns a fraction as a percentage; only 1 is shown as 100 %, and only 0 as 0 %. */
 export function percent(part) {
     if (part === null) {
         return "—";
@@ -48,7 +48,7 @@ export function percent(part) {
     return `${part < 1 ? Math.min(rounded, 99) : rounded} %`;
 }
 
-/** Returns a time that something took; null is one that is not known. */
+/** Formats a duration; null if unknown. */
 export function seconds(time) {
     if (time === null) {
         return "—";
@@ -62,7 +62,7 @@ export function seconds(time) {
     return time < 1 ? `${Math.round(time * 1000)} ms` : age(time, time < 10 ? 1 : 0);
 }
 
-/** Returns how long ago something was, or how long it has been so. */
+/** Formats an age. */
 export function age(time, digits = 0) {
     if (time < 60) {
         return `${time.toFixed(digits)} s`;
@@ -75,7 +75,7 @@ export function age(time, digits = 0) {
 }
 
 const TROUBLES = [
-    ["acquire_timeouts", "time-out"],
+    ["acquire_timeouts", "timeout"],
     ["failures", "failure"],
     ["failed_checks", "failed check"],
     ["replays", "replay"],
@@ -85,7 +85,7 @@ const TROUBLES = [
     ["leaks", "leak"],
 ];
 
-/** Returns what has gone wrong, as [name, text, details] for each number that is not 0. */
+/** Returns [name, text, details] for each count of troubles that is not 0. */
 export function troubles(resource) {
     return TROUBLES.filter(([name]) => value(resource, name)).map(([name, one, many]) => {
         const found = resource[name];
@@ -94,10 +94,10 @@ export function troubles(resource) {
     });
 }
 
-// The history of numbers that this page has seen: enough for a sparkline, and gone with the page.
+// The numbers seen by this page: enough for a sparkline, lost with the page.
 
 const LENGTH = 60;
-// A short history does not fill the whole width: it would look like a long one.
+// A short history does not fill the whole width, or it would look like a long one.
 const SHORT = 20;
 const WIDTH = 96;
 const HEIGHT = 24;
@@ -107,7 +107,7 @@ export class History {
         this.rows = new Map();
     }
 
-    /** Remembers a number, and returns what is remembered under that key, the oldest first. */
+    /** Appends a number to a key's history; returns the history, oldest first. */
     add(key, number) {
         const row = this.rows.get(key) || [];
         row.push(number);
@@ -118,12 +118,12 @@ export class History {
         return row;
     }
 
-    /** Returns what is remembered under a key. */
+    /** Returns a key's history. */
     of(key) {
         return this.rows.get(key) || [];
     }
 
-    /** Forgets every key that is not among `keys`. */
+    /** Drops every key that is not in `keys`. */
     keep(keys) {
         for (const key of this.rows.keys()) {
             if (!keys.has(key)) {
@@ -142,7 +142,7 @@ export function sparkline(numbers, top) {
     const step = WIDTH / (Math.max(numbers.length, SHORT) - 1);
     const points = numbers.map((number, n) => {
         const x = WIDTH - (numbers.length - 1 - n) * step;
-        // A line at the very edge would be cut in half.
+        // A line on the very edge would be clipped.
         const y = HEIGHT - 1 - (number / scale) * (HEIGHT - 2);
         return `${x.toFixed(1)} ${y.toFixed(1)}`;
     });

@@ -1,11 +1,11 @@
-// The Pools page: asks Flower for the numbers of all workers, again and again, and shows them.
+// The Pools page: polls Flower for the numbers of all workers and shows them.
 
 import { age, plural } from "./numbers.js";
 import { alertsOf, View } from "./view.js";
 
 const VERSION = 1;
 const INTERVAL = 5000;
-// A Flower that is down is asked less often.
+// A Flower that is down is polled less often.
 const LONGEST_INTERVAL = 30000;
 const TIMEOUT = 15000;
 
@@ -13,7 +13,7 @@ const byId = (id) => document.getElementById(id);
 const root = byId("workerpools");
 const view = new View(root);
 const url = new URL(root.dataset.url, location.href);
-// The page's address may carry a user and a password, which a relative one takes over, and browsers fetch none of those.
+// The page's URL may contain a user and password. A relative URL inherits them, and browsers refuse to fetch it.
 url.username = url.password = "";
 
 let paused = root.dataset.refreshes !== "1";
@@ -23,28 +23,28 @@ let fetched = null;
 let timer = null;
 let running = false;
 
-/** Asks once; throws an Error whose message is for people. */
+/** Fetches the document once; throws an Error with a message for display. */
 async function ask() {
     let response;
     try {
         response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
     } catch {
-        throw new Error("Flower does not answer.");
+        throw new Error("Flower does not respond.");
     }
     if (response.status === 401 || response.status === 403) {
-        throw new Error("Flower wants a log-in: reload this page.");
+        throw new Error("Flower requires a login: reload this page.");
     }
     if (!response.ok) {
-        throw new Error(`Flower answers with an error (status ${response.status}).`);
+        throw new Error(`Flower returned an error (status ${response.status}).`);
     }
     let found;
     try {
         found = await response.json();
     } catch {
-        throw new Error("What Flower answers cannot be read: reload this page.");
+        throw new Error("Flower's response cannot be read: reload this page.");
     }
     if (found.version !== VERSION) {
-        throw new Error("Flower has another version of this page: reload it.");
+        throw new Error("Flower has a different version of this page: reload it.");
     }
     return found;
 }
@@ -71,7 +71,7 @@ async function refresh() {
 
 function schedule() {
     clearTimeout(timer);
-    // Nobody looks at a page in the background; it is brought up to date when somebody does.
+    // A page in the background is refreshed when it becomes visible.
     if (!paused && !document.hidden) {
         timer = setTimeout(refresh, Math.min(LONGEST_INTERVAL, INTERVAL * 2 ** Math.max(0, failures - 1)));
     }
@@ -81,7 +81,7 @@ function drawState() {
     const found = view.document;
     const problem = failure || (found && found.problem) || "";
     const old = dataAge();
-    const since = old === null ? "" : ` What is shown is ${age(old)} old.`;
+    const since = old === null ? "" : ` These numbers are ${age(old)} old.`;
     setText("wp-problem", problem && problem + since);
     byId("wp-problem").hidden = !problem;
     setText("wp-refreshed", stateText(problem, old));
@@ -89,14 +89,14 @@ function drawState() {
     byId("wp-dot").classList.toggle("status-dot-error", Boolean(problem));
     setText("wp-pause", paused ? "Resume" : "Pause");
     byId("wp-pause").title = paused ? "Refresh this page automatically" : "Stop refreshing this page automatically";
-    // Said aloud only when it changes; the numbers are not, they always do.
+    // For screen readers: announced only when it changes. The numbers change constantly and are not announced.
     const alerts = found ? alertsOf(found.workers).length : 0;
     setText("wp-said", [problem, alerts && plural(alerts, "alert")].filter(Boolean).join(" "));
 }
 
 function stateText(problem, old) {
     if (old === null) {
-        return problem ? "No numbers" : "Asking the workers…";
+        return problem ? "No data" : "Querying the workers…";
     }
     if (problem) {
         return `Not refreshed, ${age(old)} old`;
@@ -104,7 +104,7 @@ function stateText(problem, old) {
     return paused ? `Paused, ${age(old)} old` : `Updated ${age(old)} ago`;
 }
 
-/** Returns how old what is shown is, in seconds; null as long as nothing is. */
+/** Returns the age of the numbers shown, in seconds; null while there are none. */
 function dataAge() {
     const found = view.document;
     if (found === null || found.asked === null) {

@@ -1,17 +1,17 @@
-// Shows a document of Flower's: the summary, the alerts, and a table per worker, with a group of rows for all of its
-// processes and one for each.
+// Shows Flower's document: the summary, the alerts, and a table per worker, with a group of rows for all processes and
+// one per process.
 
 import {
     acquisitions, age, count, History, longestWait, percent, plural, reuseRatio, seconds, sparkline, troubles, value,
 } from "./numbers.js";
 
-// More processes than this are shown on demand.
+// The number of processes up to which they are shown without a click.
 const FEW = 8;
 
-// A bar from here on has another colour: little is left.
+// The utilisation from which a bar changes colour.
 const HIGH = 0.8;
 
-const STATUS = { online: "online", silent: "not answering", offline: "offline" };
+const STATUS = { online: "online", silent: "not responding", offline: "offline" };
 
 const byId = (id) => document.getElementById(id);
 
@@ -25,14 +25,14 @@ export class View {
         byId("wp-filter").addEventListener("input", () => this.draw());
     }
 
-    /** Shows a document in place of the one before. */
+    /** Shows a document in place of the previous one. */
     update(found) {
         const first = this.document === null;
         this.document = found;
         this.remember();
         this.draw();
         if (first && location.hash) {
-            // What the address points to was not there when the page came.
+            // The URL's target did not exist when the page loaded.
             const target = byId(decodeURIComponent(location.hash.slice(1)));
             if (target) {
                 target.scrollIntoView();
@@ -166,7 +166,7 @@ export class View {
     }
 }
 
-/** Returns every alert with its worker, the oldest first. */
+/** Returns every alert with its worker, oldest first. */
 export function alertsOf(workers) {
     const found = workers
         .filter((worker) => worker.status !== "offline")
@@ -202,7 +202,7 @@ function facts(worker) {
         found.push(snapshot.execution_pool, plural(processCount(worker), "process", "processes"));
     }
     if (worker.age !== null && worker.status !== "online") {
-        found.push(`last heard of ${age(worker.age)} ago`);
+        found.push(`last reply ${age(worker.age)} ago`);
     }
     return found.filter(Boolean);
 }
@@ -210,11 +210,11 @@ function facts(worker) {
 function notes(worker) {
     const found = [];
     if (!worker.readable) {
-        found.push("What this worker answers cannot be read: its workerpools is of another version.");
+        found.push("This worker's reply cannot be read: it runs a different version of workerpools.");
     } else if (worker.age === null) {
-        found.push("This worker has not answered yet.");
+        found.push("This worker has not replied yet.");
     } else if (worker.status === "silent") {
-        found.push("These are its last numbers. A worker that runs tasks in its main process cannot answer meanwhile.");
+        found.push("These are its last numbers. A worker cannot reply while it runs a task in its main process.");
     } else if (worker.status === "offline") {
         found.push("These are its last numbers.");
     } else if (worker.snapshots.every((snapshot) => !snapshot.totals.length)) {
@@ -222,29 +222,29 @@ function notes(worker) {
     }
     const unseen = Math.max(0, ...worker.snapshots.map((snapshot) => snapshot.unseen));
     if (unseen && worker.status === "online") {
-        found.push(`${plural(unseen, "child publishes", "children publish")} nothing, just starting or for want of room `
-            + "in shared memory.");
+        found.push(`${plural(unseen, "child publishes", "children publish")} nothing: just starting, or no space in `
+            + "shared memory.");
     }
     return found;
 }
 
 function emptiness(workers, without, asked, problem, wanted) {
     if (workers.length) {
-        return ["Nothing here has that in its name", `No worker and no resource has “${wanted}” in its name.`];
+        return ["No matches", `No worker or resource has “${wanted}” in its name.`];
     }
     if (without.length) {
         return [
             `${plural(without.length, "worker")} without connection pools`,
-            `${without.join(", ")}: no WorkerPools is declared in the app. With pools = WorkerPools(app) its connections `
-                + "are shown here.",
+            `${without.join(", ")}: the app has no WorkerPools. Add pools = WorkerPools(app) to see its connections `
+                + "here.",
         ];
     }
     if (problem) {
-        return ["Nothing is known of any worker", "This page goes on asking."];
+        return ["No worker is known", "This page keeps trying."];
     }
     return asked === null
-        ? ["Asking the workers…", ""]
-        : ["No worker has answered", "The page shows the first one as soon as it does."];
+        ? ["Querying the workers…", ""]
+        : ["No worker has replied", "This page updates as soon as one does."];
 }
 
 // The rows of a worker's table.
@@ -284,10 +284,10 @@ function processGroup(process, published, n) {
         facts.push(`published ${age(published)} ago`);
     }
     if (process.overflow) {
-        facts.push(`${plural(process.overflow, "resource")} not shown, for want of room in shared memory`);
+        facts.push(`${plural(process.overflow, "resource")} not shown: no space in shared memory`);
     }
     if (process.interrupted) {
-        facts.push("stopped in the middle of publishing");
+        facts.push("stopped while publishing");
     }
     return {
         key: `${n}/${process.pid}`,
@@ -297,7 +297,7 @@ function processGroup(process, published, n) {
     };
 }
 
-/** Returns the key under which the history of a row is kept. */
+/** Returns the key of a row's history. */
 function rowKey(worker, group, resource) {
     return JSON.stringify([worker.name, group.key, resource.name]);
 }
@@ -323,7 +323,7 @@ function fillTable(table, worker, groups, history, alerts) {
     });
 }
 
-/** Returns the name of an alert's rule for people. */
+/** Returns the readable name of an alert's rule. */
 function ruleText(alert) {
     return alert.rule.replaceAll("_", " ");
 }
@@ -378,19 +378,19 @@ function fillTroubles(cell, resource) {
     });
 }
 
-// The page's elements: only what differs changes, so focus, selection and scroll position outlive a refresh.
+// The page's elements: only differences are applied, so focus, selection and scroll position survive a refresh.
 
-/** Returns a copy of a <template>'s one element. */
+/** Returns a copy of a <template>'s only element. */
 function make(id) {
     return document.getElementById(id).content.firstElementChild.cloneNode(true);
 }
 
-/** Returns the part of an element that the template has named. */
+/** Returns an element's part, by the name in its template. */
 function part(element, name) {
     return element.querySelector(`[data-part="${name}"]`);
 }
 
-/** Sets a text. The only way in which text enters the page: nothing in it can be markup. */
+/** Sets a text. The only way that text enters the page, so it is never parsed as markup. */
 function text(element, content) {
     if (element.textContent !== content) {
         element.textContent = content;
@@ -412,9 +412,9 @@ function show(element, visible) {
 }
 
 /**
- * Makes the children of an element those of `items`, in their order: by key, what was there before is kept.
+ * Gives an element one child per item, in order; existing children are reused by key.
  *
- * `make()` returns a new child, `update(child, item)` fills one. Children that were not made here stay in front.
+ * `make()` returns a new child, `update(child, item)` fills one. Other children of the element stay in front.
  */
 function keyed(parent, items, make, update) {
     const before = parent.keyed || new Map();
@@ -424,7 +424,7 @@ function keyed(parent, items, make, update) {
             child.remove();
         }
     }
-    // To move an element takes its focus away: only those move that must.
+    // Moving an element removes its focus, so move only those out of place.
     let place = [...before.values()].find((child) => child.parentNode === parent) || null;
     for (const item of items) {
         const child = after.get(item.key);

@@ -18,9 +18,9 @@ import pytest
 from tests.stats.test_metrics import row
 from tests.support.forking import run_in_fork, start_child
 from tests.support.paths import environment
-from workerpools._stats import shared
-from workerpools._stats.metrics import FIRST, WIDTH, fold
-from workerpools._stats.shared import PLACES, SLOTS, Board, Slot, SlotState
+from workerpools._stats import memory
+from workerpools._stats.memory import PLACES, SLOTS, Board, Slot, SlotState, fold
+from workerpools._stats.metrics import FIRST, WIDTH
 
 
 def everybody(pid: int) -> bool:
@@ -124,7 +124,7 @@ def stop_writes(monkeypatch: pytest.MonkeyPatch, slot: Slot) -> None:
     def now() -> float:
         raise _Interrupted
 
-    monkeypatch.setattr(shared, "_now", now)
+    monkeypatch.setattr(memory, "_now", now)
 
 
 def test_a_writer_that_was_killed_half_way_costs_the_reader_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_another_process_opens_the_file(tmp_path: Path) -> None:
     board = Board.in_file()
     try:
         code = (
-            "import sys; from array import array; from workerpools._stats.shared import Board;"
+            "import sys; from array import array; from workerpools._stats.memory import Board;"
             "from workerpools._stats.metrics import WIDTH; slot = Board.at(sys.argv[1]).claim(3);"
             "slot.publish(slot.row(slot.place('db', 'database')), array('d', [2.0] * WIDTH))"
         )

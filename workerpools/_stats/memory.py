@@ -12,10 +12,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workerpools._stats.metrics import WIDTH, fold
+from workerpools._stats.metrics import DEFINITIONS, FIRST, WIDTH, MetricType
 from workerpools._values import NAME
 
-__all__ = ["PLACES", "RECYCLE_SIZE", "SLOTS", "Board", "RecycleTable", "Recycles", "Slot", "SlotState"]
+__all__ = [
+    "PLACES",
+    "RECYCLE_SIZE",
+    "SLOTS",
+    "Board",
+    "RecycleTable",
+    "Recycles",
+    "Slot",
+    "SlotState",
+    "fold",
+    "lasting",
+    "merge",
+]
 
 #: The most children that can publish, and the most resources per child.
 SLOTS = 256
@@ -414,3 +426,48 @@ def _split(numbers: list[float], count: int) -> tuple[list[float], ...]:
 def _title(titles: bytes, place: int) -> tuple[str, str]:
     raw = titles[place * TITLE :]
     return text_of(raw[:NAME]), text_of(raw[NAME:TITLE])
+
+
+# Rows of several processes.
+
+
+def _cells(types: tuple[MetricType, ...]) -> list[int]:
+    return [FIRST[each.name] + n for each in DEFINITIONS if each.type in types for n in range(each.width)]
+
+
+#: The numbers merged by maximum; the last one of each histogram is its highest value.
+_HIGHEST = _cells((MetricType.MAX,)) + [
+    FIRST[each.name] + each.width - 1 for each in DEFINITIONS if each.type is MetricType.HISTOGRAM
+]
+#: The numbers that become meaningless when their process ends.
+_MOMENTARY = _cells((MetricType.GAUGE, MetricType.MAX))
+
+
+def merge(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Return one row for several processes: sums, or the maximum for types that require it."""
+    if not rows:
+        return [0.0] * WIDTH
+    if len(rows) == 1:
+        return list(rows[0])
+    merged = [float(sum(column)) for column in zip(*rows, strict=True)]
+    for cell in _HIGHEST:
+        merged[cell] = max(row[cell] for row in rows)
+    return merged
+
+
+def fold(past: Sequence[float], last: Sequence[float]) -> list[float]:
+    """Return the counters of a process that has ended, added to those of its predecessors.
+
+    Args:
+        past: The row of its predecessors.
+        last: Its own last row.
+    """
+    return lasting(merge([past, last]))
+
+
+def lasting(row: Sequence[float]) -> list[float]:
+    """Return a row with all current states set to 0."""
+    counters = list(row)
+    for cell in _MOMENTARY:
+        counters[cell] = 0.0
+    return counters
