@@ -1,7 +1,7 @@
-"""Gives every Celery worker process its own live connections, made after the fork.
+"""Per-process connection pools for Celery workers, opened after the fork.
 
-See :class:`WorkerPools` to declare them, and :class:`PooledTask` to use them in tasks. Importing this package imports
-no client library and opens nothing.
+Declare resources with :class:`WorkerPools`, and use them in tasks with :class:`PooledTask`. Importing this package
+imports no client library and opens no connection.
 """
 
 from workerpools._celery.pools import WorkerPools

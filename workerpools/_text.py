@@ -1,4 +1,4 @@
-"""What people read: secrets hidden, suggestions for misspelled names, notes on exceptions, missing extras."""
+"""Text for people: redaction, suggestions for misspelled names, exception notes, missing extras."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 
 __all__ = ["add_note", "explained", "meant", "redact_text", "redact_url", "refusal"]
 
-# Compiled when they are needed, and kept by re: few processes show a URL.
-# Greedy: the last "@" ends the user information, since a password that was not escaped may hold others.
+# Compiled on first use and cached by re: few processes print a URL.
+# Greedy: the last "@" ends the user information, because an unescaped password may contain others.
 _USER_INFO = r"(?s)(?P<scheme>[\w+.\-]+://)?(?P<info>.*)@(?P<rest>[^@]*)"
-# What may stand for a user and for nothing else.
+# A user name that cannot be mistaken for anything else.
 _USER = r"[^:/@?#\s]*"
 _QUERY = r"(?s)[?#].*$"
-# The user information of each URL in a text; the last "@" ends it here, too.
+# The user information of each URL in a text; again the last "@" ends it.
 _IN_TEXT = r"://[^\s]*@"
 
 
 def redact_url(url: str) -> str:
     """Return ``url`` without its password, its query and its fragment.
 
-    Works on text that is no valid URL, too: all before the last ``@`` is hidden, but for a user's name with a password
-    after it. Without one it may be a token.
+    Invalid URLs are redacted, too: everything before the last ``@`` is hidden, except for a user name followed by a
+    password. A user name without a password may be a token.
     """
     match = re.fullmatch(_USER_INFO, url)
     if match is None:
@@ -33,24 +33,35 @@ def redact_url(url: str) -> str:
 
 def redact_text(text: str) -> str:
     """Return ``text`` with the user information of every URL in it hidden."""
-    # Looked for first: few texts have any, and this is asked for each line of a log.
+    # The cheap test first: this runs for every log line, and few contain a URL.
     return re.sub(_IN_TEXT, "://***@", text) if "://" in text and "@" in text else text
 
 
-#: How alike two names are to be, from 0 to 1: difflib's own default.
+#: The least similarity of a suggestion, from 0 to 1: difflib's default.
 ALIKE = 0.6
 
 
 def meant(name: str, known: Iterable[str], alike: float = ALIKE) -> str | None:
-    """Return the name of ``known`` that is most like ``name``; None if none is."""
-    # Of use to mistakes alone.
+    """Return the known name most similar to ``name``; None if none is similar enough.
+
+    Args:
+        name: A misspelled name.
+        known: The existing names.
+        alike: The least similarity, from 0 to 1.
+    """
+    # Imported late: only mistakes need it.
     from difflib import get_close_matches
 
     return next(iter(get_close_matches(name, known, 1, alike)), None)
 
 
 def refusal(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Return the names that do not exist, each with the one that was meant, for a message."""
+    """Return the unknown names, each with a suggestion, for an error message.
+
+    Args:
+        unknown: The names that do not exist.
+        known: The existing names.
+    """
     known = list(known)
     shown = []
     for name in sorted(unknown):
@@ -60,9 +71,13 @@ def refusal(unknown: Iterable[str], known: Iterable[str]) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add ``note`` to ``error`` as PEP 678 does; on Python 3.10 as the plain attribute ``__notes__``.
+    """Add ``note`` to ``error``, as in PEP 678; on Python 3.10 as a plain attribute ``__notes__``.
 
-    A note that stands there already is not added again.
+    Adding the same note twice has no effect.
+
+    Args:
+        error: The exception.
+        note: One or more lines of text, without secrets.
     """
     notes = getattr(error, "__notes__", None)
     if notes is None:
@@ -71,24 +86,24 @@ def add_note(error: BaseException, note: str) -> None:
         return
     try:
         error.__notes__ = [*notes, note]
-    except Exception:  # an exception class without a __dict__: the error matters more than our note
+    except Exception:  # an exception class without a __dict__: the error matters more than the note
         return
 
 
 def explained(
     error: ModuleNotFoundError, module: str, library: str, extra: str, distribution: str = ""
 ) -> ModuleNotFoundError:
-    """Return the error to raise instead of ``error``: one that says what to install.
+    """Return a replacement for ``error`` that names the missing extra.
 
     Args:
-        error: What importing ``library`` raised.
-        module: The module of ours that needs it.
+        error: The error from importing ``library``.
+        module: The module that needs the library.
         library: The top-level module that was imported.
-        extra: The extra that brings it.
-        distribution: What to install, where that has another name than ``library``.
+        extra: The extra that installs it.
+        distribution: The distribution to install; ``library`` if empty.
 
     Returns:
-        ``error`` itself where something else is missing, such as what the library needs in its turn.
+        The error to raise: ``error`` itself if another module is missing, such as a dependency of the library.
     """
     if error.name != library:
         return error

@@ -1,4 +1,4 @@
-"""Bounds of numbers and names, checked where they are declared."""
+"""Validation of numbers and names at declaration."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ __all__ = [
     "whole",
 ]
 
-#: The longest wait, in seconds. Sockets count milliseconds in 32 bits: beyond 24 days a wait ends early, or never.
+#: The longest wait, in seconds. Socket timeouts are 32-bit milliseconds: above 24 days a wait ends early, or never.
 WEEK = 604_800.0
 
-#: The longest time of another kind, such as an age, in seconds.
+#: The longest duration of any other kind, such as an age, in seconds.
 YEAR = 31_536_000.0
 
-#: The highest count of anything: connections, tokens, retries.
+#: The largest count of connections, tokens or retries.
 COUNT = 1_000_000
 
-#: How long a resource's name may be, in bytes of UTF-8: what shared memory holds.
+#: The longest resource name, in bytes of UTF-8: its room in shared memory.
 NAME = 56
 
-# Written out, so that a number can be compared with the message.
+# Spelled out, so that the number appears in the message.
 _NAMES = {WEEK: "604800 (a week)", YEAR: "31536000 (a year)"}
 
 
 def number(value: object, least: float, most: float, *, above: bool = False) -> float | None:
-    """Return ``value`` as a float; None if it is no int or float, or out of bounds.
+    """Return ``value`` as a float; None if it is not an int or float, or out of bounds.
 
     Args:
-        value: Anything. A bool is no number, and neither is a text.
-        least: The least that is accepted.
-        most: The most that is accepted.
-        above: Whether ``least`` itself is too little.
+        value: Any object. A bool is not a number, nor is a string.
+        least: The minimum.
+        most: The maximum.
+        above: Whether the minimum itself is out of bounds.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    # Compared as it is: an int may be too large for a float. NaN fails each comparison.
+    # Compared before conversion: an int may be too large for a float. NaN fails every comparison.
     if not least <= value <= most or (above and value == least):
         return None
     return float(value)
@@ -58,15 +58,15 @@ def seconds(
     """Return ``value`` as a number of seconds.
 
     Args:
-        value: Anything.
-        name: What it was given as, for the message: ``SQLAlchemyEngine(connect_timeout``.
-        most: The most that is accepted, in seconds: :data:`WEEK` for what is waited for, as a rule.
-        above: Whether ``least`` itself is too little.
-        optional: Whether the message is to mention None; the caller has let it pass.
-        least: The least that is accepted, in seconds.
+        value: Any object.
+        name: The parameter, for the message: ``SQLAlchemyEngine(connect_timeout``.
+        most: The maximum, in seconds; usually :data:`WEEK` for a timeout.
+        above: Whether the minimum itself is out of bounds.
+        optional: Whether the message mentions None. The caller handles None itself.
+        least: The minimum, in seconds.
 
     Raises:
-        ConfigurationError: It is none, or out of bounds.
+        ConfigurationError: ``value`` is not a number, or is out of bounds.
     """
     found = number(value, least, most, above=above)
     if found is None:
@@ -75,23 +75,23 @@ def seconds(
 
 
 def wanted_seconds(most: float = YEAR, above: bool = False, least: float = 0.0, optional: bool = False) -> str:
-    """Return what :func:`seconds` accepts, in words."""
+    """Return a description of the values accepted by :func:`seconds`."""
     lowest = f"above {least:g}" if above else f"at least {least:g}"
     return f"a number of seconds, {lowest} and at most {_NAMES.get(most, f'{most:g}')}{', or None' if optional else ''}"
 
 
 def whole(value: object, name: str, *, least: int = 0, most: int = COUNT, optional: bool = False) -> int:
-    """Return ``value``, a whole number.
+    """Return ``value`` as a whole number.
 
     Args:
-        value: Anything.
-        name: What it was given as, for the message.
-        least: The least that is accepted.
-        most: The most that is accepted.
-        optional: Whether the message is to mention None; the caller has let it pass.
+        value: Any object.
+        name: The parameter, for the message.
+        least: The minimum.
+        most: The maximum.
+        optional: Whether the message mentions None. The caller handles None itself.
 
     Raises:
-        ConfigurationError: It is none, or out of bounds.
+        ConfigurationError: ``value`` is not a whole number, or is out of bounds.
     """
     if not isinstance(value, int) or number(value, least, most) is None:
         wanted = f"{wanted_whole(least, most)}{', or None' if optional else ''}"
@@ -100,12 +100,12 @@ def whole(value: object, name: str, *, least: int = 0, most: int = COUNT, option
 
 
 def wanted_whole(least: int, most: int = COUNT) -> str:
-    """Return what :func:`whole` accepts, in words."""
+    """Return a description of the values accepted by :func:`whole`."""
     return f"a whole number of at least {least}, and at most {most}"
 
 
 def shown(value: object) -> str:
-    """Return a value that was refused as a message may show it: without secrets, and not a page long."""
+    """Return a rejected value in a form fit for a message: short, and without secrets."""
     if isinstance(value, str):
         return repr(redact_url(value[:100]))
     if isinstance(value, int) and value.bit_length() > 64:
@@ -116,30 +116,30 @@ def shown(value: object) -> str:
 
 
 def check_name(name: object, where: str = "pools.add(…, name=…)") -> None:
-    """Refuse what cannot be a resource's name.
+    """Raise an error unless ``name`` is a valid resource name.
 
-    It is published in shared memory, and read in logs, labels and tables: one line of printable characters, without
-    spaces at its ends or one of ``"``, ``\\``, ``,`` and ``=``, at most 56 bytes in UTF-8.
+    Names appear in shared memory, logs, labels and tables. A valid one is printable, without leading or trailing spaces
+    and without ``"``, ``\\``, ``,`` and ``=``, and at most 56 bytes long in UTF-8.
 
     Args:
-        name: Anything.
-        where: What gives the name, for the message.
+        name: Any object.
+        where: The source of the name, for the message.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The name is invalid.
     """
     if not isinstance(name, str):
-        problem = f"{shown(name)} is no text"
+        problem = f"{shown(name)} is not a string"
     elif not name or name != name.strip():
-        problem = f"{name[:NAME]!r} is empty, or has spaces at its ends"
+        problem = f"{name[:NAME]!r} is empty, or has leading or trailing spaces"
     elif not name.isprintable() or not _APART.isdisjoint(name):
-        problem = f"{name[:NAME]!r} is to be of printable characters other than {' '.join(sorted(_APART))}"
+        problem = f"{name[:NAME]!r} must consist of printable characters other than {' '.join(sorted(_APART))}"
     elif (size := len(name.encode("utf-8", "replace"))) > NAME:
-        problem = f"{name!r} takes {size} bytes in UTF-8, and {NAME} are the most that can be published; shorten it"
+        problem = f"{name!r} takes {size} bytes in UTF-8, more than the {NAME} that can be published; shorten it"
     else:
         return
     raise ConfigurationError(f"{where}: {problem}")
 
 
-# They end a label, a field or a value where names are written into lines.
+# Delimiters of labels, fields and values in formatted lines.
 _APART = frozenset('"\\,=')

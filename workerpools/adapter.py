@@ -1,8 +1,8 @@
-"""All that an adapter needs: the protocol to implement, and the functions to report with.
+"""The complete adapter interface: the protocol to implement, and the objects to report to.
 
-An adapter teaches workerpools one client library. The built-in ones for httpx and SQLAlchemy use nothing else of the
-project. Subclass :class:`Adapter`, open the client in :meth:`Adapter.open`, and hand the :class:`Opening` to whatever
-watches it::
+An adapter integrates one client library. The built-in ones for httpx and SQLAlchemy use no other part of the project.
+Subclass :class:`Adapter`, open the client in :meth:`Adapter.open`, and pass the :class:`Opening` to the code that
+observes the client::
 
     class Memcached(Adapter[Client]):
         kind = "cache"
@@ -22,19 +22,19 @@ method           called                                 in the process          
 ``describe``     for messages                           any                                 any
 ===============  =====================================  ==================================  =======================
 
-What a value reports, through its :class:`Opening`:
+A value reports through its :class:`Opening`:
 
 - **Connections** (:meth:`Opening.connected`, :meth:`Opening.disconnected`): a forked child discards their sockets.
-- **Leases** (:meth:`Opening.wait`, :class:`Lease`): waiting, then acquired and returned, or given up. Every statistic
-  of use, wait and leak follows from them.
-- **Failures** (:meth:`Opening.failed`): what an exception proves. It decides about replay and retry.
-- **Effects** (:meth:`Opening.effect`): what leaves and cannot be taken back. It forbids a replay.
-- **The deadline** (:func:`deadline`): no wait is to reach past it.
-- **What belongs to an attempt** (:func:`scoped`, :class:`Scoped`): committed when the body returns, rolled back on
-  every other way out, given back in both cases.
+- **Leases** (:meth:`Opening.wait`, :class:`Lease`): waiting, then acquired and returned, or given up. All statistics
+  of use, waits and leaks derive from them.
+- **Failures** (:meth:`Opening.failed`): the meaning of an exception, on which replay and retry depend.
+- **Effects** (:meth:`Opening.effect`): irreversible actions, which forbid a replay.
+- **The deadline** (:func:`deadline`): no wait may extend past it.
+- **Attempt-scoped objects** (:func:`scoped`, :class:`Scoped`): committed when the body returns, rolled back on every
+  other exit, and released in both cases.
 
-Times are in seconds, as floats; instants are those of :func:`time.monotonic`. An adapter of another distribution is
-found through the entry-point group ``workerpools.adapters``.
+Durations are floats in seconds; points in time are on the clock of :func:`time.monotonic`. Adapters of other
+distributions are found through the entry-point group ``workerpools.adapters``.
 """
 
 from __future__ import annotations
@@ -107,15 +107,20 @@ S = TypeVar("S")
 
 
 def failure_of(error: BaseException) -> Failure | None:
-    """Return what :meth:`Opening.failed` was told of this very exception; None if nothing."""
+    """Return the failure that :meth:`Opening.failed` recorded for this exception; None if there is none.
+
+    Args:
+        error: The exception itself; its causes are not searched.
+    """
     noted = noted_of(error)
     return None if noted is None else noted.failure
 
 
 def in_attempt() -> bool:
-    """Return whether what is done here and now may belong to an attempt.
+    """Return whether the calling code may belong to an attempt.
 
-    True in a thread without an attempt, too, while any attempt of the process runs: it may have started the thread.
+    In a thread without an attempt of its own, True while any attempt of the process runs: it may have started the
+    thread.
     """
     return current() is not None or bool(concerned())
 
@@ -126,16 +131,19 @@ def in_own_attempt() -> bool:
 
 
 def scoped(key: object, make: Callable[[], S], what: str, instead: str = "") -> S:
-    """Return what the attempt of the calling context holds under ``key``; made on first use, and ended with it.
+    """Return the attempt-scoped object for ``key``, created on first use in the attempt of the calling context.
 
     Args:
-        key: Identifies it within the attempt.
-        make: Returns it: an object with the methods of :class:`Scoped`.
-        what: What it is, for the message of the error.
-        instead: What to do outside of an attempt, for that message.
+        key: Identifies the object within the attempt.
+        make: Creates the object, which has the methods of :class:`Scoped`.
+        what: The name of the object, for the error message.
+        instead: The alternative outside an attempt, for the error message.
+
+    Returns:
+        The object; the attempt commits or rolls it back, and releases it at its end.
 
     Raises:
-        NoAttemptError: No attempt runs here.
+        NoAttemptError: No attempt runs in the calling context.
     """
     attempt = current() or require(what, instead)
     found: S | None = attempt.scoped.get(key)

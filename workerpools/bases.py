@@ -1,4 +1,4 @@
-"""Task bases that need no declaration: everything comes from the ``workerpools_…`` settings."""
+"""Task bases that are configured by the ``workerpools_…`` settings alone."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 def from_settings(adapter: type[Adapter[T]] | str) -> ConfiguredResource[T]:
-    """Return a resource for a task base that needs no declaration: each app's own, from its ``workerpools_…`` settings.
+    """Return a resource that each app configures with its own ``workerpools_…`` settings.
 
-    As a class attribute of a task base it gives the value: ``cache = from_settings(MemcachedClient)``.
+    Assign it to a class attribute of a task base: ``cache = from_settings(MemcachedClient)``.
 
     Args:
-        adapter: The adapter's class, whose :meth:`workerpools.Adapter.from_settings` is asked; or ``"module:class"``
-            to import it when it is needed.
+        adapter: The adapter class, with :meth:`workerpools.Adapter.from_settings`; or ``"module:class"``, imported on
+            first use.
     """
     return ConfiguredResource(adapter)
 
 
 class HTTPTask(PooledTask):
-    """A task base with ``self.http``, an ``httpx.Client``, one a process, from the ``workerpools_http_…`` settings."""
+    """A task base with ``self.http``, one ``httpx.Client`` per process, from the ``workerpools_http_…`` settings."""
 
     abstract = True
 
@@ -41,9 +41,9 @@ class HTTPTask(PooledTask):
 
 
 class DatabaseTask(PooledTask):
-    """A task base with ``self.engine``, one a process, and ``self.session``, one an attempt.
+    """A task base with ``self.engine``, one per process, and ``self.session``, one per attempt.
 
-    Both come from the ``workerpools_database_…`` settings. The session commits when the body returns.
+    Both use the ``workerpools_database_…`` settings. The session commits when the body returns.
     """
 
     abstract = True
@@ -55,7 +55,7 @@ class DatabaseTask(PooledTask):
     else:
 
         class _Session:
-            """Makes the TaskSession on first use: importing workerpools must not import SQLAlchemy."""
+            """Creates the TaskSession on first use: importing workerpools must not import SQLAlchemy."""
 
             __workerpools__ = True
 
@@ -67,7 +67,7 @@ class DatabaseTask(PooledTask):
                     from workerpools.sqlalchemy import TaskSession
 
                     self._made = TaskSession(DatabaseTask.engine)
-                    # It stands for itself from here on.
+                    # Replace this placeholder.
                     DatabaseTask.session = self._made
                 return self._made.__get__(instance, owner)
 

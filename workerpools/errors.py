@@ -1,16 +1,16 @@
-"""The errors that workerpools raises itself.
+"""The exceptions of workerpools.
 
 ::
 
     WorkerPoolsError
     ├── ConfigurationError      (also ValueError)    a declaration or setting is wrong
-    ├── DeadlineExceeded        (also TimeoutError)  a task's deadline came before something was begun
-    ├── NoAttemptError          (also RuntimeError)  something of an attempt was used outside one
-    └── OpenTimeoutError        (also TimeoutError)  another thread's opening did not end in time
+    ├── DeadlineExceeded        (also TimeoutError)  a task's deadline passed
+    ├── NoAttemptError          (also RuntimeError)  an attempt is required, and none is running
+    └── OpenTimeoutError        (also TimeoutError)  another thread took too long to open a value
 
-Errors of client libraries are never wrapped nor replaced: ``except httpx.ReadError`` and
-``except sqlalchemy.exc.OperationalError`` keep working. Every class takes positional arguments alone, because
-Celery pickles exceptions. None is an AttributeError: ``__getattr__`` would swallow it.
+Client libraries' errors are never wrapped or replaced: ``except httpx.ReadError`` and
+``except sqlalchemy.exc.OperationalError`` keep working. All classes take positional arguments only, because Celery
+pickles exceptions. None is an AttributeError: ``__getattr__`` would swallow it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ __all__ = ["ConfigurationError", "DeadlineExceeded", "NoAttemptError", "OpenTime
 
 
 class WorkerPoolsError(Exception):
-    """The base of every error that workerpools raises itself."""
+    """Base class of all workerpools exceptions."""
 
 
 class ConfigurationError(WorkerPoolsError, ValueError):
-    """A declaration or a setting is wrong; the message names it, its value and what to do."""
+    """A declaration or setting is invalid; the message contains its name, its value and the remedy."""
 
 
 class DeadlineExceeded(WorkerPoolsError, TimeoutError):
-    """A task's deadline has come: what it asked for was not begun, or not waited for any longer."""
+    """The task's deadline has passed: the operation was not started, or its wait was cut short."""
 
 
 class NoAttemptError(WorkerPoolsError, RuntimeError):
-    """Something that belongs to an attempt was used where no task body runs."""
+    """A feature that requires a running task body was used outside one."""
 
 
 class OpenTimeoutError(WorkerPoolsError, TimeoutError):
-    """A thread waited too long for another thread that is opening the same resource."""
+    """Timed out waiting for another thread to open the same resource."""

@@ -1,4 +1,4 @@
-"""What ``WorkerPools.subscribe()`` and ``WorkerPools.on_alert()`` tell a listener."""
+"""Events and alerts, as passed to the listeners of ``WorkerPools.subscribe()`` and ``WorkerPools.on_alert()``."""
 
 from workerpools._run.events import Event, EventKind, Listener
 from workerpools._stats.alerts import AlertListener

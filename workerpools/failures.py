@@ -1,4 +1,4 @@
-"""Failures of connections: what describes one, and what an exception proves."""
+"""Connection failures, and how to classify an exception."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ __all__ = ["Failure", "FailureKind", "Phase", "Sent", "classify"]
 
 
 def classify(error: BaseException) -> Failure | None:
-    """Return what ``error`` proves about a connection; None if it is no failure of one.
+    """Classify an exception as a connection failure.
 
-    The chain of causes is walked: a soft time limit, an exit, or an exception of the body's that a failed rollback
-    masks, is no failure of a connection, whatever error stands before it.
+    The chain of causes is searched: a soft time limit, an exit, or an exception of the task body masked by a failed
+    rollback is not a connection failure, whatever error hides it.
 
     Args:
-        error: An exception that a resource of ours raised, or any exception of a library for which an adapter is
-            installed. Of the latter less is known, so that more counts as indeterminate.
+        error: An exception raised by a workerpools resource, or by a library that has an installed adapter. For the
+            latter there is less evidence, so more of them are indeterminate.
+
+    Returns:
+        The failure; None if ``error`` is not a connection failure.
     """
     return judge(error, _unwatched).failure
 

@@ -84,7 +84,6 @@ def test_exit_code_says_whether_the_budget_holds(counted: Counted) -> None:
     assert counted.code == int(any(over.values()))
 
 
-@pytest.mark.skip(reason="the adapters are being rewritten")
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_budget_holds(counted: Counted) -> None:

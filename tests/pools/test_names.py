@@ -58,18 +58,18 @@ def test_names_that_can_be_published(name: str) -> None:
     ("name", "said"),
     [
         ("", "'' is empty"),
-        (" api", "spaces at its ends"),
-        ("api ", "spaces at its ends"),
+        (" api", "leading or trailing spaces"),
+        ("api ", "leading or trailing spaces"),
         ("a\nb", "printable"),
         ("a\x00b", "printable"),
         ("a\u2028b", "printable"),
         ("\ud800", "printable"),
         ('a"b', "printable characters other than"),
         ("a=b", "printable characters other than"),
-        ("a" * 57, "takes 57 bytes in UTF-8, and 56 are"),
+        ("a" * 57, "takes 57 bytes in UTF-8, more than the 56 that"),
         ("ä" * 29, "takes 58 bytes"),
-        (7, "7 is no text"),
-        (b"api", "a value of the type bytes is no text"),
+        (7, "7 is not a string"),
+        (b"api", "a value of the type bytes is not a string"),
     ],
 )
 def test_names_that_cannot_be_published(name: Any, said: str) -> None:

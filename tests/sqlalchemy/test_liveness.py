@@ -24,7 +24,7 @@ BACKEND = text("select pg_backend_pid()")
 
 def engine_with(shop: Shop, **options: Any) -> Resource[sqlalchemy.Engine]:
     url = shop.database.through(shop.proxy).url(shop.engine.get().dialect.driver)
-    return shop.pools.add(SQLAlchemyEngine(url, **options), name=f"db {options}")
+    return shop.pools.add(SQLAlchemyEngine(url, **options), name=f"db {' '.join(options)}")
 
 
 def backend(engine: Resource[sqlalchemy.Engine]) -> int:

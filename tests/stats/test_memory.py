@@ -19,8 +19,8 @@ from tests.stats.test_metrics import row
 from tests.support.forking import run_in_fork, start_child
 from tests.support.paths import environment
 from workerpools._stats import memory
-from workerpools._stats.memory import PLACES, SLOTS, Board, Slot, SlotState
-from workerpools._stats.metrics import FIRST, WIDTH, fold
+from workerpools._stats.memory import PLACES, SLOTS, Board, Slot, SlotState, fold
+from workerpools._stats.metrics import FIRST, WIDTH
 
 
 def everybody(pid: int) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, MetricType, fold, lasting, merge
+from workerpools._stats.memory import fold, lasting, merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, MetricType
 
 
 def row(**numbers: float) -> list[float]:

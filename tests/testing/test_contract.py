@@ -32,7 +32,7 @@ class OpensEarly(Memcached):
 
 
 class LongKind(Memcached):
-    kind = "memory cache"
+    kind = "distributed cache"
 
 
 class ShowsAll(Memcached):

@@ -103,7 +103,7 @@ def test_failures_replay_and_effects_forbid(cached: Cached) -> None:
     cached.proxy.lose_answer(b"incr ")
     failed = ended(cached.send("count"))
     assert (failed.state, cached.proxy.lost, cached.counted()) == ("FAILURE", 3, 2)
-    assert "it may have been done, and the task does not say that it is idempotent" in cached.worker.log()
+    assert "it may have been done, and the task is not declared idempotent" in cached.worker.log()
     assert cached.worker.log().count("attempt_replayed resource=cache") == 3
     assert cached.worker.stop() == 0
 

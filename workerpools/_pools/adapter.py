@@ -1,4 +1,4 @@
-"""The adapter's side of a resource: what it implements, and what it reports to."""
+"""The adapter interface: the protocol to implement, and the object to report to."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ def _nothing() -> None:
 
 
 class Opening:
-    """One value that an adapter opens: its terms, and the place for everything that becomes of it.
+    """One value in the process of being opened and used: its environment, and the place to report to.
 
-    Given to :meth:`Adapter.open`, which hands it to whatever watches the value. Every method may be called from any
-    thread of the process that opened the value, and none blocks on the network.
+    Passed to :meth:`Adapter.open`, which passes it on to the code that observes the value. All methods may be called
+    from any thread of the process that opened the value, and none blocks on the network.
 
     Attributes:
         resource: The resource's name, for messages.
-        execution_pool: What runs the tasks of this process: sizes follow from it.
+        execution_pool: The execution pool of this process, which determines pool sizes.
         descriptors: The value's sockets, so that a forked child can discard them.
-        notice: Call it when a connection is about to be taken, where the value is kept and used without asking the
-            resource for it: it has :meth:`Adapter.recycle` called if recycling was asked for.
-        ended: Call it when the value was closed by its user: the next use opens another.
+        notice: Call it without arguments before a connection is checked out, if users keep the value and use it without
+            the resource. It calls :meth:`Adapter.recycle` if a recycle was requested.
+        ended: Call it without arguments after the user has closed the value: the next use opens another one.
+        wait: Call it without arguments when a caller begins to wait for a connection; returns the :class:`Lease`.
+        budget: The process's budget for replays. Use :meth:`replay`, which respects the task's policy as well.
     """
 
     def __init__(
@@ -68,69 +70,100 @@ class Opening:
         self.budget = budget or Budget()
         meter = meter or Meter()
         self._meter = meter
-        #: Begins a lease with the wait for a connection; returns the :class:`Lease`.
+        #: Begins a lease with the wait for a connection.
         self.wait: Callable[[], Lease] = partial(Lease, meter)
 
     # Connections.
 
     def connected(self, connection: Any, detail: str = "") -> None:
-        """Report a connection that the value opened.
+        """Report a new connection of the value.
 
         Args:
-            connection: Anything with a ``fileno()``, or a connection that :meth:`Descriptors.look` was asked about.
-                Held weakly.
-            detail: Goes with the event.
+            connection: Anything with a ``fileno()``, or a connection passed to :meth:`Descriptors.look` before. Held
+                weakly where its type allows that.
+            detail: Text for the event, without secrets.
         """
         self.descriptors.add(connection)
         self.opened(detail)
 
     def opened(self, detail: str = "") -> None:
-        """Report a connection without a socket of its own (a file, an embedded database)."""
+        """Report a new connection without a socket of its own (a file, an embedded database).
+
+        Args:
+            detail: Text for the event, without secrets.
+        """
         self._meter.opened()
         self._listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
     def disconnected(self, connection: object, detail: str = "", reason: str = "", age: float | None = None) -> None:
-        """Report that the value closed a connection.
+        """Report a closed connection.
 
         Args:
-            connection: What :meth:`connected` was told.
-            detail: Goes with the event.
-            reason: Why: ``idle``, ``lifetime``, ``stale``, ``recycled``, ``shutdown``; else it counts as ``other``.
-            age: Seconds that the connection was open; None where that is not known.
+            connection: The object passed to :meth:`connected`; any other one without a socket.
+            detail: Text for the event, without secrets.
+            reason: ``idle``, ``lifetime``, ``stale``, ``recycled`` or ``shutdown``; an empty reason counts as
+                ``other``. Inside :meth:`closing` its reason takes precedence.
+            age: The time since the connection was opened, in seconds; None if unknown.
+
+        Raises:
+            KeyError: The reason is unknown.
         """
         self.descriptors.connections.pop(id(connection), None)
         why = self._meter.closed(reason, age)
-        # Few listen to that, and a connection that breaks is on its way to a decision.
+        # Rarely observed, and after a broken connection the decision about a replay is waiting.
         if self._listeners.audience[EventKind.CONNECTION_CLOSED] or _log.isEnabledFor(logging.DEBUG):
             self._listeners.emit(EventKind.CONNECTION_CLOSED, self.resource, detail, reason=why)
 
     def replaced(self, reason: str) -> None:
-        """Report that an idle connection is replaced as it is wanted, because it is ``stale``, for one."""
+        """Report that an idle connection is replaced at checkout.
+
+        Args:
+            reason: As for :meth:`disconnected`, such as ``stale``.
+        """
         self._listeners.emit(EventKind.CONNECTION_REPLACED, self.resource, reason=reason)
 
     def closing(self, reason: str) -> AbstractContextManager[None]:
-        """Have whatever is closed in the block counted as closed for ``reason``."""
+        """Return a context manager in which connections are counted as closed for ``reason``.
+
+        Args:
+            reason: As for :meth:`disconnected`.
+        """
         return self._meter.closing(reason)
 
     def limited(self, limit: int) -> None:
-        """Report how many connections may be open; 0 for any number."""
+        """Report the maximum number of connections.
+
+        Args:
+            limit: The maximum; 0 for no limit.
+        """
         self._meter.limited(limit)
 
     def created(self, seconds: float) -> None:
-        """Report how long opening a connection took, with TLS and log-in, in seconds."""
+        """Report the time taken to open a connection.
+
+        Args:
+            seconds: The time with TLS handshake and log-in, in seconds.
+        """
         self._meter.created(seconds)
 
     def checked(self, *, alive: bool) -> None:
-        """Report a check of an idle connection, and replace the connection if it was found dead."""
+        """Report a check of an idle connection. It only counts: replacing a dead connection is up to the adapter.
+
+        Args:
+            alive: Whether the connection passed the check.
+        """
         self._meter.checked(alive=alive)
 
     # Leases: :meth:`wait` begins one, with the wait for a connection.
 
     def lease(self, reclaim: Callable[[], bool] | None = None) -> Lease:
-        """Begin a lease of a connection that is in use at once, where nothing tells of the wait for it.
+        """Begin a lease of a connection that is in use at once, for clients that cannot observe the wait for it.
 
         Args:
             reclaim: See :meth:`Lease.acquired`.
+
+        Returns:
+            The lease; call its :meth:`Lease.returned` at the end of the use.
         """
         return self._meter.taken(reclaim)
 
@@ -139,14 +172,14 @@ class Opening:
     def failed(
         self, error: BaseException, failure: Failure | None, *, phase: Phase | None = None, deadline: bool = False
     ) -> None:
-        """Note what is known of an exception that is about to be raised: on it, and in the attempt.
+        """Record the meaning of an exception that is about to be raised, on the exception and in the attempt.
 
         Args:
-            error: The exception. Never replaced nor wrapped.
-            failure: What it proves, of this resource if it names none; None if it is no failure of a connection,
-                though the client raised it.
-            phase: What was being done; that of ``failure`` if None.
-            deadline: Whether the task's deadline ended it: the task then fails with its own time limit.
+            error: The exception. It is never replaced or wrapped.
+            failure: The failure, assigned to this resource unless it names one; None if the client's error is not a
+                connection failure.
+            phase: The operation that failed; the phase of ``failure`` if None.
+            deadline: Whether the task's deadline ended the operation: the task then fails with its own time limit.
         """
         if failure is not None and not failure.resource:
             failure = replace(failure, resource=self.resource)
@@ -156,13 +189,16 @@ class Opening:
         note_failure(error, Noted(failure, phase, deadline, self.budget, self._listeners))
 
     def effect(self, what: str) -> Effect:
-        """Note that something leaves which cannot be taken back; see :meth:`Effect.withdraw`.
+        """Record an irreversible effect, before it happens.
 
-        It counts for the attempt of the calling context and for those it runs inside of; in a thread without an
-        attempt for every attempt of the process, since any of them may have started the thread.
+        It counts for the attempt of the calling context and its enclosing ones. In a thread without an attempt, it
+        counts for all attempts of the process: any of them may have started the thread.
 
         Args:
             what: A short phrase without secrets: ``"POST by 'api'"``.
+
+        Returns:
+            The effect; see :meth:`Effect.withdraw`.
         """
         effect = Effect(what)
         attempt = current()
@@ -173,14 +209,17 @@ class Opening:
         return effect
 
     def replay(self, error: BaseException, **fields: object) -> bool:
-        """Ask whether a request that failed with ``error`` may be sent again now; pay for it, and report it.
+        """Request permission to send a failed request again at once; if granted, it is paid for and reported.
 
-        Policy and budget of the task decide, outside an attempt the budget alone. That repeating is safe is the
-        adapter's to know.
+        The task's policy and budget decide; outside an attempt, the budget alone. Call it only for a request that is
+        safe to repeat.
 
         Args:
-            error: The exception that :meth:`failed` was told.
-            fields: Go with the event.
+            error: The exception passed to :meth:`failed`.
+            fields: Fields of the event, without secrets.
+
+        Returns:
+            Whether the request may be sent again.
         """
         noted = noted_of(error)
         if noted is None or noted.failure is None:
@@ -196,15 +235,19 @@ class Opening:
         return allowed
 
     def resolved(self, outcome: str) -> None:
-        """Report that the outcome of a commit whose acknowledgement was lost was found out."""
+        """Report that the outcome of a commit with a lost acknowledgement was resolved.
+
+        Args:
+            outcome: The outcome, for the event, such as ``committed``.
+        """
         self._listeners.emit(EventKind.COMMIT_RESOLVED, self.resource, outcome=outcome)
 
 
 class Adapter(Protocol[T]):
-    """How the object of one library is prepared, opened, closed and judged.
+    """The integration of one client library: prepares, opens, closes and classifies.
 
-    An adapter holds the declaration alone. Each process opens a value of its own through it. Subclass it, and override
-    what differs; :mod:`workerpools.adapter` tells when each method is called, in which process and thread.
+    An adapter holds only the declaration, with which each process opens its own value. Subclass it and override the
+    methods that differ; :mod:`workerpools.adapter` lists when, in which process and in which thread each is called.
 
     >>> import socket
     >>> from workerpools import Adapter, WorkerPools
@@ -226,15 +269,15 @@ class Adapter(Protocol[T]):
     True
 
     Attributes:
-        kind: What it connects to, in at most 8 letters: ``"http"``, ``"database"``, ``"cache"``; exporters choose
-            their names by it.
-        server: The host and port that it always connects to, for exporters; None if there is no such one.
-        libraries: Top-level packages whose exceptions are this client's: the client's own and its drivers'. What they
-            raise over another exception may mask it.
-        settings: The settings that :meth:`from_settings` reads: checked when tasks are bound, and read from the
-            environment, too.
-        leak_after: Seconds after which a connection in use is reported with its stack; None for the setting
-            ``workerpools_leak_after``.
+        kind: The kind of server, in at most 16 bytes: ``"http"``, ``"database"``, ``"cache"``. Exporters name their
+            metrics by it.
+        server: The fixed host and port, for exporters; None if there is not exactly one.
+        libraries: The top-level packages of the client and its drivers. Their exceptions may mask another one during a
+            clean-up.
+        settings: The settings that :meth:`from_settings` reads, from the app's configuration or the environment. They
+            are checked when tasks are bound.
+        leak_after: The time after which a connection in use is reported with its stack, in seconds; None for the
+            setting ``workerpools_leak_after``.
     """
 
     kind: str = ""
@@ -244,97 +287,115 @@ class Adapter(Protocol[T]):
     leak_after: float | None = None
 
     def prepare(self) -> None:
-        """Build what can be built without a socket (a TLS context, a driver's import).
+        """Build everything that needs no socket (a TLS context, the driver's import).
 
-        Called in a worker's main process before it forks, where every child inherits it; not called at all in a
-        script. ``open`` must work without it.
+        Called in a worker's main process before it forks, so that every child inherits the result. Not called in
+        scripts: ``open`` must work without it.
 
         Raises:
-            Exception: Logged; ``open`` is expected to raise it in the task.
+            Exception: Logged; ``open`` should raise the same error in the task.
         """
         return
 
     def open(self, opening: Opening) -> T:
         """Return a new value for this process.
 
-        Called on first use, in the thread of the task, under a lock: once per process.
+        Called on first use, in the task's thread, under a lock: once per process.
 
         Args:
-            opening: Where the value reports its connections, leases, failures and effects.
+            opening: The object to which the value reports connections, leases, failures and effects.
+
+        Returns:
+            The value.
 
         Raises:
-            Exception: Raised in the task as it is, with a note that names the resource; the next use tries again.
+            Exception: Raised unchanged in the task, with a note that names the resource. The next use tries again.
         """
         ...
 
     def close(self, value: T, timeout: float) -> None:
         """Close ``value`` and its connections.
 
-        Called once per value, in a thread of its own: at shutdown, by ``close()``, or where another value has taken
-        its place. Must work after a failure half-way.
+        Called once per value: at shutdown, by ``close()``, or after another value has replaced it. Must work for a
+        value that failed half-way.
 
         Args:
             value: The value.
-            timeout: Seconds to wait for work in flight at most.
+            timeout: The longest wait for work in flight, in seconds.
+
+        Raises:
+            Exception: Raised by ``close()``; logged otherwise.
         """
         ...
 
     def recycle(self, value: T, since: float) -> bool:
-        """Have the connections of ``value`` replaced, each once it is idle: what is in flight ends undisturbed.
+        """Replace the connections of ``value``, each as soon as it is idle: work in flight is not disturbed.
 
-        Called at the next use after :meth:`workerpools.WorkerPools.recycle`, in whichever thread that is.
+        Called at the next use after :meth:`workerpools.WorkerPools.recycle`, in the thread of that use.
 
         Args:
             value: The value.
-            since: When that was asked for, on the clock of :func:`time.monotonic`. What was opened later may stay.
+            since: The time of the request, on the clock of :func:`time.monotonic`. Connections opened later may stay.
 
         Returns:
-            Whether that is done or on its way. If not, the next attempt gets another value, and this one is closed
-            once the attempts that have used it have ended.
+            Whether the replacement is done or in progress. If False, the next attempt gets a new value, and this one is
+            closed after the attempts that use it have ended.
+
+        Raises:
+            Exception: Logged, and treated like False.
         """
         return False
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
-        """Return what an exception of this library proves; None if it is no failure of a connection, or not known.
+        """Classify an exception of this library that was not reported to :meth:`Opening.failed`.
 
-        Called after an attempt has failed, in its thread, for exceptions that :meth:`Opening.failed` was not told of.
-        Without an answer the exception is raised, and nothing is run again.
+        Called in the attempt's thread after it has failed. An unclassified exception is raised, and nothing runs again.
 
         Args:
             error: The exception.
-            earlier: The failures that the attempt's resources have noted, for an error that merely follows from one.
+            earlier: The failures reported earlier in the attempt, for an error that is merely a consequence.
+
+        Returns:
+            The failure; None if ``error`` is not a connection failure, or unknown.
+
+        Raises:
+            Exception: Logged, and treated like None.
         """
         return None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Adapter[T]:
-        """Return the adapter that an app's settings declare, for a base that needs no declaration.
+        """Return an adapter configured by an app's settings.
 
-        See :func:`workerpools.bases.from_settings`. Called late, once per app: settings may change until then.
+        See :func:`workerpools.bases.from_settings`. Called once per app, as late as possible, because settings may
+        change until then.
 
         Args:
-            settings: Those that are set, by name without ``workerpools_``, parsed.
+            settings: The parsed settings by name, without the prefix ``workerpools_``; only those that are set.
 
         Raises:
-            ConfigurationError: One that is needed is missing.
+            ConfigurationError: A required setting is missing.
         """
         raise ConfigurationError(
-            f"{cls.__name__} cannot be made from settings: declare it, pools.add({cls.__name__}(…))"
+            f"{cls.__name__} cannot be configured by settings: declare it, pools.add({cls.__name__}(…))"
         )
 
     @classmethod
     def classify_unwatched(cls, error: BaseException) -> Failure | None:
-        """Return what an exception of this library proves where nothing was watched; None if it is no such failure.
+        """Classify an exception of this library, raised by a client that no resource has opened.
 
-        For :func:`workerpools.failures.classify`, of clients that no resource has opened.
+        Called by :func:`workerpools.failures.classify`.
 
         Args:
             error: The exception.
+
+        Returns:
+            The failure; None if ``error`` is not a connection failure.
         """
         return None
 
     def describe(self) -> str:
-        """Return a short name of the declaration for a bug report, without secrets."""
+        """Return a short description of the declaration for bug reports, without secrets."""
         return type(self).__name__
 
 
@@ -345,10 +406,10 @@ class FunctionAdapter(Adapter[T], Generic[T]):
 
     Args:
         factory: Called without arguments, once per process.
-        close: Called with the value when the process is done with it; for plain functions. Without it the value's
-            own ``close()`` is called if it has one.
-        connections: Called with the value at a fork; returns the objects with a ``fileno()`` that the value owns, so
-            that a child can discard them. Without it the value's own ``fileno()`` is taken if it has one.
+        close: Called with the value to close it; for plain functions. By default the value's own ``close()``, if it
+            has one.
+        connections: Called with the value at a fork; returns its connections, objects with a ``fileno()``, so that a
+            child can discard them. By default the value itself, if it has a ``fileno()``.
     """
 
     def __init__(
@@ -370,7 +431,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
             running = cast("Iterator[T]", made)
             value = next(running)
             self._running[id(value)] = running
-            # Collecting a suspended generator runs its clean-up: never in a child.
+            # Collecting a suspended generator runs its clean-up, which must not happen in a child.
             opening.descriptors.keep(running)
         else:
             value = cast("T", made)
@@ -378,7 +439,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
             opening.descriptors.watch(lambda: connections(value))
         elif hasattr(value, "fileno"):
             opening.descriptors.add(cast(Any, value))
-        # One value, one connection: nothing tells of more.
+        # Counted as one connection: more cannot be observed.
         opening._meter.opened()
         self._openings[id(value)] = (opening, time.monotonic())
         return value

@@ -1,4 +1,4 @@
-"""Adapter classes of this and other distributions, found through entry points."""
+"""Discovery of adapter classes through entry points."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ GROUP = "workerpools.adapters"
 
 
 def adapter_of(package: str) -> type[Any] | None:
-    """Return the adapter's class for the client whose top-level package that is; None if none is installed.
+    """Return the adapter class for a client library; None if none is installed.
 
     Args:
-        package: As an exception's module names it.
+        package: The client's top-level package, such as the first part of an exception's ``__module__``.
     """
     entry = _entries().get(package)
     return None if entry is None else _loaded(entry)
 
 
 def adapters() -> list[type[Any]]:
-    """Return the adapters' classes whose client is installed, by its name. Imports them."""
+    """Import and return the adapter classes with an installed client, sorted by the client's name."""
     found = (_loaded(entry) for _, entry in sorted(_entries().items()))
     return [each for each in found if each is not None]
 
 
 def not_installed() -> list[str]:
-    """Return the names of the adapters that cannot be imported, as a rule because their client is not installed."""
+    """Return the names of the adapters that cannot be imported, usually because their client is not installed."""
     return sorted(name for name, entry in _entries().items() if _loaded(entry) is None)
 
 
@@ -51,7 +51,7 @@ def _loaded(entry: EntryPoint) -> type[Any] | None:
     try:
         adapter: type[Any] = entry.load()
     except ImportError as error:
-        # An extra that is not installed, as a rule.
+        # Usually an extra that is not installed.
         logger.debug("the adapter %s cannot be imported: %s", entry.value, error)
         return None
     know_libraries(getattr(adapter, "libraries", ()))

@@ -1,4 +1,4 @@
-"""When a pooled connection is due for a check, and when for retirement: pure decisions."""
+"""Checks and retirement of pooled connections: pure decisions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Due", "Lifetime", "due"]
 
 
 class Due(Enum):
-    """What a pooled connection needs before it is used."""
+    """The action required before a pooled connection is used."""
 
     NOTHING = "nothing"
     CHECK = "check"
@@ -21,18 +21,17 @@ class Due(Enum):
 
 @dataclass(frozen=True)
 class Lifetime:
-    """How long connections are kept and trusted. Times in seconds; None is for ever.
+    """How long connections are kept and trusted. Times are in seconds; None means for ever.
 
     Attributes:
-        check_after: A connection that was used less than this ago is trusted; an older one is checked before it is
-            used.
-        max_idle: One that was not used for so long is replaced.
-        max_lifetime: One that is so old is replaced.
-        max_lifetime_jitter: The part of ``max_lifetime``, from 0 to 1, by which it is shortened at random, so that
-            connections that were opened together are not replaced together.
+        check_after: A connection that has been idle for this long is checked before use.
+        max_idle: A connection that has been idle for this long is replaced.
+        max_lifetime: A connection of this age is replaced.
+        max_lifetime_jitter: The maximum random reduction of ``max_lifetime``, as a fraction from 0 to 1, so that
+            connections opened together are not replaced together.
 
     Raises:
-        ConfigurationError: A value is out of its range.
+        ConfigurationError: A value is out of range.
     """
 
     check_after: float | None = 1.0
@@ -51,22 +50,22 @@ class Lifetime:
             )
 
     def drawn(self, chance: float) -> float | None:
-        """Return how long one connection lives.
+        """Return the maximum lifetime of one connection, in seconds; None for no limit.
 
         Args:
-            chance: A number from 0 to 1, drawn at random when it was opened.
+            chance: A random number from 0 to 1, drawn when the connection was opened.
         """
         return None if self.max_lifetime is None else self.max_lifetime * (1 - self.max_lifetime_jitter * chance)
 
 
 def due(lifetime: Lifetime, *, age: float, idle: float, lives: float | None) -> Due:
-    """Return what a pooled connection needs before it is used.
+    """Return the action required before a pooled connection is used.
 
     Args:
         lifetime: The options.
-        age: Since it was opened, in seconds.
-        idle: Since it was last used, in seconds.
-        lives: How long this one may live (see :meth:`Lifetime.drawn`).
+        age: The time since the connection was opened, in seconds.
+        idle: The time since it was last used, in seconds.
+        lives: Its own maximum lifetime, in seconds (see :meth:`Lifetime.drawn`); None for no limit.
     """
     if (lives is not None and age >= lives) or (lifetime.max_idle is not None and idle >= lifetime.max_idle):
         return Due.RETIREMENT

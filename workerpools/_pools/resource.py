@@ -1,4 +1,4 @@
-"""A declared connection-holding object: one live value a process, opened on first use."""
+"""Resources: declared connection holders, with one live value per process, opened on first use."""
 
 from __future__ import annotations
 
@@ -31,30 +31,32 @@ T = TypeVar("T")
 
 logger = logging.getLogger("workerpools")
 
-# How long a thread waits for another one that is opening the same value, in seconds. Adapters connect lazily or within
-# a connect timeout of a few seconds, so this is reached only when a factory of the user's hangs.
+# The longest wait for another thread that is opening the same value, in seconds. Adapters connect lazily or with a
+# connect timeout of a few seconds, so only a hanging user-defined factory reaches this limit.
 OPEN_TIMEOUT = 60.0
 
-# How long a task waits for the end of a value whose place another one takes, in seconds: a good-bye over a network that
-# is gone must not use up its time.
+# The longest wait of a task for the closing of a replaced value, in seconds: a clean close over a dead network must not
+# use up the task's time.
 END_TIMEOUT = 1.0
 
 
 class Overridable(Generic[T]):
-    """A stack of stand-ins for a value, for tests."""
+    """A value that tests can override."""
 
     def __init__(self) -> None:
         self._overrides: tuple[T, ...] = ()
-        #: The class attribute it stands at, for messages.
+        #: Its class attribute, for messages.
         self._where = ""
 
     @contextmanager
     def override(self, value: T) -> Generator[T, None, None]:
-        """Use ``value`` in place of the resource's own, in every thread of this process, until the block ends.
+        """Replace the resource's value in all threads of this process until the end of the block.
 
-        The stand-in is the caller's: it is not closed. Blocks may be nested; the innermost counts.
+        The replacement is never closed. Blocks may be nested; the innermost one applies.
+
+        Args:
+            value: The replacement.
         """
-        # A one-element slot makes the entry itself identifiable, even if the same value is pushed twice.
         self._overrides = (*self._overrides, value)
         depth = len(self._overrides)
         try:
@@ -66,14 +68,14 @@ class Overridable(Generic[T]):
 
         def __getattr__(self, name: str) -> Any:
             if hasattr(type(self), name):
-                # A property of this class raised an AttributeError, which is to come out as it is.
+                # A property of this class raised an AttributeError: let it propagate unchanged.
                 return object.__getattribute__(self, name)
             hint = "" if name.startswith("_") else f"; {self._misplaced(name)}"
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def _misplaced(self, name: str) -> str:
-        """Return what to write in place of ``name`` on the handle."""
-        # Asked for on an object that is half made, too, as copy does.
+        """Return a hint for the access of a value's attribute on the handle."""
+        # Also called on half-initialized objects, by copy for one.
         attribute = self.__dict__.get("_name") or "resource"
         where = self.__dict__.get("_where") or attribute
         return f"{where} is the handle, not the value: write {where}.get().{name}, or self.{attribute}.{name} in a body"
@@ -84,12 +86,12 @@ class _Live(Generic[T]):
 
     Attributes:
         value: The value.
-        opening: What its adapter was given, whose descriptors are its connections.
-        born: When opening began, or when its connections were replaced last, on the clock of :func:`time.monotonic`.
-        number: Its place in the order in which this process has opened values.
-        version: The version of the requests to recycle that it is known to be up to date with.
-        users: The attempts that began with it and run.
-        outside: Whether it was given out outside of an attempt, so that nothing tells when its use ends.
+        opening: The object passed to its adapter, with the descriptors of its connections.
+        born: The start of its opening or last recycling, on the clock of :func:`time.monotonic`.
+        number: Its position in the order in which this process has opened values.
+        version: The latest version of the recycle requests that it complies with.
+        users: The running attempts that use it.
+        outside: Whether it was used outside an attempt, so that the end of its use is unknown.
     """
 
     __slots__ = ("born", "number", "opening", "outside", "users", "value", "version")
@@ -105,7 +107,7 @@ class _Live(Generic[T]):
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody uses it."""
+        """Whether it is certainly unused."""
         return not self.outside and not self.users
 
 
@@ -113,10 +115,10 @@ _numbers = itertools.count(1)
 
 
 class Resource(Overridable[T]):
-    """One declared connection-holding object, and the value of it that this process has.
+    """A declared connection holder, and this process's value of it.
 
-    As a class attribute of a task base it gives the value (``self.api``); on the class itself, or kept in a variable,
-    it is a handle. Made by :meth:`workerpools.WorkerPools.add`.
+    As a class attribute of a task base it returns the value (``self.api``); on the class itself, or in a variable, it
+    is a handle. Created by :meth:`workerpools.WorkerPools.add`.
 
     >>> from workerpools import WorkerPools
     >>> pools = WorkerPools()
@@ -131,7 +133,7 @@ class Resource(Overridable[T]):
     >>> prices.close()
     """
 
-    #: The WorkerPools it was declared in.
+    #: The WorkerPools that declares it.
     pools: Any = None
 
     def __init__(self, shared: Shared, adapter: Adapter[T], name: str | None) -> None:
@@ -141,7 +143,7 @@ class Resource(Overridable[T]):
         self._recycles = shared.recycles
         self._name = name
         self._live: _Live[T] | None = None
-        #: Connections that were inherited by a fork and dropped; None where there was no value to drop.
+        #: The number of inherited connections discarded after a fork; None if there was no value.
         self._discarded: int | None = None
         know_libraries(getattr(adapter, "libraries", ()))
         self._forget()
@@ -152,31 +154,31 @@ class Resource(Overridable[T]):
         self.meter = Meter()
         self._opening: Descriptors | None = None
         self._closing: list[_Live[T]] = []
-        #: Values that another one has replaced, each until its last user ends.
+        #: Replaced values, each until its last user ends.
         self._retired: list[_Live[T]] = []
         self._asked = 0.0
 
     @property
     def name(self) -> str:
-        """The resource's name: the one it was given, or the attribute it stands at."""
+        """The resource's name: the declared one, or that of its class attribute."""
         return self._name or f"({self.adapter.describe()})"
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self._name is None:
-            # A refusal must wait for __init_subclass__: before Python 3.12 what is raised here becomes RuntimeError.
+            # Errors have to wait for __init_subclass__: before Python 3.12 they become a RuntimeError here.
             self._name = name
             # The first owner of a name keeps it.
             self.shared.names.setdefault(name, self)
         self._where = self._where or f"{owner.__name__}.{name}"
 
     def check_name(self, where: str) -> None:
-        """Refuse an attribute name that cannot be published, or that another resource has already.
+        """Raise an error if its name is invalid or already in use.
 
         Args:
             where: The attribute, for the message.
 
         Raises:
-            ConfigurationError: See above.
+            ConfigurationError: The name is invalid, or another resource has it.
         """
         try:
             check_name(self.name, where)
@@ -203,24 +205,24 @@ class Resource(Overridable[T]):
         """Return this process's value; the first call in a process opens it.
 
         Raises:
-            TypeError: It takes no arguments: they were meant for a method of the value.
+            TypeError: An argument was passed, probably meant for a method of the value.
             OpenTimeoutError: Another thread has been opening the value for 60 seconds.
-            ConfigurationError: The value's factory asks for the value itself.
-            Exception: Whatever the client library raised while opening, with a note that names the resource.
+            ConfigurationError: The value's factory uses the resource itself.
+            Exception: The client library's error while opening, with a note that names the resource.
         """
         if arguments or options:
             raise TypeError(f"{type(self).__name__}.get() takes no arguments; {self._misplaced('get(…)')}")
         return self.use()
 
     def use(self) -> T:
-        """Return what :meth:`get` returns, for a descriptor's ``__get__``."""
+        """Return the value, for a descriptor's ``__get__``; raises like :meth:`get`."""
         if self._overrides:
             return self._overrides[-1]
         attempt = current()
         live: _Live[T] | None = self._live if attempt is None else attempt.values.get(self)
         if live is None:
             live = self._begin(attempt)
-        # Most of the time this one look is all that recycling costs.
+        # Usually this comparison is the only cost of recycling.
         elif live.version != self._recycles.cells[0]:
             if attempt is None:
                 live = self._begin(attempt)
@@ -231,26 +233,26 @@ class Resource(Overridable[T]):
         return live.value
 
     def notice(self) -> None:
-        """Have connections replaced if that was asked for; see :attr:`Opening.notice`."""
+        """Replace the connections if that was requested; see :attr:`Opening.notice`."""
         live = self._live
         if live is not None and live.version != self._recycles.cells[0]:
             self._renew(live)
 
     def _begin(self, attempt: Attempt | None) -> _Live[T]:
-        """Return the value to use from now on, opened if there is none; an attempt keeps it to its end."""
+        """Return the current value, opened if necessary; an attempt keeps it to its end."""
         replaced: _Live[T] | None = None
         opened = False
         if not self._lock.acquire(timeout=OPEN_TIMEOUT):
             raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
         try:
             if attempt is not None and self not in attempt.values:
-                # Before anything can fail: its adapter is asked about the error then.
+                # Before anything can fail, so that the adapter gets to classify the error.
                 attempt.values[self] = None
                 attempt.callbacks.append(self._attempt_ended)
             live = self._live
             outer: _Live[T] | None = None
             if attempt is not None and attempt.parent is not None:
-                # One that runs inside of another one goes on with the outer one's value.
+                # A nested attempt shares the value of the enclosing one.
                 outer = next((found for each in line(attempt) if (found := each.values.get(self))), None)
             if outer is not None:
                 live = outer
@@ -269,7 +271,7 @@ class Resource(Overridable[T]):
             if replaced is not None and replaced.is_free:
                 self._end(replaced)
         if opened:
-            # Told now: right after a fork no code may run that takes a lock, and logging does.
+            # Emitted late: logging takes locks, which is unsafe right after a fork.
             discarded, self._discarded = self._discarded, None
             if discarded is not None:
                 self.shared.listeners.emit(
@@ -280,15 +282,15 @@ class Resource(Overridable[T]):
 
     def _open(self, attempt: Attempt | None) -> _Live[T]:
         if self._opening is not None:
-            raise ConfigurationError(f"{self!r}: its factory uses the resource that it is to make")
+            raise ConfigurationError(f"{self!r}: its factory uses the resource itself")
         if self.shared.failure is not None:
             raise self.shared.failure
         born = time.monotonic()
-        # From here on a fork knows of the value's connections, even while it is half open.
+        # From here on a fork discards the value's connections, even while it is half open.
         self._opening = descriptors = Descriptors()
         shared = self.shared
         try:
-            # Its name is final now: an attribute may have given it.
+            # The name is final only now: it may come from an attribute.
             shared.collector.attach(self)
             self.meter.closes("")
             if (leak_after := self.leak_after) is not None:
@@ -312,12 +314,12 @@ class Resource(Overridable[T]):
         finally:
             self._opening = None
             if attempt is not None:
-                # What a factory acquires for its value lives as long as that, and not as long as the attempt.
+                # Connections acquired by a factory belong to the value, not to the attempt.
                 for used in attempt.values:
                     used.meter.disown(attempt, born)
 
     def _renew(self, live: _Live[T]) -> bool:
-        """Have the connections of ``live`` replaced if that was asked for; return whether it can be used on."""
+        """Replace the connections of ``live`` if requested; return whether the value remains usable."""
         version = self._recycles.cells[0]
         if live.version == version:
             return True
@@ -332,7 +334,7 @@ class Resource(Overridable[T]):
         return True
 
     def _recycle(self, value: T, since: float) -> bool:
-        # Not every adapter derives from Adapter.
+        # The adapter may not derive from Adapter.
         recycle = getattr(self.adapter, "recycle", None)
         if recycle is None:
             return False
@@ -345,11 +347,11 @@ class Resource(Overridable[T]):
             return False
 
     def _attempt_ended(self, attempt: Attempt) -> BaseException | None:
-        """Count an attempt that has used the resource, take back what it left, and let go of its value."""
+        """Count the attempt, reclaim the connections it left in use, and release its value."""
         interruption: BaseException | None = None
         left = self.meter.attempt_ended(attempt)
         if left:
-            # Loaded by the first attempt that leaves something.
+            # Imported by the first attempt that leaves a connection in use.
             from workerpools._stats.leaks import give_back
 
             interruption = give_back(self.name, self.shared.listeners, left, attempt.task)
@@ -364,7 +366,7 @@ class Resource(Overridable[T]):
         return interruption
 
     def _end(self, live: _Live[T]) -> None:
-        """Close a value that another one has replaced."""
+        """Close a replaced value."""
 
         def close() -> None:
             try:
@@ -378,10 +380,10 @@ class Resource(Overridable[T]):
                         self._retired.remove(live)
 
         if not run_bounded(close, END_TIMEOUT):
-            logger.warning("closing a value of %r takes long; its task does not wait for it", self)
+            logger.warning("closing a value of %r takes long; it continues in the background", self)
 
     def ask(self, now: float) -> None:
-        """Have this process replace what was opened before ``now``, at the next use.
+        """Replace this process's connections opened before ``now``, at the next use.
 
         Args:
             now: On the clock of :func:`time.monotonic`.
@@ -392,17 +394,18 @@ class Resource(Overridable[T]):
                 self._live.version = -1.0
 
     def recycle(self) -> None:
-        """Have its connections replaced (see :meth:`workerpools.WorkerPools.recycle`)."""
+        """Replace its connections (see :meth:`workerpools.WorkerPools.recycle`)."""
         self.shared.collector.recycle([self.name])
 
     def close(self, timeout: float | None = None) -> None:
         """Close this process's value, if it has one; the next use opens another.
 
         Args:
-            timeout: Seconds to wait for work in flight; the setting ``workerpools_close_timeout`` if None.
+            timeout: The longest wait for work in flight, in seconds; the setting ``workerpools_close_timeout`` if None.
 
         Raises:
-            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
+            ConfigurationError: ``timeout`` is not a number, is negative, or is longer than a week.
+            Exception: The adapter's error while closing.
         """
         if timeout is not None:
             seconds(timeout, "Resource.close(): timeout", most=WEEK, optional=True)
@@ -413,7 +416,7 @@ class Resource(Overridable[T]):
                 self._live = None
             if not values:
                 return
-            # Still ours until its last connection is closed: a fork meanwhile must discard it.
+            # Kept until its last connection is closed: a fork meanwhile must discard it.
             self._closing += values
         self.meter.closes("shutdown")
         deadline = time.monotonic() + (self.shared.close_timeout if timeout is None else timeout)
@@ -428,7 +431,7 @@ class Resource(Overridable[T]):
 
     def _closed_by_user(self, descriptors: Descriptors) -> None:
         with self._lock:
-            # Closing by workerpools lets go of the value first.
+            # Not for a close by workerpools, which clears the value first.
             if self._live is None or self._live.opening.descriptors is not descriptors:
                 return
             self._live = None
@@ -436,10 +439,10 @@ class Resource(Overridable[T]):
         self.shared.listeners.emit(EventKind.VALUE_CLOSED, self.name, "by its user")
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Noted | None:
-        """Return what an exception proves, if its adapter takes it for one of this resource."""
+        """Return the adapter's classification of an exception; None if it does not concern this resource."""
         try:
             failure = self.adapter.classify(error, earlier)
-        except Exception:  # somebody else's function: the task's own error matters more
+        except Exception:  # third-party code: the task's own error matters more
             logger.exception("%r could not classify %s", self, type(error).__name__)
             return None
         if failure is None or failure.resource not in ("", self.name):
@@ -449,11 +452,11 @@ class Resource(Overridable[T]):
         return Noted(replace(failure, resource=self.name), failure.phase, False, shared.budget, shared.listeners)
 
     def pin(self) -> object:
-        """Return what must not be finalized in a forked child (see :mod:`workerpools._process.fork`)."""
+        """Return the objects that a forked child must not finalize (see :mod:`workerpools._process.fork`)."""
         return [(held, held.opening.descriptors.pin()) for held in self._held()], self._opening
 
     def discard(self) -> tuple[object, Sequence[int]]:
-        """Forget the inherited value, in a forked child, without a byte to its peer."""
+        """Forget the inherited value in a forked child, without sending a byte to its peer."""
         held = self._held()
         ledgers = [live.opening.descriptors for live in held]
         if self._opening is not None:
@@ -472,23 +475,23 @@ class Resource(Overridable[T]):
 
     @property
     def kind(self) -> str:
-        """What its adapter connects to, such as ``http``; empty where that is not known."""
+        """Its adapter's kind, such as ``http``; empty if unknown."""
         return str(getattr(self.adapter, "kind", ""))
 
     @property
     def leak_after(self) -> float | None:
-        """Seconds after which a connection in use is reported with its stack; None for never."""
+        """The time after which a connection in use is reported with its stack, in seconds; None for never."""
         own = getattr(self.adapter, "leak_after", None)
         return self.shared.leak_after if own is None else float(own)
 
     @property
     def is_open(self) -> bool:
-        """Whether this process has opened a value of its own."""
+        """Whether this process has an open value of its own."""
         return self._live is not None or bool(self._retired)
 
     @property
     def opened_as(self) -> int:
-        """The place of its value in the order in which this process has opened values; 0 for none."""
+        """The position of its value in the order in which this process has opened values; 0 without a value."""
         live = self._live
         return 0 if live is None else live.number
 

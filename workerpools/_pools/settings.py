@@ -1,4 +1,4 @@
-"""Settings that are read from an app's configuration and the environment: what one is, and how its value is parsed."""
+"""Settings from the app's configuration and the environment: definitions and parsers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from workerpools._values import COUNT, WEEK, YEAR, number, wanted_seconds, wante
 
 __all__ = ["PREFIX", "Setting", "parse_number", "port", "text", "time", "time_or_none", "timeout", "url", "whole"]
 
-#: What every setting's key begins with.
+#: The prefix of every setting's key.
 PREFIX = "workerpools_"
 
 
 def text(value: object) -> str:
-    """Return a text that is not empty, stripped.
+    """Return a non-empty string, stripped.
 
     Raises:
-        ValueError: It is none; the message says what was wanted, and so do those of the others.
+        ValueError: ``value`` is anything else. The message, as in all parsers, describes the accepted values.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text that is not empty")
@@ -25,10 +25,10 @@ def text(value: object) -> str:
 
 
 def url(example: str) -> Callable[[object], str]:
-    """Return what parses a URL with a scheme.
+    """Return a parser for URLs with a scheme.
 
     Args:
-        example: Shown where the value is none.
+        example: An example for the error message.
     """
 
     def parse(value: object) -> str:
@@ -45,21 +45,21 @@ def _seconds(most: float, above: bool) -> Callable[[object], float]:
     return lambda value: parse_number(value, wanted, 0, most, above=above)
 
 
-#: Parses seconds to wait: above 0, at most a week.
+#: Parses a timeout in seconds: above 0, at most a week.
 timeout = _seconds(WEEK, above=True)
-#: Parses another time in seconds: above 0, at most a year.
+#: Parses any other duration in seconds: above 0, at most a year.
 time = _seconds(YEAR, above=True)
 #: The same, or 0.
 time_or_none = _seconds(YEAR, above=False)
 
 
 def whole(least: int, most: int = COUNT, wanted: str = "") -> Callable[[object], int]:
-    """Return what parses a whole number.
+    """Return a parser for whole numbers.
 
     Args:
-        least: The least that is accepted.
-        most: The most that is accepted.
-        wanted: What to say was wanted.
+        least: The minimum.
+        most: The maximum.
+        wanted: The description of the accepted values, for the error message.
     """
     wanted = wanted or wanted_whole(least, most)
 
@@ -77,14 +77,17 @@ port = whole(0, 65535, "a port from 0 to 65535")
 
 
 def parse_number(value: object, wanted: str, least: float, most: float, *, above: bool = False) -> float:
-    """Return ``value`` as a float; variables of the environment are text.
+    """Return ``value`` as a float; strings are converted, because environment variables are strings.
 
     Args:
         value: The raw value.
-        wanted: What to say was wanted.
-        least: The least that is accepted.
-        most: The most that is accepted.
-        above: Whether ``least`` itself is too little.
+        wanted: The description of the accepted values, for the error message.
+        least: The minimum.
+        most: The maximum.
+        above: Whether the minimum itself is out of bounds.
+
+    Raises:
+        ValueError: ``value`` is not a number, or is out of bounds.
     """
     try:
         found = number(float(value) if isinstance(value, str) else value, least, most, above=above)
@@ -100,9 +103,9 @@ class Setting(NamedTuple):
 
     Attributes:
         name: The name after the prefix ``workerpools_``.
-        parse: Turns the raw value into the setting's own; raises ValueError with what was wanted instead.
+        parse: Converts the raw value; raises ValueError with a description of the accepted values.
         meaning: One line for the documentation, with the default in parentheses.
-        secret: Whether the raw value may hold a password, and is in no message.
+        secret: Whether the raw value may contain a password, and so is never shown.
     """
 
     name: str
@@ -112,28 +115,44 @@ class Setting(NamedTuple):
 
     @classmethod
     def text(cls, name: str, meaning: str) -> Setting:
-        """Return a setting that is a text, not empty."""
-        return cls(name, text, meaning)
-
-    @classmethod
-    def url(cls, name: str, meaning: str, *, example: str) -> Setting:
-        """Return a setting that is a URL with a scheme; it is in no message, as it may hold a password.
+        """Return a setting for a non-empty string.
 
         Args:
             name: The name after the prefix.
             meaning: One line for the documentation.
-            example: Shown where the value is no URL.
+        """
+        return cls(name, text, meaning)
+
+    @classmethod
+    def url(cls, name: str, meaning: str, *, example: str) -> Setting:
+        """Return a setting for a URL with a scheme, which is never shown, because it may contain a password.
+
+        Args:
+            name: The name after the prefix.
+            meaning: One line for the documentation.
+            example: An example for the error message.
         """
         return cls(name, url(example), meaning, secret=True)
 
     @classmethod
     def timeout(cls, name: str, meaning: str) -> Setting:
-        """Return a setting that is a number of seconds to wait: above 0, at most a week."""
+        """Return a setting for a timeout in seconds: above 0, at most a week.
+
+        Args:
+            name: The name after the prefix.
+            meaning: One line for the documentation.
+        """
         return cls(name, timeout, meaning)
 
     @classmethod
     def whole(cls, name: str, meaning: str, *, least: int = 0) -> Setting:
-        """Return a setting that is a whole number of at least ``least``."""
+        """Return a setting for a whole number.
+
+        Args:
+            name: The name after the prefix.
+            meaning: One line for the documentation.
+            least: The minimum.
+        """
         return cls(name, whole(least), meaning)
 
     @property

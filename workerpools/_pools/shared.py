@@ -1,4 +1,4 @@
-"""What the resources of one WorkerPools share."""
+"""State shared by the resources of one WorkerPools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workerpools.errors import ConfigurationError
 
 __all__ = ["CLOSE_TIMEOUT", "UNKNOWN", "ExecutionPool", "Shared"]
 
-#: How long closing may take, in seconds; work in flight is waited for within it.
+#: The time for closing, in seconds, including the wait for work in flight.
 CLOSE_TIMEOUT = 5.0
 
 
@@ -24,7 +24,7 @@ class ExecutionPool(NamedTuple):
 
     Attributes:
         kind: ``prefork``, ``solo``, ``threads``, ``gevent``, ``eventlet``, or an empty string outside a worker.
-        concurrency: Tasks that run in this process at a time; None when that is not known.
+        concurrency: The number of concurrent tasks in this process; None if unknown.
     """
 
     kind: str = ""
@@ -35,24 +35,24 @@ UNKNOWN = ExecutionPool()
 
 
 class Shared:
-    """What the resources of one WorkerPools share: names, listeners, budget, statistics, settings.
+    """State shared by the resources of one WorkerPools: names, listeners, budget, statistics, settings.
 
     Args:
-        setting: Returns the value of a setting by its name without prefix; None where it is not set.
-        execution_pool: Returns what runs the tasks of this process.
+        setting: Returns the value of a setting by its name without prefix; None if it is not set.
+        execution_pool: Returns the execution pool of this process.
     """
 
     def __init__(self, setting: Callable[[str], Any], execution_pool: Callable[[], ExecutionPool]) -> None:
         self._setting = setting
         self._execution_pool = execution_pool
         self._budget: Budget | None = None
-        #: The resources, and those with a name by it.
+        #: All resources, and the named ones by name.
         self.resources: list[Any] = []
         self.names: dict[str, Any] = {}
         self.listeners = Listeners()
         self.recycles = Recycles()
         self.leaks = LeakDetector()
-        #: Raised in every task that opens a resource.
+        #: Raised on every opening of a resource, if set.
         self.failure: Exception | None = None
         self.collector = Collector(
             self.listeners,
@@ -68,28 +68,28 @@ class Shared:
 
     @property
     def execution_pool(self) -> ExecutionPool:
-        """What runs the tasks of this process."""
+        """The execution pool of this process."""
         return self._execution_pool()
 
     @property
     def budget(self) -> Budget:
-        """What this process may spend on replays."""
+        """This process's budget for replays."""
         if self._budget is None:
-            # Made late: settings are not known yet when resources are declared.
+            # Created late: settings are unknown when resources are declared.
             capacity = self._setting("retry_budget")
             self._budget = Budget(CAPACITY if capacity is None else capacity)
         return self._budget
 
     @property
     def leak_after(self) -> float | None:
-        """Seconds after which a connection in use is reported; None for never."""
+        """The time after which a connection in use is reported, in seconds; None for never."""
         found: float | None = self._setting("leak_after")
         return found
 
     @property
     def close_timeout(self) -> float:
-        """How long closing may take, in seconds."""
-        # Mistakes in the settings were reported when these were read first; what is open is to be closed all the same.
+        """The time for closing, in seconds."""
+        # Invalid settings were reported at start-up; open values have to be closed all the same.
         with contextlib.suppress(ConfigurationError):
             found: float | None = self._setting("close_timeout")
             if found is not None:

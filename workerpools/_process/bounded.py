@@ -1,4 +1,4 @@
-"""Runs what may block for ever where nothing can interrupt it, and waits for it only so long."""
+"""Bounded waits for calls that may block for ever and that nothing can interrupt."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def remaining(deadline: float) -> float:
 
 
 def run_bounded(function: Callable[[], object], timeout: float) -> bool:
-    """Run ``function`` in a thread of its own; return whether it ended within ``timeout`` seconds.
+    """Run ``function`` in its own thread; return whether it finished within ``timeout`` seconds.
 
-    A goodbye on a network that drops packets blocks inside a driver.
+    A clean close over a network that drops packets blocks inside the driver.
     """
     thread = threading.Thread(target=function, name="workerpools-close", daemon=True)
     try:
         thread.start()
     except RuntimeError:
-        # An interpreter on its way out starts no more threads.
+        # No new threads can be started at interpreter shutdown.
         function()
         return True
     thread.join(timeout)

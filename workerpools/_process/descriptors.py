@@ -1,4 +1,4 @@
-"""The sockets that an open value owns, so that a forked child can discard them."""
+"""The sockets of an open value, so that a forked child can discard them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since"
 
 
 class SocketNumber:
-    """A socket that is known by its number alone, which may be another file's once it is closed.
+    """A socket known only by its number, which the system may reuse for another file once it is closed.
 
     Args:
         number: The descriptor of an open socket.
@@ -26,7 +26,7 @@ class SocketNumber:
         self._inode = _inode(number)
 
     def fileno(self) -> int:
-        """Return the number; -1 when the socket is closed."""
+        """Return the descriptor; -1 once the socket is closed."""
         return self._number if self._inode is not None and _inode(self._number) == self._inode else -1
 
 
@@ -36,7 +36,7 @@ def is_socket(number: int) -> bool:
 
 
 def _inode(number: int) -> int | None:
-    # No two sockets have the same one at a time; numbers are given away again at once.
+    # Unique among open sockets, whereas descriptor numbers are reused at once.
     try:
         status = os.fstat(number)
     except OSError:
@@ -45,21 +45,21 @@ def _inode(number: int) -> int | None:
 
 
 def numbers() -> frozenset[tuple[int, int]]:
-    """Return the descriptors of this process that are sockets, with their inodes; none where nothing tells of them."""
+    """Return this process's socket descriptors and their inodes; empty where the system does not list them."""
     try:
         names = os.listdir("/dev/fd")
     except OSError:
         return frozenset()
-    # Sockets alone: the number of the listing itself is free again at once, and the next socket may get it.
+    # Sockets only: the descriptor of the listing itself is free again at once, and the next socket may get it.
     found = ((int(name), _inode(int(name))) for name in names if name.isdigit())
     return frozenset((number, inode) for number, inode in found if inode is not None)
 
 
 def made_since(before: frozenset[tuple[int, int]], port: int | None) -> list[int]:
-    """Return the sockets that may belong to a connection which was begun when ``before`` were open.
+    """Return the sockets opened since ``before`` that may belong to one new connection.
 
     Args:
-        before: What :func:`numbers` returned when connecting began.
+        before: The result of :func:`numbers` from before connecting.
         port: The peer's TCP port; None for any.
     """
     return [number for number, _ in numbers() - before if _may_lead_to(number, port)]
@@ -67,17 +67,17 @@ def made_since(before: frozenset[tuple[int, int]], port: int | None) -> list[int
 
 def _may_lead_to(number: int, port: int | None) -> bool:
     try:
-        # On a number of its own: closing this object must not close what was asked about.
+        # A duplicate: closing this object must not close the original.
         with socket.socket(fileno=os.dup(number)) as asked:
             if asked.type != socket.SOCK_STREAM or asked.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 return False
             peer = asked.getpeername()
     except OSError:
-        # Not connected yet: it is just being connected.
+        # Still connecting.
         return True
     if isinstance(peer, tuple):
         return port is None or peer[1] == port
-    # A Unix socket: a pair of the process's own has no name.
+    # A Unix socket; the ends of a local socketpair() have no name.
     return bool(peer)
 
 
@@ -85,7 +85,7 @@ logger = logging.getLogger("workerpools")
 
 
 class HasFileno(Protocol):
-    """A connection or socket that tells its file descriptor."""
+    """A connection or socket with a file descriptor."""
 
     def fileno(self) -> int:
         """Return the descriptor; -1 or an exception when closed."""
@@ -93,14 +93,14 @@ class HasFileno(Protocol):
 
 
 class Descriptors:
-    """The connections that one open value owns at the moment, held weakly.
+    """The current connections of one open value, held weakly.
 
-    An adapter adds each connection when it is made and drops it when it is closed. Descriptors are asked for only at
-    a fork, so a connection that was closed unseen is skipped, not mistaken for the next file of that number.
+    An adapter adds each connection after opening it and drops it after closing it. Descriptors are looked up only at a
+    fork, so a connection closed without notice is skipped and not mistaken for the next file with that number.
     """
 
     def __init__(self) -> None:
-        #: By the id of each; :meth:`drop` takes one out.
+        #: By id; :meth:`drop` removes one.
         self.connections: dict[int, Callable[[], Any]] = {}
         self._borrowers: dict[int, Callable[[], Any]] = {}
         self._sources: list[Callable[[], Iterable[Any]]] = []
@@ -110,24 +110,27 @@ class Descriptors:
         self._seen: weakref.WeakKeyDictionary[object, SocketNumber] = weakref.WeakKeyDictionary()
 
     def connecting(self, port: int | None) -> None:
-        """Note that the calling thread begins to connect, until it calls :meth:`add` or :meth:`gave_up`.
+        """Record that the calling thread is connecting, until it calls :meth:`add` or :meth:`gave_up`.
 
-        Until then no object tells of the socket, and a fork must look for it among those that were made since.
+        Meanwhile no object exposes the socket, so a fork has to search the sockets created since this call.
 
         Args:
-            port: The TCP port it connects to; None where that is not known.
+            port: The peer's TCP port; None if unknown.
         """
         self._connecting[threading.get_ident()] = (numbers(), port)
 
     def gave_up(self) -> None:
-        """Note that the calling thread connects no longer."""
+        """Record that the calling thread has stopped connecting."""
         self._connecting.pop(threading.get_ident(), None)
 
     def look(self, connection: Any) -> SocketNumber | None:
-        """Find the socket of a connection without a ``fileno()`` that the calling thread has just made.
+        """Find the socket of a connection without a ``fileno()``, just opened by the calling thread.
+
+        Args:
+            connection: The new connection. Held weakly.
 
         Returns:
-            What tells its descriptor; None where it cannot be told from the sockets that other threads make.
+            The socket; None if it cannot be told apart from sockets that other threads opened meanwhile.
         """
         begun = self._connecting.get(threading.get_ident())
         found = [] if begun is None else made_since(*begun)
@@ -137,48 +140,65 @@ class Descriptors:
         return seen
 
     def add(self, connection: Any) -> None:
-        """Note a connection that was just opened: one with a ``fileno()``, or that was looked for."""
+        """Add a connection that was just opened.
+
+        Args:
+            connection: Anything with a ``fileno()``, or a connection passed to :meth:`look` before. Held weakly where
+                its type allows that.
+        """
         self.gave_up()
         _hold(self.connections, id(connection), connection)
 
     def drop(self, connection: object) -> None:
-        """Forget a connection that was closed."""
+        """Remove a closed connection; unknown ones are ignored."""
         self.connections.pop(id(connection), None)
 
     def lend(self, connection: object, borrower: object) -> None:
-        """Note who holds a checked-out connection.
+        """Record the holder of a checked-out connection.
 
         Args:
-            connection: Anything that stands for the connection in its pool; a later call replaces its borrower.
-            borrower: Must not be finalized in a forked child, because its finalizer talks to the server.
+            connection: The connection, or its entry in the pool; a later call replaces the borrower.
+            borrower: The holder. Kept from finalization in a forked child, because its finalizer uses the network.
         """
         _hold(self._borrowers, id(connection), borrower)
 
     def watch(self, source: Callable[[], Iterable[HasFileno]]) -> None:
-        """Ask ``source`` for the value's connections whenever they are wanted, where nothing tells of each."""
+        """List the value's connections with ``source`` at each fork, for clients without hooks for single connections.
+
+        Args:
+            source: Returns the open connections. Must not block.
+        """
         self._sources.append(source)
 
     def hold(self, source: Callable[[], Iterable[object]]) -> None:
-        """Ask ``source`` at a fork who holds checked-out connections, where noting each with :meth:`lend` costs."""
+        """List the holders of checked-out connections with ``source`` at each fork; a cheaper form of :meth:`lend`.
+
+        Args:
+            source: Returns the holders. Must not block.
+        """
         self._holders.append(source)
 
     def keep(self, companion: object) -> None:
-        """Keep an object that belongs to the value and must not be finalized in a forked child."""
+        """Keep an object of the value from finalization in a forked child.
+
+        Args:
+            companion: The object. Held strongly, for as long as the value is open.
+        """
         self._kept.append(companion)
 
     def count(self) -> int:
-        """Return how many connections are open."""
+        """Return the number of open connections."""
         return sum(1 for connection in self._open() if self._fileno(connection) >= 0)
 
     def pin(self) -> object:
-        """Return strong references to everything that a forked child must not finalize."""
+        """Return strong references to every object that a forked child must not finalize."""
         held = [held for ref in list(self._borrowers.values()) if (held := ref()) is not None]
         for source in self._holders:
             held.extend(source())
         return self._open(), held
 
     def filenos(self) -> list[int]:
-        """Return the descriptors that are open now, those of connections that are still being made included."""
+        """Return the open descriptors, including those of connections in progress."""
         found = [number for connection in self._open() if (number := self._fileno(connection)) >= 0]
         for before, port in list(self._connecting.values()):
             found += made_since(before, port)
@@ -194,14 +214,14 @@ class Descriptors:
         for source in self._sources:
             try:
                 noted.extend(source())
-            except Exception:  # somebody else's function: a fork goes on without it
+            except Exception:  # third-party code: the fork goes on without it
                 logger.exception("could not list the connections of a value")
         return noted
 
 
 def _hold(table: dict[int, Callable[[], Any]], key: int, value: object) -> None:
     def forget(ref: object) -> None:
-        # The number of a dead object may have been given to its successor already.
+        # A new object may have the id of the dead one already.
         if table.get(key) is ref:
             table.pop(key, None)
 
@@ -212,8 +232,8 @@ def _hold(table: dict[int, Callable[[], Any]], key: int, value: object) -> None:
 
 
 def fileno(connection: Any) -> int:
-    """Return the connection's descriptor, or -1 when it has none any more."""
-    # Each driver has an exception of its own for a closed connection.
+    """Return the connection's descriptor; -1 once it is closed."""
+    # Every driver raises its own exception for a closed connection.
     try:
         return int(connection.fileno())
     except Exception:

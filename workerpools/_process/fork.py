@@ -1,8 +1,8 @@
-"""What happens to open connections when the process forks: every line about fork, and nothing else.
+"""Fork safety of open connections.
 
-A child must not use its parent's connections, and must not close them either: closing says goodbye on a socket that
-the parent still uses. So the child, before any user code runs, points every inherited descriptor at the null device
-(``dup2``), and keeps the objects that own them referenced for ever, so that no finalizer runs.
+A child must neither use its parent's connections nor close them: a clean close sends a farewell on a socket that the
+parent still uses. So before any user code runs, the child points every inherited descriptor at the null device
+(``dup2``) and keeps the owning objects referenced for ever, so that no finalizer runs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["Inheritable", "guard"]
 
 
 class Inheritable(Protocol):
-    """Something that owns descriptors that a forked child must not use."""
+    """An owner of descriptors that a forked child must not use."""
 
     def pin(self) -> object:
-        """Return strong references to what must not be finalized in a child. Called in the parent."""
+        """Return strong references to the objects that a child must not finalize. Called in the parent."""
 
     def discard(self) -> tuple[object, Sequence[int]]:
-        """Forget everything inherited; return the objects to keep for ever, and their descriptors.
+        """Forget all inherited state; return the objects to keep for ever, and their descriptors.
 
-        Called in the child. Must not take a lock that another thread of the parent may have held.
+        Called in the child. Must not take a lock that a thread of the parent may have held.
         """
         ...
 
@@ -39,7 +39,7 @@ _installed = False
 
 
 def guard(owner: Inheritable) -> None:
-    """Have ``owner`` discard what it inherits, in every child that this process forks from now on.
+    """Discard the state that ``owner`` inherits, in every later child of this process.
 
     Args:
         owner: Held weakly: guarding does not keep it alive.
@@ -53,12 +53,11 @@ def _install() -> None:
     global _installed
     with _install_lock:
         if not _installed:
-            # Where nothing is guarded nobody pays for it; a child must find it loaded.
+            # Imported late: processes without resources never pay for it. Before the fork: a child must not import.
             from ctypes import py_object, pythonapi
 
             def in_child() -> None:
-                # An interpreter that ends normally clears its modules: one reference that nobody gives back keeps the
-                # values beyond that, too.
+                # Interpreter shutdown clears modules: one leaked reference keeps the values alive beyond that.
                 pythonapi.Py_IncRef(py_object(_after_in_child()))
 
             os.register_at_fork(before=_before_in_parent, after_in_parent=_after_in_parent, after_in_child=in_child)
@@ -66,13 +65,13 @@ def _install() -> None:
 
 
 def _owners() -> list[Any]:
-    # list() of a dict's values is one step of the interpreter: other threads may add owners meanwhile.
+    # list() of a dict's values is atomic: other threads may add owners meanwhile.
     return [owner for ref in list(_guarded.values()) if (owner := ref()) is not None]
 
 
 def _before_in_parent() -> None:
-    # CPython frees the thread-locals of all other threads in the child BEFORE it runs the child's hooks. A checked-out
-    # connection that only such a thread holds would be finalized there, and send ROLLBACK on the parent's socket.
+    # In the child, CPython frees the thread-locals of all other threads BEFORE it runs the hooks. A checked-out
+    # connection held only by such a thread would be finalized there, and send ROLLBACK on the parent's socket.
     _pins[threading.get_ident()] = [owner.pin() for owner in _owners()]
 
 
@@ -81,7 +80,7 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> object:
-    """Discard what was inherited; return what must never be finalized in this process."""
+    """Discard all inherited values; return the objects that this process must never finalize."""
     global _install_lock
     _install_lock = threading.Lock()
     kept: list[object] = [dict(_pins)]
@@ -96,14 +95,14 @@ def _after_in_child() -> object:
 
 
 def _point_at_null(descriptors: Iterable[int]) -> None:
-    # A number that was closed behind its owner's back may name a file of somebody else by now.
+    # A descriptor closed behind its owner's back may be another file by now.
     sockets = [fd for fd in dict.fromkeys(descriptors) if is_socket(fd)]
     if not sockets:
         return
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        # The limit of open files is reached: give up one inherited descriptor to make room.
+        # Out of descriptors: close one of the inherited ones to make room.
         os.close(sockets[0])
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in sockets:

@@ -1,6 +1,6 @@
-"""Greenlets: whether a library has replaced the standard library's ways to wait, and what it has replaced.
+"""Detection of gevent's and eventlet's monkey patching, and access to the unpatched originals.
 
-gevent and eventlet do that to a process ("monkey patching"). Neither is imported here: who uses one has it loaded.
+Neither library is imported here: a patched process has loaded it already.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Threads", "library", "time_limit"]
 
 
 def library() -> str:
-    """Return ``gevent`` or ``eventlet`` if it has replaced the sockets of this process; else an empty text."""
+    """Return ``gevent`` or ``eventlet`` if it has patched the sockets of this process; an empty string otherwise."""
     gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
     if gevent is not None and gevent.is_module_patched("socket"):
         return "gevent"
@@ -25,11 +25,11 @@ def library() -> str:
 
 
 class Threads:
-    """The operating system's threads and locks, whatever has taken their places.
+    """The operating system's threads and locks, even in a monkey-patched process.
 
     Attributes:
-        start: ``_thread.start_new_thread``, as it was.
-        lock: ``_thread.allocate_lock``, as it was.
+        start: The original ``_thread.start_new_thread``.
+        lock: The original ``_thread.allocate_lock``.
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,13 @@ class Threads:
 
 
 def time_limit(seconds: float, error: Exception) -> AbstractContextManager[Any]:
-    """Raise ``error`` in the calling greenlet after ``seconds``, unless the block has ended; without a library, never.
+    """Raise ``error`` in the calling greenlet if the block takes longer than ``seconds``.
 
-    It comes when the greenlet waits in a way that lets others run.
+    Without gevent or eventlet there is no limit. The error is raised at a cooperative wait of the greenlet.
+
+    Args:
+        seconds: The limit, in seconds.
+        error: The exception to raise.
     """
     which = library()
     if not which:

@@ -1,11 +1,11 @@
-"""Ends a connection whose peer does not answer in time, where nothing else can interrupt the wait.
+"""Watchdog that shuts down a socket whose peer does not answer in time, when nothing else can interrupt the wait.
 
-A driver that waits inside a C library hears of no signal, and a server's own time-out does not cross a network that
-drops packets. One thread for each process shuts the socket down from outside: the wait ends with an error.
+A driver that waits inside a C library receives no signal, and a server-side timeout does not cross a network that
+drops packets. One thread per process shuts the socket down from outside, which ends the wait with an error.
 
-It is a thread of the operating system under gevent and eventlet, too: no greenlet runs while a C library waits. So
-there is no lock between it and the others: a greenlet that waited for one would stop them all, and a garbage collection
-may have its owner give way to another greenlet at any moment. Each step is one operation on a dict or a set instead.
+Under gevent and eventlet it is still an operating-system thread, because no greenlet runs while a C library waits. It
+shares no lock with the others: a greenlet waiting for one would block them all, and a garbage collection can switch
+greenlets at any moment. Every step is a single operation on a dict or a set instead.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from workerpools._process.greenlets import Threads
 
 __all__ = ["Watch", "Watchdog"]
 
-#: How often to ask whether a socket has been shut down, in seconds; that takes one call to the kernel.
+#: The polling interval while a shutdown is in progress, in seconds; a shutdown takes one system call.
 _POLL = 0.0005
 
 
 class Watch:
-    """One socket that a :class:`Watchdog` may shut down: at :attr:`at`, and only while something waits on it.
+    """One socket that a :class:`Watchdog` may shut down at :attr:`at`, only while a caller waits on it.
 
-    Whatever waits puts a token into :attr:`waiting` before, and takes it out after. If the token is gone by then, the
-    watchdog has taken it: see :meth:`Watchdog.stop_waiting`.
+    A caller puts a token into :attr:`waiting` before it waits, and removes it afterwards. If the token is gone by then,
+    the watchdog has taken it: see :meth:`Watchdog.stop_waiting`.
 
     Args:
-        socket: The socket. One that is closed is left alone, whatever has its descriptor then.
+        socket: The socket. Once closed it is left alone, even if its descriptor is reused.
 
     Attributes:
-        at: When, of :func:`time.monotonic`; set by :meth:`Watchdog.arm`.
-        armed: Whether the watchdog will look at it.
+        at: The time of the shutdown, on the clock of :func:`time.monotonic`; set by :meth:`Watchdog.arm`.
+        armed: Whether the watchdog will examine it.
         waiting: At most one token.
+        shut_down: Whether the watchdog has shut the socket down since the token was added.
     """
 
     __slots__ = ("armed", "at", "shut_down", "socket", "waiting")
@@ -52,7 +53,7 @@ class Watch:
 
 
 class Watchdog:
-    """Shuts sockets down at given times, while something waits on them. Its thread starts with the first one."""
+    """Shuts sockets down at given times, while callers wait on them. Its thread is started on first use."""
 
     def __init__(self) -> None:
         self._reset()
@@ -60,20 +61,28 @@ class Watchdog:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._threads = Threads()
-        #: Those to look at; a dict, because it takes no lock. One whose socket is closed is taken out.
+        #: The armed watches. A dict, because its operations need no lock.
         self.watched: dict[Watch, None] = {}
-        #: Those that are being shut down now, or were found at the last moment to wait no longer.
+        #: The watches being examined right now, and possibly shut down.
         self._shutting: set[Watch] = set()
-        #: When the thread looks again by itself.
+        #: The time of the thread's next pass.
         self._looks = math.inf
-        #: Released to have it look at once.
+        #: Released to start a pass at once.
         self._signal = self._threads.lock()
         self._signal.acquire()
-        #: Taken by who starts the thread.
+        #: Acquired by the caller that starts the thread.
         self._start = self._threads.lock()
 
     def watch(self, descriptor: int, at: float) -> Watch:
-        """Shut the socket ``descriptor`` down at ``at``, of :func:`time.monotonic`; return what to forget it by."""
+        """Shut a socket down at ``at``, unless :meth:`forget` is called before.
+
+        Args:
+            descriptor: The socket's descriptor.
+            at: On the clock of :func:`time.monotonic`.
+
+        Returns:
+            The watch to pass to :meth:`forget`.
+        """
         watch = Watch(SocketNumber(descriptor))
         self.arm(watch, at)
         watch.waiting.append(True)
@@ -82,23 +91,30 @@ class Watchdog:
         return watch
 
     def arm(self, watch: Watch, at: float) -> None:
-        """Look at ``watch`` at ``at``: what waits then is ended. Call it before the token is put in."""
+        """Shut down the socket of ``watch`` at ``at`` if a caller is waiting on it then.
+
+        Call it before adding the token.
+
+        Args:
+            watch: The watch; arming it again replaces its time.
+            at: On the clock of :func:`time.monotonic`.
+        """
         if self._pid != os.getpid():
-            # The thread did not come along in the fork.
+            # Threads do not survive a fork.
             self._reset()
         watch.at = at
         watch.armed = True
         self.watched[watch] = None
-        # Read after that is written, as the thread writes it before it reads that.
+        # Read after the write above; the thread does both in the opposite order, so one of the two sees the other.
         if at < self._looks:
             self._rouse()
 
     def stop_waiting(self, watch: Watch) -> bool:
-        """Take the token out; return whether the socket was shut down since it was put in."""
+        """Remove the token; return whether the socket was shut down since it was added."""
         try:
             watch.waiting.pop()
         except IndexError:
-            # Until then its descriptor must not be closed: the number may be given away, and another socket shut down.
+            # The caller must not close the descriptor before: its number may be reused, and another socket shut down.
             while watch in self._shutting and self._pid == os.getpid():
                 time.sleep(_POLL)
             watch.waiting.clear()
@@ -106,7 +122,7 @@ class Watchdog:
         return found
 
     def forget(self, watch: Watch) -> bool:
-        """Leave the socket alone for good; return whether it was still in time."""
+        """Disarm ``watch`` for good; return False if the socket was shut down already."""
         late = self.stop_waiting(watch)
         self.watched.pop(watch, None)
         watch.armed = False
@@ -117,10 +133,10 @@ class Watchdog:
             try:
                 self._threads.start(self._run, ())
             except RuntimeError:
-                # No more threads, or an interpreter on its way out: the server's own time-out is left.
+                # Thread limit or interpreter shutdown: only the server-side timeout is left.
                 self._start.release()
         with contextlib.suppress(RuntimeError):
-            # It may have been released already.
+            # Released already.
             self._signal.release()
 
     def _run(self) -> None:
@@ -136,14 +152,14 @@ class Watchdog:
                 try:
                     token = watch.waiting.pop()
                 except IndexError:
-                    # Nothing waits. Armed again by the next wait, which looks at this after it has put its token in.
+                    # No caller waits. The next one checks `armed` after adding its token, and arms it again.
                     watch.armed = False
                     watched.pop(watch, None)
                     if watch.waiting or watch.at > now:
                         watch.armed = True
                         watched[watch] = None
                 else:
-                    # The token of a later wait, with a later time, may have come in between.
+                    # The token may belong to a later wait, with a later time.
                     if watch.at <= now:
                         watch.shut_down = True
                         _shut_down(watch.socket.fileno())
@@ -159,7 +175,7 @@ class Watchdog:
 
 
 def _shut_down(descriptor: int) -> None:
-    # The C class: the sockets of a patched process belong to the greenlets of one thread. It fails for -1, too.
+    # The C class: a patched socket works only in the greenlets of one thread. -1 raises OSError, too.
     with contextlib.suppress(OSError):
         duplicate = native_socket(fileno=os.dup(descriptor))
         try:

@@ -1,4 +1,4 @@
-"""The attempt: one run of a task body, and what belongs to it alone."""
+"""Attempts: one run of a task body, and the state that belongs to that run alone."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ __all__ = [
 
 logger = logging.getLogger("workerpools")
 
-#: How many failures an attempt remembers; it is the first one that later ones follow from.
+#: The most failures recorded per attempt; later ones usually follow from the first.
 MAX_NOTED = 20
 
-#: How often the sessions of an attempt are committed, where that begins others.
+#: The most rounds of commits per attempt, as commits may begin further work.
 MAX_ROUNDS = 20
 
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
@@ -48,18 +48,18 @@ _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default
 
 @dataclass(eq=False)
 class Effect:
-    """Something that left in an attempt and cannot be taken back. Two of the same text are two effects.
+    """An irreversible effect of an attempt. Effects with the same text are distinct.
 
     Attributes:
         what: A short phrase without secrets, like ``POST by 'api'``.
-        withdrawn: Whether it turned out that the server cannot have acted on it. No attempt shows it then.
+        withdrawn: Whether the effect was found not to have happened. No attempt lists it then.
     """
 
     what: str
     withdrawn: bool = False
 
     def withdraw(self) -> None:
-        """Take it back: it turned out that the server cannot have acted on it."""
+        """Withdraw the effect, once it is certain that the server cannot have acted on the request."""
         self.withdrawn = True
 
     def __repr__(self) -> str:
@@ -70,80 +70,94 @@ class Effect:
 
 
 class Scoped:
-    """Something that belongs to one attempt and ends with it: a session, a batch, a lock.
+    """An object that belongs to one attempt and ends with it: a session, a batch, a lock.
 
-    The attempt calls these in its own thread: :meth:`finish` when the body has returned, :meth:`rollback` on every
-    other way out, then :meth:`end` in both cases. Raising from :meth:`finish` fails the attempt.
+    The attempt calls these methods in its own thread: :meth:`finish` after the body has returned, :meth:`rollback` on
+    every other exit, then :meth:`end` in both cases.
     """
 
     def finish(self) -> bool:
-        """Commit; return whether there was anything to commit.
+        """Commit pending work.
 
         Called again until every scoped object of the attempt returns False: a commit's listeners may begin more work.
+
+        Returns:
+            Whether there was anything to commit.
+
+        Raises:
+            Exception: The commit failed; the attempt fails with this error.
         """
         return False
 
     def rollback(self) -> object:
-        """Undo what was done. Must not raise what it can avoid: the attempt has failed already."""
+        """Undo all work. The attempt has failed already.
+
+        Raises:
+            Exception: Logged; :meth:`invalidate` is called.
+        """
 
     def end(self) -> object:
-        """Give back what is held, for good."""
+        """Release all connections and other resources, for good.
+
+        Raises:
+            Exception: Logged; :meth:`invalidate` is called.
+        """
 
     def invalidate(self) -> object:
-        """Throw the connection away: rolling back or giving back has failed."""
+        """Discard the connection, after a failed rollback or release. Its errors are ignored."""
 
 
 class Attempt:
     """One run of a task body.
 
     Args:
-        delivery: The delivery it is an attempt of; None where nothing is known of that.
-        parent: The attempt that it runs inside of.
+        delivery: Its delivery; None if unknown.
+        parent: The enclosing attempt; None for an outermost one.
     """
 
-    # Class attributes until they are set: most attempts need few of them, and every one would pay.
+    # Class attributes until set: most attempts need few of them, and setting them costs time in every one.
 
-    #: What was noted as an effect; some may have been withdrawn since.
+    #: All recorded effects, including withdrawn ones.
     noted_effects: tuple[Effect, ...] = ()
-    #: What is known of the exceptions that its resources raised.
+    #: Notes about the exceptions raised by its resources.
     noted: tuple[Noted, ...] = ()
-    #: Gets a token back for a success without replays: the budget of the first resource it used.
+    #: The budget of the first resource it used, which gets a token for a success without replays.
     budget: Budget | None = None
-    #: Whether it has ended, as a whole.
+    #: Whether it has ended.
     ended = False
 
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
         self.parent = parent
-        #: The resources it has used, each with the value that it began with.
+        #: The values it uses, by resource: each is kept until the attempt ends.
         self.values: dict[Any, Any] = {}
-        #: What belongs to it and ends with it, by whoever made it.
+        #: Its scoped objects, by key.
         self.scoped: dict[object, Any] = {}
-        #: Called with the attempt once it has ended; see :meth:`callback`.
+        #: Called with the attempt after it has ended; see :meth:`callback`.
         self.callbacks: list[Callable[[Attempt], BaseException | None]] = []
 
     @property
     def task(self) -> str:
-        """The task's name; empty where it is not known."""
+        """The task's name; empty if unknown."""
         return "" if self.delivery is None else self.delivery.terms.name
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """What left that cannot be taken back."""
+        """The effects that were not withdrawn."""
         return tuple([effect for effect in self.noted_effects if not effect.withdrawn])
 
     @cached_property
     def deadline(self) -> Deadline:
-        """When the attempt must have ended: its own task's limit, or that of the attempt it runs inside of."""
+        """The earlier of its own task's deadline and that of the enclosing attempt."""
         own = NO_DEADLINE if self.delivery is None else self.delivery.deadline
         return own if self.parent is None else own.nearest(self.parent.deadline)
 
     def callback(self, function: Callable[[Attempt], BaseException | None]) -> None:
-        """Call ``function`` with the attempt once it has ended, in its thread, in the order of registration.
+        """Register a function to call after the attempt has ended, in its thread, in the order of registration.
 
         Args:
-            function: Returns what interrupted the process meanwhile (SystemExit, GreenletExit), if anything did. Must
-                not raise.
+            function: Called with the attempt. Returns the interruption (SystemExit, GreenletExit) that it caught, or
+                None. Must not raise.
         """
         self.callbacks.append(function)
 
@@ -153,36 +167,37 @@ class Attempt:
         _active.attempts.add(self)
 
     def leave(self) -> None:
-        """Restore the attempt that was current before. Called again where a signal struck in the middle."""
+        """Restore the enclosing attempt as the current one. Idempotent, because a signal may interrupt it."""
         if _current.get() is self:
             _current.set(self.parent)
         _active.attempts.discard(self)
         self.ended = True
 
     def commit(self) -> None:
-        """Commit what the body did, in the order in which it began.
+        """Commit the scoped objects, in the order of their creation.
 
         Raises:
             Exception: The first failure to commit; nothing is committed after it.
         """
         for _ in range(MAX_ROUNDS):
-            # Listeners of one session may use another one, which is begun by that, or was committed before.
+            # A session's commit listeners may use another session, new or already committed.
             committed = False
             for scoped in tuple(self.scoped.values()):
                 if scoped.finish():
                     committed = True
             if not committed:
                 return
-        raise RuntimeError("the sessions' own listeners began another transaction at every commit")
+        raise RuntimeError("listeners of the sessions began another transaction at every commit")
 
     def close(self, *, rollback: bool) -> None:
-        """Close everything the attempt owns. Never raises an Exception: the outcome is decided already.
+        """Close the scoped objects. Never raises an Exception: the outcome is decided already.
 
         Args:
-            rollback: Undo first: the body did not return, or a commit failed.
+            rollback: Whether to roll back first, because the body did not return or a commit failed.
 
         Raises:
-            BaseException: SystemExit, KeyboardInterrupt or GreenletExit that arrived during the clean-up, after it.
+            BaseException: A SystemExit, KeyboardInterrupt or GreenletExit that arrived during the clean-up; raised
+                after the clean-up.
         """
         interruption: BaseException | None = None
         while self.scoped:
@@ -196,10 +211,13 @@ class Attempt:
             raise interruption
 
     def end(self) -> None:
-        """Leave the attempt, unless that was done, and call back whoever asked for it.
+        """Leave the attempt unless already done, and run the callbacks.
+
+        Called before a failed attempt is replayed or retried, so that an interruption of a callback ends the task while
+        no retry was sent. A second call goes on where a signal struck.
 
         Raises:
-            BaseException: What interrupted the process during a callback.
+            BaseException: An interruption that arrived during a callback.
         """
         if not self.ended:
             self.leave()
@@ -210,7 +228,7 @@ class Attempt:
             raise interruption
 
     def classify(self, error: BaseException) -> Noted | None:
-        """Ask the resources that were used what ``error`` proves, where nothing was noted when it was raised."""
+        """Return the first classification of ``error`` by a resource in use, for an error without a note."""
         earlier = tuple(noted.failure for noted in self.noted if noted.failure is not None)
         for resource in self.values:
             noted: Noted | None = resource.classify(error, earlier)
@@ -220,7 +238,7 @@ class Attempt:
 
 
 def _failed_to_clean_up(scoped: Any, failure: BaseException) -> BaseException | None:
-    """Keep what could not be rolled back or closed from its pool; return ``failure`` if it interrupts the process."""
+    """Keep the connection of a failed clean-up out of its pool; return ``failure`` if it interrupts the process."""
     logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
     with contextlib.suppress(BaseException):
         scoped.invalidate()
@@ -228,7 +246,7 @@ def _failed_to_clean_up(scoped: Any, failure: BaseException) -> BaseException | 
 
 
 class _Active:
-    """The attempts that run in this process."""
+    """The running attempts of this process."""
 
     def __init__(self) -> None:
         self.attempts: set[Attempt] = set()
@@ -239,7 +257,7 @@ class _Active:
     def discard(self) -> tuple[object, Sequence[int]]:
         kept = []
         for attempt in list(self.attempts):
-            # Its transaction is the parent's. What the child does from here on begins a session of its own.
+            # Its transaction is the parent's. Later work in the child begins a session of its own.
             kept.append((attempt, attempt.scoped, attempt.values))
             attempt.scoped, attempt.values = {}, {}
         self.attempts = set()
@@ -250,16 +268,16 @@ _active = _Active()
 
 
 def protect() -> None:
-    """Have forked children discard the sessions of the attempts that run at that moment."""
+    """Make forked children discard the sessions of the attempts running at the fork."""
     fork.guard(_active)
 
 
-#: Return the attempt of the calling context, or None.
+#: Returns the attempt of the calling context; None outside one.
 current: Callable[[], Attempt | None] = _current.get
 
 
 def deadline() -> Deadline:
-    """Return when the attempt of the calling context must have ended; without one there is no deadline."""
+    """Return the deadline of the attempt in the calling context; one without a limit outside an attempt."""
     attempt = _current.get()
     return NO_DEADLINE if attempt is None else attempt.deadline
 
@@ -268,11 +286,11 @@ def require(what: str, instead: str = "") -> Attempt:
     """Return the attempt of the calling context.
 
     Args:
-        what: What belongs to it, for the message.
-        instead: What to do elsewhere, for the message.
+        what: The object that needs the attempt, for the message.
+        instead: The alternative outside an attempt, for the message.
 
     Raises:
-        NoAttemptError: There is none.
+        NoAttemptError: No attempt runs in the calling context.
     """
     attempt = _current.get()
     if attempt is None:
@@ -285,22 +303,22 @@ def require(what: str, instead: str = "") -> Attempt:
 
 
 def running() -> list[Attempt]:
-    """Return the attempts that run in this process."""
+    """Return the running attempts of this process."""
     return list(_active.attempts)
 
 
 def concerned() -> list[Attempt]:
-    """Return the attempts that what is done here and now belongs to.
+    """Return the attempts that the calling code belongs to.
 
-    That of the calling context and those it runs inside of. A thread that a body started has none: what it does may
-    belong to every attempt of the process.
+    These are the attempt of the calling context and its enclosing ones. In a thread without an attempt, they are all
+    attempts of the process: any of them may have started the thread.
     """
     attempt = _current.get()
     return running() if attempt is None else line(attempt)
 
 
 def line(attempt: Attempt | None) -> list[Attempt]:
-    """Return ``attempt`` and those it runs inside of, the innermost first."""
+    """Return ``attempt`` and its enclosing attempts, the innermost first."""
     found = []
     while attempt is not None:
         found.append(attempt)
@@ -309,7 +327,7 @@ def line(attempt: Attempt | None) -> list[Attempt]:
 
 
 def note_failure(error: BaseException, noted: Noted) -> None:
-    """Note what is known of ``error``, which is about to be raised: on it, and in the attempt."""
+    """Record a note about ``error``, which is about to be raised, on the exception and in the attempt."""
     attach(error, noted)
     attempt = _current.get()
     if attempt is not None:
@@ -317,18 +335,18 @@ def note_failure(error: BaseException, noted: Noted) -> None:
 
 
 def wait_for_others(resources: Collection[object], timeout: float) -> bool:
-    """Wait until no attempt that uses one of ``resources`` runs, but the caller's own.
+    """Wait for the end of all other attempts that use one of ``resources``.
 
     Args:
         resources: The resources.
-        timeout: How long to wait, in seconds.
+        timeout: The longest wait, in seconds.
 
     Returns:
-        Whether they all ended.
+        Whether all of them ended.
     """
     own, wanted = set(line(_current.get())), set(resources)
     until = time.monotonic() + timeout
-    # Polled, so that an attempt's end costs no notification.
+    # Polled, so that ending an attempt costs no notification.
     while any(not wanted.isdisjoint(attempt.values) for attempt in _active.attempts.copy() - own):
         if time.monotonic() >= until:
             return False
@@ -336,35 +354,35 @@ def wait_for_others(resources: Collection[object], timeout: float) -> bool:
     return True
 
 
-#: How many effects an attempt remembers: the first one decides already, the others are there to be read.
+#: The most effects recorded per attempt: one is enough to decide, and the others are for people.
 MAX_EFFECTS = 100
 
 
 def note_effect(effect: Effect) -> None:
-    """Note that something leaves which cannot be taken back.
+    """Record an irreversible effect, before it happens.
 
-    It counts for the attempt of the calling context and for those it runs inside of. A thread that a body started has
-    no attempt: what leaves there counts for every attempt of the process, since any of them may have started it.
+    It counts for the attempt of the calling context and its enclosing ones. In a thread without an attempt, it counts
+    for all attempts of the process: any of them may have started the thread.
 
     Args:
-        effect: What leaves. The same object may be noted again: it counts once.
+        effect: The effect. Recording the same object again changes nothing.
     """
     attempt = _current.get()
     for each in running() if attempt is None else (attempt,) if attempt.parent is None else line(attempt):
         noted = each.noted_effects
         if len(noted) >= MAX_EFFECTS:
-            # What was withdrawn makes room.
+            # Drop withdrawn effects to make room.
             noted = each.effects
         if len(noted) < MAX_EFFECTS and effect not in noted:
-            # A new tuple: another thread may be looking at this one.
+            # A new tuple: another thread may be reading the old one.
             each.noted_effects = (*noted, effect)
 
 
 def declare_effect(what: str) -> None:
-    """Note an effect that no resource sees: a mail, a file, a call of somebody else's client.
+    """Record an effect that no resource observes: a mail, a file, a call with an unmanaged client.
 
     Args:
-        what: A short phrase without secrets, for the message that says why a task was not run again.
+        what: A short phrase without secrets, for the note on why a task was not run again.
 
     Raises:
         NoAttemptError: No task body runs in this process.

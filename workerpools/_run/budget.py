@@ -1,4 +1,4 @@
-"""A token bucket that keeps an outage from being answered with a storm of replays."""
+"""A token bucket that prevents a storm of replays during an outage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TIMEOUT_COST = 10
 
 
 class Budget:
-    """The tokens that this process has for replays. A replay takes some; every success gives back.
+    """This process's tokens for replays. Replays take tokens, and successes return them.
 
     Args:
-        capacity: How many there are at most, and at the start; 0 means that nothing is replayed.
+        capacity: The maximum and initial number of tokens; 0 turns replays off.
     """
 
-    #: Whether a token was ever taken in this process: until then a success has nothing to give back.
+    #: Whether a token was ever taken in this process: until then successes have nothing to return.
     touched = False
 
     def __init__(self, capacity: int = CAPACITY) -> None:
@@ -38,7 +38,7 @@ class Budget:
 
     @property
     def tokens(self) -> int:
-        """How many are left."""
+        """The number of tokens left."""
         self._own()
         return self._tokens
 
@@ -46,7 +46,7 @@ class Budget:
         """Take the tokens for one replay; return whether there were enough.
 
         Args:
-            timed_out: Whether a time-out is what failed: it costs more, as it already cost time.
+            timed_out: Whether the failure was a timeout: it costs more tokens, because it has already cost time.
         """
         self._own()
         cost = TIMEOUT_COST if timed_out else REPLAY_COST
@@ -60,7 +60,11 @@ class Budget:
             return True
 
     def succeeded(self, replays: int) -> None:
-        """Give tokens back: what the replays took that led to a success, or one for a success without any."""
+        """Return tokens after a success.
+
+        Args:
+            replays: The number of replays before the success, whose tokens are returned; 0 returns one token.
+        """
         if self._full:
             return
         self._own()
@@ -70,7 +74,11 @@ class Budget:
             self._told()
 
     def tell(self, tell: Callable[[int, int], object]) -> None:
-        """Call ``tell`` with the tokens and the capacity whenever they change in this process; it must not block."""
+        """Report every change of the tokens in this process.
+
+        Args:
+            tell: Called with the tokens and the capacity. Must not block.
+        """
         self._own()
         self._tell = tell
 
@@ -79,6 +87,6 @@ class Budget:
             self._tell(self._tokens, self.capacity)
 
     def _own(self) -> None:
-        # A forked child has a budget of its own, and must not wait for a lock that a thread of its parent held.
+        # A forked child has its own budget, and a thread of the parent may have held the inherited lock.
         if self._pid != os.getpid():
             self._fill()

@@ -1,4 +1,4 @@
-"""When a task must have ended, and how long everything it waits for may take."""
+"""Task deadlines, and the bounds they put on waits."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["NO_DEADLINE", "Deadline", "seconds_allowed"]
 
 @dataclass(eq=False, repr=False, slots=True)
 class Deadline:
-    """When a task must have ended.
+    """The time by which a task must have ended.
 
     Attributes:
-        at: On the clock of :func:`time.monotonic`; None without any limit.
+        at: On the clock of :func:`time.monotonic`; None for no limit.
     """
 
     at: float | None = None
 
     def remaining(self) -> float | None:
-        """Return the seconds that are left, never below 0; None without a limit."""
+        """Return the time left, in seconds, never below 0; None without a limit."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
     def clamp(self, timeout: float | None, least: float = 0.0) -> float | None:
-        """Return ``timeout``, or what is left where that is less; None waits for ever. In seconds.
+        """Return the smaller of ``timeout`` and the time left, in seconds; None without either limit.
 
         Args:
-            timeout: In seconds; None without one.
-            least: Returned where less is left: a socket with a timeout of 0 does not wait, and raises no timeout.
+            timeout: In seconds; None for no timeout.
+            least: The lower bound of the time left, in seconds: a socket timeout of 0 means non-blocking.
 
         Raises:
-            ConfigurationError: ``timeout`` is no number, negative, or longer than a week.
+            ConfigurationError: ``timeout`` is not a number, is negative, or is longer than a week.
         """
         if timeout is not None:
             timeout = seconds(timeout, "Deadline.clamp(): timeout", most=WEEK, optional=True)
@@ -44,7 +44,7 @@ class Deadline:
         return remaining if timeout is None else min(timeout, remaining)
 
     def nearest(self, other: Deadline) -> Deadline:
-        """Return the one of the two that comes first."""
+        """Return the earlier of the two deadlines."""
         if self.at is None or (other.at is not None and other.at < self.at):
             return other
         return self
@@ -58,15 +58,17 @@ NO_DEADLINE = Deadline()
 
 
 def seconds_allowed(limits: Iterable[float | None], margin: float) -> float | None:
-    """Return how long a task may take, in seconds: the least of its limits, minus a margin.
+    """Return the time a task may take, in seconds: its shortest limit, minus a margin.
 
-    The margin is what is left for the error to come back before Celery's own limit strikes. Of a short limit it takes
-    half at most.
+    The margin lets an error propagate before Celery's own limit strikes. It is at most half of the limit.
 
     Args:
-        limits: In seconds; None or 0 where there is none.
+        limits: In seconds; None or 0 for no limit.
         margin: In seconds.
+
+    Returns:
+        The time in seconds; None without a limit.
     """
-    # A list: a generator would be resumed for each limit, in every task that has one.
+    # A list: faster than a generator, and this runs for every task with a limit.
     least = min([limit for limit in limits if limit], default=None)
     return None if least is None else max(least - margin, least / 2)

@@ -1,4 +1,4 @@
-"""Whether a failed attempt runs again, and how often: pure decisions."""
+"""Replay, retry or raise: the pure decision that follows a failed attempt."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["Action", "Decision", "RetryPolicy", "Situation", "decide"]
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a task runs again after a failure of a connection. Times in seconds.
+    """How often a task runs again after a connection failure. Times are in seconds.
 
     Attributes:
-        replays: How often the body, or a request of it, may run again at once in the process. Counted over all
-            deliveries of the task, so that replays and retries add up and never multiply.
-        max_retries: How often the task may be put back on the broker, counted as Celery counts (``request.retries``).
-        backoff: The upper bound of the first delay; it doubles with each retry. The delay is drawn evenly from 0 to
-            the bound (full jitter).
-        backoff_max: The highest bound.
+        replays: The number of times the body, or one of its requests, may run again at once in the same process.
+            Counted over all deliveries of the task, so that replays and retries add up and never multiply.
+        max_retries: The number of times the task may be put back on the broker, counted in ``request.retries``.
+        backoff: The upper bound of the first delay; it doubles with each retry. The delay is uniformly distributed from
+            0 to the bound (full jitter).
+        backoff_max: The maximum of that bound.
 
     Raises:
-        ConfigurationError: A value is no number, negative, or above a million times, or a year of seconds.
+        ConfigurationError: A value is not a number, is negative, or exceeds a million times or a year.
     """
 
     replays: int = 2
@@ -43,19 +43,19 @@ class RetryPolicy:
 
     @property
     def longest_delay(self) -> float:
-        """The longest delay that may be drawn, in seconds; 0 without retries."""
+        """The longest possible delay, in seconds; 0 without retries."""
         return min(self.backoff_max, self.backoff * 2.0 ** min(self.max_retries - 1, 60)) if self.max_retries else 0.0
 
     @classmethod
     def of(cls, value: object, where: str) -> RetryPolicy | None:
-        """Return the policy that a task's ``replay`` option stands for; None for ``replay=False``.
+        """Return the policy of a task's ``replay`` option; None for ``replay=False``.
 
         Args:
             value: A policy, True or False.
             where: The task, for the message.
 
         Raises:
-            ConfigurationError: It is something else.
+            ConfigurationError: ``value`` is anything else.
         """
         if isinstance(value, cls):
             return value
@@ -64,8 +64,8 @@ class RetryPolicy:
         raise ConfigurationError(f"{where}: replay={value!r}; wanted: a RetryPolicy, True or False")
 
 
-#: The upper bound of the delay before a transaction that was aborted runs again, in seconds; it doubles each time.
-#: Those that met in a deadlock would meet again without one.
+#: The upper bound of the delay before an aborted transaction runs again, in seconds; it doubles each time. Without a
+#: delay, the participants of a deadlock would meet again.
 ABORTED_BACKOFF = 0.05
 ABORTED_BACKOFF_MAX = 1.0
 
@@ -74,7 +74,7 @@ DEFAULT_POLICY = RetryPolicy()
 
 
 class Action(str, Enum):
-    """What is done about a failure."""
+    """The action that follows a failure."""
 
     REPLAY = "replay"
     RETRY = "retry"
@@ -82,20 +82,20 @@ class Action(str, Enum):
 
 
 class Situation(NamedTuple):
-    """What surrounds a failure. Times in seconds.
+    """The circumstances of a failure. Times are in seconds.
 
     Attributes:
-        effects: What left in the attempt that cannot be taken back.
-        idempotent: Whether the task says that it may run twice.
-        policy: None where replaying is turned off.
-        replays: How often something was replayed for this task already, in this delivery and those before.
-        retries: How often the task was put back on the broker already.
+        effects: The irreversible effects of the attempt.
+        idempotent: Whether the task is declared idempotent.
+        policy: The task's policy; None if replays are turned off.
+        replays: The number of replays so far, in this and earlier deliveries of the task.
+        retries: The number of retries so far.
         affordable: Whether the budget has tokens for a replay.
-        no_broker: Why the task cannot go back to the broker; empty if it can.
-        remaining: Until the task's time limit; None without one.
-        expires_in: Until the task expires; None if it does not.
-        visibility: After which the broker would deliver a message that still waits a second time; None for never.
-        chance: A number from 0 to 1, drawn at random, for the jitter.
+        no_broker: The reason why the task cannot go back to the broker; empty if it can.
+        remaining: The time until the task's time limit; None without one.
+        expires_in: The time until the task expires; None if it does not.
+        visibility: The time after which the broker redelivers a waiting message; None for never.
+        chance: A random number from 0 to 1, for the jitter.
     """
 
     effects: Sequence[object] = ()
@@ -112,12 +112,12 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What is done.
+    """The action to take after a failure.
 
     Attributes:
-        action: Run again now, go back to the broker, or raise.
-        delay: Before that, in seconds.
-        reason: Why nothing is run again now or later; empty for a replay.
+        action: Replay, retry or raise.
+        delay: The delay before it, in seconds.
+        reason: The reason why there is no replay, or no retry; empty for a replay.
     """
 
     action: Action
@@ -131,8 +131,12 @@ _AT_ONCE = (FailureKind.STALE, FailureKind.ABORTED, FailureKind.INDETERMINATE)
 def decide(failure: Failure, situation: Situation) -> Decision:
     """Decide what follows a failure.
 
-    Nothing runs again that may have been done: not after an effect, and not when the outcome is unknown, unless the
-    task says that it is idempotent.
+    Nothing that may have taken effect runs again: neither after an effect nor after an unknown outcome, unless the task
+    is idempotent.
+
+    Args:
+        failure: The failure.
+        situation: Its circumstances.
     """
     policy = situation.policy
     if policy is None:
@@ -141,11 +145,9 @@ def decide(failure: Failure, situation: Situation) -> Decision:
         return _raise("another try would fail in the same way")
     if not situation.idempotent:
         if failure.kind is FailureKind.INDETERMINATE:
-            return _raise("it may have been done, and the task does not say that it is idempotent")
+            return _raise("it may have been done, and the task is not declared idempotent")
         if situation.effects:
-            return _raise(
-                f"{describe(situation.effects)} had left already, and the task does not say that it is idempotent"
-            )
+            return _raise(f"{describe(situation.effects)} had left already, and the task is not declared idempotent")
     if failure.kind in _AT_ONCE and situation.replays < policy.replays and situation.affordable:
         delay = 0.0
         if failure.kind is FailureKind.ABORTED:
@@ -162,7 +164,7 @@ def _to_broker(failure: Failure, situation: Situation, policy: RetryPolicy) -> D
         return _raise(f"it was retried {situation.retries} times (max_retries={policy.max_retries})")
     bound = min(policy.backoff_max, policy.backoff * 2.0 ** min(situation.retries, 60))
     asked = failure.retry_after or 0.0
-    # The policy's own delays were looked at when the worker started; what a server asks for nobody knew then.
+    # The policy's own delays were checked when the worker started; a server's request could not be.
     if situation.visibility is not None and asked >= situation.visibility:
         return _raise(
             f"the server asks to wait {asked:.0f} s, and the broker would deliver the task twice after its visibility "
@@ -179,7 +181,7 @@ def _raise(reason: str) -> Decision:
 
 
 def describe(effects: Sequence[object]) -> str:
-    """Return the effects as a short phrase."""
+    """Return a short phrase that lists the effects."""
     names = list(dict.fromkeys(str(effect) for effect in effects))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

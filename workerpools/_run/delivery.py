@@ -1,4 +1,4 @@
-"""One delivery of a task: what its attempts share, from the first run of the body to the last replay."""
+"""One delivery of a task: the state shared by its attempts, from the first run of the body to the last replay."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ __all__ = ["Delivery", "Terms"]
 class Terms:
     """A task's terms for running again, and its way back to the broker.
 
-    As it stands, those of a plain function: no broker, no limits, nothing that may run twice. A task system overrides
-    what it knows better.
+    The defaults are those of a plain function: no broker, no limits, not idempotent. A task system overrides them.
     """
 
     name = ""
@@ -28,7 +27,7 @@ class Terms:
     policy: RetryPolicy | None = None
 
     def requests(self) -> list[Any]:
-        """Return the requests that the task runs for in this thread, the outermost first."""
+        """Return the task's current requests in this thread, the outermost first."""
         return []
 
     def is_control(self, error: BaseException) -> bool:
@@ -36,26 +35,26 @@ class Terms:
         return False
 
     def retries(self, request: Any) -> int:
-        """Return how often the task was put back on the broker."""
+        """Return the number of times the task was put back on the broker."""
         return 0
 
     def replays(self, request: Any) -> int:
-        """Return how many replays earlier deliveries of the task have used."""
+        """Return the number of replays in earlier deliveries of the task."""
         return 0
 
     def carry(self, request: Any, replays: int) -> None:
-        """Tell later deliveries of the task how many replays were used."""
+        """Pass the number of replays on to later deliveries of the task."""
 
     def no_broker(self, request: Any, error: BaseException) -> str:
-        """Return why the task cannot go back to the broker after ``error``; an empty text if it can."""
+        """Return the reason why the task cannot go back to the broker after ``error``; empty if it can."""
         return "it was called directly, and has no broker to wait at"
 
     def allowed(self, request: Any, elapsed: float) -> float | None:
-        """Return the time that the task may take, in seconds from its start; None without a limit.
+        """Return the time the task may take, in seconds from its start; None without a limit.
 
         Args:
             request: The request.
-            elapsed: Seconds since the start, for limits given as a time of day.
+            elapsed: Seconds since the start, for limits given as a point in time.
         """
         return None
 
@@ -68,19 +67,19 @@ class Terms:
         return None
 
     def time_limit_exceeded(self, request: Any) -> Exception:
-        """Return the task system's own error for a task that has exceeded its nearest limit."""
+        """Return the task system's own error for an exceeded time limit."""
         return TimeoutError("the task's time limit was exceeded")
 
     def retry(self, request: Any, error: BaseException, delay: float) -> Exception:
         """Put the task back on the broker, to run in ``delay`` seconds; return the exception to raise.
 
         Raises:
-            Exception: The broker did not take it.
+            Exception: The broker did not accept it.
         """
         raise NotImplementedError
 
 
-#: Stands for the request of a run inside of no other one: the first of the task's.
+#: Placeholder for the request of an outermost run, which is the task's first request.
 OUTERMOST = object()
 
 
@@ -88,15 +87,15 @@ class Delivery:
     """One delivery of a task.
 
     Args:
-        terms: The task's.
-        request: The request it runs for, whose identity tells one run from another; :data:`OUTERMOST` to look it up
-            when it is needed, because that takes longer than all the rest, and few runs need it.
+        terms: The task's terms.
+        request: The task's request, whose identity distinguishes runs; :data:`OUTERMOST` to look it up on first use,
+            because the lookup is slow and few runs need it.
     """
 
-    # Class attributes until they are set: most deliveries need none of them, and every one would pay.
+    # Class attributes until set: most deliveries need none of them, and setting them costs time in every one.
     _replays = 0
     _before: int | None = None
-    #: What paid for its replays.
+    #: The budget that paid for its replays.
     budget: Budget | None = None
 
     def __init__(self, terms: Terms, request: Any = OUTERMOST) -> None:
@@ -106,7 +105,7 @@ class Delivery:
 
     @cached_property
     def request(self) -> Any:
-        """The Celery request it runs for; None outside a worker."""
+        """The Celery request of this delivery; None outside a worker."""
         if self._request is OUTERMOST:
             requests = self.terms.requests()
             return requests[0] if requests else None
@@ -114,7 +113,7 @@ class Delivery:
 
     @cached_property
     def deadline(self) -> Deadline:
-        """When the task must have ended."""
+        """The task's deadline."""
         allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
         return NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
 
@@ -124,7 +123,7 @@ class Delivery:
         return self._before + self._replays
 
     def take_replay(self, noted: Noted) -> bool:
-        """Count one replay because of ``noted``, if policy and budget allow it; return whether they do."""
+        """Count and pay for one replay after ``noted``; return False if policy or budget forbid it."""
         policy = self.terms.policy
         if policy is None or self._used() >= policy.replays or not self._pay(noted):
             return False
@@ -132,7 +131,7 @@ class Delivery:
         return True
 
     def count_replay(self) -> None:
-        """Count one replay, for this delivery and those after it."""
+        """Count one replay, for this and later deliveries."""
         self._replays += 1
         self.terms.carry(self.request, self._used())
 
@@ -145,17 +144,17 @@ class Delivery:
     def decide(
         self, failure: Failure, noted: Noted, error: BaseException, *, effects: Sequence[Any], remaining: float | None
     ) -> Decision:
-        """Decide what follows a failure of one of its attempts, and pay for a replay.
+        """Decide what follows a failure of an attempt, and pay for a replay.
 
         Args:
             failure: The failure.
-            noted: What was noted of it.
-            error: The exception that the task would raise.
+            noted: The adapter's note about it.
+            error: The exception the task would raise.
             effects: The attempt's effects.
             remaining: Seconds until the attempt's deadline; None without one.
         """
         expires_in = self.terms.expires_in(self.request)
-        # Asked only where a server says how long to wait: the policy's own delays were checked at start-up.
+        # Needed only for a delay requested by a server: the policy's own delays were checked at start-up.
         visibility = self.terms.visibility() if failure.retry_after else None
 
         def situation(affordable: bool) -> Situation:
@@ -174,13 +173,13 @@ class Delivery:
             )
 
         decision = decide(failure, situation(True))
-        # Paid on decision, not before: another thread may have taken the last token.
+        # Paid after the decision: another thread may have taken the last token meanwhile.
         if decision.action is Action.REPLAY and not self._pay(noted):
             return decide(failure, situation(False))
         return decision
 
     def succeeded(self, budget: Budget | None) -> None:
-        """Give tokens back: those that its replays took, or one to ``budget`` for a success without any."""
+        """Return the tokens of its replays; without replays, return one token to ``budget``."""
         if self.budget is not None:
             self.budget.succeeded(self._replays)
         elif budget is not None:

@@ -1,4 +1,4 @@
-"""Events: frozen data for listeners, and one structured log line each."""
+"""Events: frozen data for listeners, with one structured log line per event."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from workerpools._text import redact_text
 
 __all__ = ["ALERTS", "CONNECTIONS", "LEAKS", "PREFIX", "REPLAY", "Event", "EventKind", "Listener", "Listeners", "write"]
 
-#: What happens to values and connections.
+#: Values and connections opened, closed, recycled and discarded.
 CONNECTIONS = "workerpools.connections"
-#: What was run again, put back, refused or resolved.
+#: Replays, retries, refusals and resolved commits.
 REPLAY = "workerpools.replay"
-#: Connections that are held for too long, or beyond their attempt.
+#: Connections held for too long, or beyond their attempt.
 LEAKS = "workerpools.leaks"
-#: Alerts that are raised and cleared.
+#: Alerts raised and cleared.
 ALERTS = "workerpools.alerts"
 
-#: What the names of a record's own attributes begin with: without it they could hide those of logging or of others.
+#: The prefix of a log record's extra attributes, which prevents clashes with those of logging and other libraries.
 PREFIX = "workerpools_"
 
 
 def write(name: str, level: int, event: str, fields: Mapping[str, object], text: str = "", stack: str = "") -> None:
-    """Write one line.
+    """Write one log line.
 
     Args:
         name: The logger's name.
-        level: The level.
-        event: What happened; the line begins with it.
-        fields: What is to be known of it, in this order. Passwords in URLs are hidden.
-        text: Words for people, after the fields.
-        stack: Where something was begun; shown as logging shows a ``stack_info``.
+        level: The logging level.
+        event: The event's name, which begins the line.
+        fields: The event's fields, in order. Passwords in URLs are hidden.
+        text: Free text after the fields.
+        stack: A stack to log, as ``stack_info``.
     """
     logger = logging.getLogger(name)
     if not logger.isEnabledFor(level):
         return
     shown = {key: redact_text(value) if isinstance(value, str) else value for key, value in fields.items()}
-    # The template is the same for every line of an event: what groups lines groups them by it.
+    # Lines of the same event share a template: log aggregators group by it.
     template = " ".join([event, *(f"{key}=%s" for key in shown), *(["%s"] if text else [])])
     arguments = (*shown.values(), *([redact_text(text)] if text else []))
     extra = {f"{PREFIX}{key}": value for key, value in (("event", event), *shown.items())}
-    # Not by log(): only so can a stack be told that is not the caller's.
+    # Not log(): it accepts no stack other than the caller's.
     file, line, function, _ = logger.findCaller()
     record = logger.makeRecord(
         name, level, file, line, template, arguments, None, function, extra, redact_text(stack) or None
@@ -96,15 +96,15 @@ _DEFAULT = _Line()
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
+    """One event.
 
     Attributes:
-        kind: What happened.
+        kind: The kind of event.
         resource: The resource's name.
-        detail: One short phrase more, without secrets: the task and the kind of error of a replay.
-        pid: The process it happened in.
-        fields: What ``detail`` tells, by name: ``task``, ``error``, ``kind``, ``reason``, …; and ``stack``, where a
-            connection was acquired, if that is known.
+        detail: A short phrase without secrets, such as the task and the kind of error of a replay.
+        pid: The process id.
+        fields: The contents of ``detail`` by name: ``task``, ``error``, ``kind``, ``reason``, …; and, if known,
+            ``stack``, the stack at which a connection was acquired.
     """
 
     kind: EventKind
@@ -115,32 +115,44 @@ class Event:
 
 
 class Listener(Protocol):
-    """Anything that can be called with an event."""
+    """A callable that accepts an event."""
 
     def __call__(self, event: Event, /) -> object:
-        """Take note of ``event``. Runs where the event happened, in the task's thread: keep it short."""
+        """Handle ``event``. Runs synchronously, usually in the task's thread: keep it short.
+
+        Args:
+            event: The event.
+
+        Raises:
+            Exception: Logged, and never raised into the task.
+        """
 
 
 class Listeners:
-    """Writes every event to the log and hands it to whoever asked for it."""
+    """Logs every event and passes it to the subscribed listeners."""
 
     def __init__(self) -> None:
-        #: By the kind of event.
+        #: The listeners, by kind of event.
         self.audience: dict[EventKind, tuple[Listener, ...]] = dict.fromkeys(EventKind, ())
 
     def add(self, listener: Listener, kinds: Iterable[EventKind] = EventKind) -> None:
-        """Call ``listener`` with every event of these kinds from now on."""
+        """Subscribe ``listener`` to all later events of these kinds.
+
+        Args:
+            listener: Called with each event.
+            kinds: The kinds of events; all by default.
+        """
         for kind in kinds:
             self.audience[kind] = (*self.audience[kind], listener)
 
     def emit(self, kind: EventKind, resource: str, detail: str = "", /, **fields: object) -> None:
-        """Log the event and pass it on; a listener that fails is logged, never raised into the task.
+        """Log an event and pass it to the listeners. A listener's error is logged, never raised into the task.
 
         Args:
-            kind: What happened.
+            kind: The kind of event.
             resource: The resource's name.
-            detail: Words for people, after the fields.
-            fields: What else is to be known, without secrets; ``stack`` tells where the connection was acquired.
+            detail: Free text after the fields.
+            fields: The event's fields, without secrets; ``stack`` is the stack at which a connection was acquired.
         """
         level, name = _LINES.get(kind, _DEFAULT)
         audience = self.audience[kind]
@@ -150,8 +162,8 @@ class Listeners:
         write(name, level, kind.value, {"resource": resource, "pid": pid, **fields}, detail, stack)
         if not audience:
             return
-        told = " ".join([*(f"{key}={value}" for key, value in fields.items()), *([detail] if detail else [])])
-        event = Event(kind, resource, told, pid, {**fields, "stack": stack} if stack else fields)
+        words = " ".join([*(f"{key}={value}" for key, value in fields.items()), *([detail] if detail else [])])
+        event = Event(kind, resource, words, pid, {**fields, "stack": stack} if stack else fields)
         for listener in audience:
             try:
                 listener(event)

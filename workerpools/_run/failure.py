@@ -1,4 +1,4 @@
-"""What a failure proves: its kind, what had been sent, and which exception of a chain is the real one."""
+"""Connection failures: kinds, evidence, and the search for the real cause in a chain of exceptions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class FailureKind(str, Enum):
-    """What is known after a failure; the values are stable."""
+    """The kind of a failure, which decides about replay and retry; the values are stable."""
 
     #: The pooled connection was dead and nothing was applied.
     STALE = "stale"
@@ -36,26 +36,26 @@ class FailureKind(str, Enum):
     INDETERMINATE = "indeterminate"
     #: Not applied; the server cannot serve now.
     UNAVAILABLE = "unavailable"
-    #: Not sent: no connection of the local connection pool came free in time.
+    #: Not sent: the local connection pool had no free connection in time.
     POOL_EXHAUSTED = "pool_exhausted"
-    #: Rolled back for certain, over a connection that is fine: serialization, deadlock, lock timeout.
+    #: Certainly rolled back, on a healthy connection: serialization, deadlock, lock timeout.
     ABORTED = "aborted"
     #: Not applied, and never will be: credentials, TLS verification, no such database.
     PERMANENT = "permanent"
 
 
 class Sent(str, Enum):
-    """How much of a request or statement may have reached the server."""
+    """The part of a request or statement that may have reached the server."""
 
     NOTHING = "nothing"
     PARTIAL = "partial"
     ALL = "all"
-    #: The driver does not tell.
+    #: Not reported by the driver.
     UNKNOWN = "unknown"
 
 
 class Phase(str, Enum):
-    """What was being done."""
+    """The operation that failed."""
 
     ACQUIRE = "acquire"
     CONNECT = "connect"
@@ -68,17 +68,17 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure of a connection, and what it proves.
+    """A connection failure and its evidence.
 
     Attributes:
-        kind: What is known.
-        sent: How much may have reached the server.
-        resource: The resource's name; empty for a connection that is none of ours.
-        phase: What was being done.
-        code: The SQLSTATE, the driver's error number or the HTTP status, where there is one.
-        retry_after: The seconds that the server asks to wait (RFC 9110 §10.2.3).
-        timed_out: Whether a time-out told, rather than an end of the connection.
-        known: A short sentence about what is known, without secrets.
+        kind: The kind of failure.
+        sent: The part of the request that may have reached the server.
+        resource: The resource's name; empty for an unmanaged connection.
+        phase: The operation that failed.
+        code: The SQLSTATE, the driver's error number or the HTTP status; empty without one.
+        retry_after: The delay requested by the server (RFC 9110 §10.2.3), in seconds; None without one.
+        timed_out: Whether the failure was a timeout rather than the end of the connection.
+        known: A short sentence about the evidence, without secrets.
     """
 
     kind: FailureKind
@@ -93,14 +93,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Noted:
-    """What an adapter noted of an exception when it was raised.
+    """An adapter's note about an exception, made when it was raised.
 
     Attributes:
-        failure: None if it is no failure of a connection, though the adapter's library raised it.
-        phase: What was being done.
-        deadline: Whether the task's deadline ended it.
-        budget: Pays for replays; None for a connection that is none of ours.
-        listeners: Hear of what follows; None likewise.
+        failure: The failure; None if the library's error is not a connection failure.
+        phase: The operation that failed.
+        deadline: Whether the task's deadline ended the operation.
+        budget: The budget that pays for replays; None for an unmanaged connection.
+        listeners: The listeners for the events that follow; None for an unmanaged connection.
     """
 
     failure: Failure | None
@@ -110,16 +110,16 @@ class Noted:
     listeners: Listeners | None = field(default=None, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Celery may pickle the exception that this is attached to.
+        # Celery may pickle the exception together with this note.
         return Noted, (self.failure, self.phase, self.deadline)
 
 
 class Verdict(NamedTuple):
-    """What ended an attempt.
+    """The cause of an attempt's end.
 
     Attributes:
-        error: The exception that is to come out: the one that was raised, or the one that a clean-up had masked.
-        noted: What is known of it; None if it is no failure of a connection.
+        error: The exception to raise: the original, or the one that a failed clean-up had masked.
+        noted: The note about it; None if it is not a connection failure.
     """
 
     error: BaseException
@@ -127,29 +127,29 @@ class Verdict(NamedTuple):
 
     @property
     def failure(self) -> Failure | None:
-        """The failure, if it is one."""
+        """The connection failure; None if it is not one."""
         return None if self.noted is None else self.noted.failure
 
 
 _ATTRIBUTE = "__workerpools__"
 
-#: Top-level packages whose exceptions tell of connections: what they raise over another exception may mask it. Adapters
-#: add their client's and its drivers'; ``OSError`` counts always.
+#: Top-level packages of connection libraries, whose exceptions may mask another one during a clean-up. Adapters add
+#: those of their client and its drivers; ``OSError`` always counts.
 _libraries: set[str] = set()
 
 
 def know_libraries(packages: Iterable[str]) -> None:
-    """Take the exceptions of these top-level packages for a connection library's."""
+    """Register top-level packages of connection libraries."""
     _libraries.update(packages)
 
 
 def known_libraries() -> frozenset[str]:
-    """Return the packages given to :func:`know_libraries`."""
+    """Return the packages registered with :func:`know_libraries`."""
     return frozenset(_libraries)
 
 
 def attach(error: BaseException, noted: Noted) -> None:
-    """Note on ``error`` what is known of it. What was noted first stays: it was nearer to the cause."""
+    """Attach a note to ``error``. An earlier note is kept: it was made closer to the cause."""
     if getattr(error, _ATTRIBUTE, None) is None:
         try:
             setattr(error, _ATTRIBUTE, noted)
@@ -158,23 +158,23 @@ def attach(error: BaseException, noted: Noted) -> None:
 
 
 def noted_of(error: BaseException) -> Noted | None:
-    """Return what an adapter noted of this very exception."""
+    """Return the note attached to this exception; None if there is none."""
     noted = getattr(error, _ATTRIBUTE, None)
     return noted if isinstance(noted, Noted) else None
 
 
 def judge(error: BaseException, classify: Callable[[BaseException], Noted | None]) -> Verdict:
-    """Find out what ended an attempt: walk the chain of causes.
+    """Find the cause of an attempt's end in the chain of exceptions.
 
-    - A time limit or an exit anywhere in the chain means that it is no failure of a connection. Where a library's
-      error masks it, because a clean-up failed, it comes out as itself.
-    - An exception of the body that a failed rollback masks comes out as itself.
-    - What the body raised ``from`` a library's error is judged as that error. An error that was merely being handled
-      (``__context__``) is not looked at: the body had its reasons.
+    - A time limit or an exit anywhere in the chain is not a connection failure. If a library's error masks it, because
+      a clean-up failed, the masked exception is raised instead.
+    - An exception of the body that a failed rollback masks is raised instead, too.
+    - An exception raised ``from`` a library's error is judged as that error. One raised while handling it
+      (``__context__``) is not: the body had its reasons.
 
     Args:
-        error: What ended the attempt.
-        classify: Asked for exceptions that nothing was noted of when they were raised.
+        error: The exception that ended the attempt.
+        classify: Classifies exceptions without a note.
     """
     noted = noted_of(error)
     if noted is None or noted.failure is None:
@@ -189,7 +189,7 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
             if not is_library(cause):
                 return Verdict(cause, None)
     explicit, seen = error.__cause__, {id(error)}
-    # ``raise error from error`` makes a chain that bites its own tail.
+    # ``raise error from error`` makes a cycle.
     while noted is None and explicit is not None and id(explicit) not in seen:
         seen.add(id(explicit))
         noted = noted_of(explicit) or classify(explicit)
@@ -198,7 +198,7 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """Return ``error`` and everything it was raised from or during, each once, the nearest first."""
+    """Return ``error`` and all its causes and contexts, without duplicates, the nearest first."""
     found: dict[int, BaseException] = {}
     pending: list[BaseException | None] = [error]
     while pending:
@@ -210,13 +210,13 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return whether ``error`` ends a task from outside: a soft time limit, an exit, GreenletExit, gevent.Timeout."""
+    """Return whether ``error`` interrupts the task: a soft time limit, an exit, GreenletExit, gevent.Timeout."""
     if not isinstance(error, Exception):
         return True
-    # Known by name: the core imports neither Celery nor billiard, which defines it.
+    # By name: the core imports neither Celery nor billiard, which defines it.
     return "SoftTimeLimitExceeded" in [cls.__name__ for cls in type(error).__mro__]
 
 
 def is_library(error: BaseException) -> bool:
-    """Return whether ``error`` is a connection library's, or the operating system's."""
+    """Return whether ``error`` comes from a connection library or the operating system."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _libraries

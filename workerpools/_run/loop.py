@@ -1,4 +1,4 @@
-"""Runs a task body as one attempt, and again where that is safe."""
+"""The attempt loop: runs a task body, and runs it again where that is safe."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = _NONE) -> R:
-    """Run ``body`` inside an attempt: commit what it did when it returns, undo it on every other way out.
+    """Run ``body`` inside an attempt: commit when it returns, roll back on every other exit.
 
-    A body that another one calls as a plain function joins that one's attempt: one session, one commit, no replay of
-    its own.
+    A body called from another one as a plain function joins its attempt: one session, one commit, no replay of its own.
 
     Args:
         body: The task body.
-        terms: What the task says about running again.
+        terms: The task's terms for running again.
         args: The body's positional arguments.
         kwargs: The body's keyword arguments.
 
     Raises:
-        BaseException: What the body raised, or the failure to commit; unchanged, but for a note. A time limit or an
-            exception of the body that a failed clean-up masked comes out instead of the clean-up's.
+        BaseException: The exception of the body or the commit, unchanged except for a note. A time limit or body
+            exception masked by a failed clean-up replaces the clean-up's error.
     """
     outer = attempts.current()
     request: Any = OUTERMOST
@@ -60,7 +59,7 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 raise
             verdict = judge(error, attempt.classify)
             if verdict.noted is not None and verdict.noted.deadline:
-                # The task's own limit ended it, by way of a server or a socket: it is reported as that limit.
+                # The task's own limit took effect through a server or socket timeout: report it as that limit.
                 raise terms.time_limit_exceeded(delivery.request) from error
             if verdict.noted is None or verdict.failure is None:
                 if verdict.error is error:
@@ -70,28 +69,30 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
                 masked = None
         finally:
-            # Here, and again where a signal struck in the middle: an attempt that stayed the current one would own what
-            # later tasks of this process do, and never commit it.
+            # Also after a signal interrupted the regular end: an attempt left as the current one would own the work of
+            # later tasks of this process, and never commit it.
             attempt.end()
-            # An exception's traceback holds this frame: without the attempt in it, sessions and errors go at once.
+            # An exception's traceback holds this frame: without the attempt, sessions and errors are freed at once.
             del attempt
         if masked is not None:
-            # Outside of the handler, so that the masking error does not become its context.
+            # Outside the handler, so that the masking error does not become its context.
             raise masked
 
 
 def _replay_retry_or_raise(
     delivery: Delivery, attempt: Attempt, verdict: Verdict, noted: Noted, failure: Failure
 ) -> None:
-    """Return when the body is to run again at once; raise otherwise."""
+    """Return if the body should run again at once; raise otherwise."""
     error, terms = verdict.error, delivery.terms
     at = attempt.deadline.at
     remaining = None if at is None else max(0.0, at - time.monotonic())
     decision = delivery.decide(failure, noted, error, effects=attempt.effects, remaining=remaining)
-    told: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
+    # Before acting on it: see Attempt.end().
+    attempt.end()
+    fields: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count_replay()
-        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, told)
+        _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, fields)
         time.sleep(decision.delay)
         return
     reason = decision.reason
@@ -99,29 +100,29 @@ def _replay_retry_or_raise(
         try:
             retry = terms.retry(delivery.request, error, decision.delay)
         except Exception as refused:
-            reason = f"the broker did not take it back ({type(refused).__name__})"
+            reason = f"the broker did not accept the retry ({type(refused).__name__})"
         else:
-            _emit(noted, EventKind.TASK_RETRIED, failure, {**told, "delay": round(decision.delay, 1)})
+            _emit(noted, EventKind.TASK_RETRIED, failure, {**fields, "delay": round(decision.delay, 1)})
             raise retry
     add_note(error, sentence(failure, reason))
-    _emit(noted, EventKind.REPLAY_REFUSED, failure, {**told, "reason": reason})
+    _emit(noted, EventKind.REPLAY_REFUSED, failure, {**fields, "reason": reason})
     raise error
 
 
 def sentence(failure: Failure, reason: str) -> str:
-    """Return the note on an error after which the task is not run again: what is known, and why not."""
+    """Return the note for an error after which the task is not run again: the evidence and the reason."""
     whose = f" of the resource {failure.resource!r}" if failure.resource else ""
     known = failure.known or failure.kind.value
     return f"workerpools: {failure.phase.value}{whose} failed: {known}. Not run again: {reason}."
 
 
-def _emit(noted: Noted, kind: EventKind, failure: Failure, told: Mapping[str, object]) -> None:
+def _emit(noted: Noted, kind: EventKind, failure: Failure, fields: Mapping[str, object]) -> None:
     if noted.listeners is not None:
-        noted.listeners.emit(kind, failure.resource, **told)
+        noted.listeners.emit(kind, failure.resource, **fields)
 
 
 def _runs_for(outer: Attempt, request: object) -> bool:
-    # ``.apply()`` brings a request of its own; ``task.run()`` within the body still has the outer one's.
+    # ``.apply()`` creates a new request; ``task.run()`` within the body keeps the outer one.
     attempt: Attempt | None = outer
     while attempt is not None and (attempt.delivery is None or attempt.delivery.request is not request):
         attempt = attempt.parent
@@ -145,5 +146,5 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         attempt.leave()
 
 
-#: Where a body is called: further out, the stack is the same for every task.
+#: The code that calls the body: beyond it, the stack is the same for every task.
 BASE = _once.__code__

@@ -19,12 +19,19 @@ __all__ = ["Alert", "AlertListener", "Monitor", "Outcome", "State", "evaluate", 
 
 
 class AlertListener(Protocol):
-    """Anything that can be called with an alert."""
+    """A callable that accepts an alert."""
 
     def __call__(self, alert: Alert, raised: bool, /) -> object:
         """Handle an alert that was raised or cleared.
 
-        Runs in the worker's main loop and blocks it: keep it short, and send a task for what takes time.
+        Runs in the worker's main loop and blocks it: keep it short, and send a task for slow work.
+
+        Args:
+            alert: The alert.
+            raised: True if it was raised, False if it was cleared.
+
+        Raises:
+            Exception: Logged; the other listeners are still called.
         """
 
 

@@ -1,4 +1,4 @@
-"""The statistics of one WorkerPools: shared with the parent by a child, collected by the parent."""
+"""The statistics of one WorkerPools: published by children, collected by their parent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from workerpools._process import fork
 from workerpools._run.budget import Budget
 from workerpools._run.events import Event, EventKind, Listeners
-from workerpools._stats.memory import Board, Recycles, Slot, SlotState
+from workerpools._stats.memory import Board, Recycles, Slot, SlotState, lasting
 from workerpools._stats.meter import finished
-from workerpools._stats.metrics import lasting
 
 if TYPE_CHECKING:
     from workerpools._stats.snapshot import Alert, ProcessStats, ResourceStats, WorkerStats
@@ -35,14 +34,14 @@ def assemble(
     """Return the snapshot of a worker.
 
     Args:
-        states: What its children have published.
-        own: What its main process counts. Shown where it has no children, or has used a resource itself.
-        execution_pool: What runs its tasks.
-        alive: Tells whether the process of that id lives.
-        children: Its living children, as far as they are known.
+        states: The published statistics of its children.
+        own: The statistics of its main process, included if it has no children or has used a resource itself.
+        execution_pool: The kind of its execution pool.
+        alive: Returns whether the process with a given id is alive.
+        children: The ids of its living children, as far as known.
         now: In seconds since the epoch.
         monotonic: On the clock of :func:`time.monotonic`.
-        alerts: The alerts of now.
+        alerts: The current alerts.
     """
     from workerpools._stats.snapshot import WorkerStats, merged
 
@@ -52,7 +51,7 @@ def assemble(
         if alive(state.pid):
             living.append(_process(state, monotonic))
         else:
-            # Momentary numbers ended with their process.
+            # Gauges end with their process.
             past += _resources(state, state.rows, None)
     used = any(any(each.row) for each in own.resources)
     if used or not (states or children):
@@ -96,7 +95,7 @@ def _resources(state: SlotState, rows: Sequence[Sequence[float]], monotonic: flo
 
 logger = logging.getLogger("workerpools")
 
-#: Which events count, and as what.
+#: The counters of events, by kind.
 _COUNTED = {
     EventKind.ATTEMPT_REPLAYED: "replays",
     EventKind.REQUEST_REPLAYED: "replays",
@@ -107,12 +106,12 @@ _COUNTED = {
 
 
 class Collector:
-    """The statistics of one WorkerPools. Counting needs no set-up: without shared memory it is this process's alone.
+    """The statistics of one WorkerPools. Without shared memory they are those of this process alone.
 
     Args:
-        listeners: Whose events are counted.
-        recycles: Follows the shared memory's requests to recycle.
-        resources: Returns the resources: each with ``name``, ``kind``, ``meter``, and ``ask()`` to be recycled.
+        listeners: The source of the counted events.
+        recycles: Follows the recycle requests in shared memory.
+        resources: Returns the resources: each with ``name``, ``kind``, ``meter``, and ``ask()`` to recycle it.
         budget: Returns this process's budget for replays.
         execution_pool: Returns the kind of the worker's execution pool.
     """
@@ -140,39 +139,43 @@ class Collector:
         fork.guard(self)
 
     def pin(self) -> object:
-        """Keep nothing more from a forked child's finalizers (see :mod:`workerpools._process.fork`)."""
+        """Return nothing: no object needs protection from finalizers (see :mod:`workerpools._process.fork`)."""
         return ()
 
     def discard(self) -> tuple[object, Sequence[int]]:
-        """Forget the parent's slot: it has one writer."""
+        """Forget the parent's slot: a slot has only one writer."""
         slot, self._slot = self._slot, None
         self._started = time.time()
         self.alerts = ()
         return slot, ()
 
     def share(self, board: Board | None) -> None:
-        """Have children that are started from now on publish into ``board``; what was published is forgotten."""
+        """Make later children publish into ``board``; earlier publications are dropped.
+
+        Args:
+            board: The shared memory; None to stop publishing.
+        """
         before, self._board = self._board, board
         self._recycles.follow(None if board is None else board.recycles)
         if before is not None:
             before.remove()
 
     def at_end(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called by :meth:`end`, while everything that was counted can still be seen."""
+        """Register a function that :meth:`end` calls while all statistics are still available."""
         self._at_end.append(call)
 
     def end(self) -> None:
-        """Note that the worker has ended: whoever exports does so for the last time; then it is forgotten."""
+        """End the worker's statistics: export them for the last time, then drop them."""
         calls, self._at_end = self._at_end, []
         for call in calls:
             try:
                 call()
             except Exception:
-                logger.warning("the last statistics of this worker are lost", exc_info=True)
+                logger.warning("the final export of this worker's statistics failed", exc_info=True)
         self.share(None)
 
     def join(self, index: int) -> bool:
-        """Publish what this process counts, as the parent's child ``index``; return whether there is a slot for it."""
+        """Publish this process's statistics, as the parent's child ``index``; return False without a free slot."""
         slot = None if self._board is None else self._board.claim(index)
         if slot is None:
             return False
@@ -186,11 +189,11 @@ class Collector:
 
     @property
     def answers(self) -> bool:
-        """Whether this process tells what it counts, and not a parent for it."""
+        """Whether this process reports its own statistics, rather than publishing them for its parent."""
         return self._slot is None and (self._board is None or self._board.owner == os.getpid())
 
     def attach(self, resource: Any) -> None:
-        """Publish what ``resource`` counts from now on, where this process publishes at all."""
+        """Publish the statistics of ``resource``, if this process publishes at all."""
         slot = self._slot
         if slot is not None and not resource.meter.is_shown:
             place = slot.place(resource.name, resource.kind)
@@ -198,15 +201,15 @@ class Collector:
                 resource.meter.show(slot, place)
 
     def names(self) -> list[str]:
-        """Return the names of the resources of this process, and of those that its children have made themselves."""
+        """Return the names of the resources of this process and of its children."""
         own = {resource.name for resource in self._resources()}
         return sorted(own if self._board is None else own | self._board.names())
 
     def recycle(self, names: Sequence[str]) -> None:
-        """Have connections replaced, here and by the children of this process.
+        """Replace connections in this process and its children.
 
         Args:
-            names: The resources; none for every one.
+            names: The resources; empty for all.
         """
         board, now = self._board, time.monotonic()
         if board is not None and board.owner == os.getpid():
@@ -219,14 +222,14 @@ class Collector:
         for resource in self._resources():
             if resource.name == event.resource:
                 resource.meter.count(_COUNTED[event.kind])
-                # Most come after the attempt has ended, and so was published.
+                # Most events follow the attempt's end, and so its publication.
                 resource.meter.publish()
 
     def snapshot(self, children: Collection[int] | None = None) -> WorkerStats:
-        """Return what this process counts, and what its children publish.
+        """Return the statistics of this process and its children.
 
         Args:
-            children: The process ids of the worker's living children; whoever lives, where that is not known.
+            children: The process ids of the worker's living children; None to include every living process.
         """
         alive = _lives if children is None else children.__contains__
         return assemble(
@@ -241,7 +244,7 @@ class Collector:
         )
 
     def _own(self) -> ProcessStats:
-        # Loaded by readers alone: a child that only counts has no use for it.
+        # Imported by readers only: children that merely count do not need it.
         from workerpools._stats.snapshot import ProcessStats, ResourceStats
 
         budget = self._budget()

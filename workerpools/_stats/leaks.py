@@ -17,7 +17,7 @@ __all__ = ["LeakDetector", "give_back"]
 
 logger = logging.getLogger("workerpools")
 
-#: How often leases are looked at, in seconds; a quarter of ``leak_after`` within these bounds.
+#: The bounds of the interval between checks, in seconds; it is a quarter of ``leak_after``.
 SHORTEST, LONGEST = 0.02, 5.0
 
 
@@ -28,9 +28,9 @@ class _Watched(NamedTuple):
 
 
 class LeakDetector:
-    """Reports each lease once that is out for too long, from a thread of its own: a task that hangs reports nothing.
+    """Reports each overdue lease once, from its own thread, because a hanging task cannot report itself.
 
-    The thread starts with the first resource that has a ``leak_after``.
+    The thread is started by the first resource with a ``leak_after``.
     """
 
     def __init__(self) -> None:
@@ -39,15 +39,15 @@ class LeakDetector:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        # Replaced by each addition: the thread may be iterating over it.
+        # Replaced on every addition, because the thread may be iterating over it.
         self._watched: tuple[_Watched, ...] = ()
         self._reported: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
 
     def watch(self, resource: str, meter: Meter, listeners: Listeners) -> None:
-        """Watch the leases of ``meter``, which knows its ``leak_after``. Called under the resource's lock."""
+        """Watch the leases of ``meter``, using its ``leak_after``. Called under the resource's lock."""
         if self._pid != os.getpid():
-            # The thread did not come along in the fork, and the lock may have been held.
+            # The thread does not survive a fork, and the lock may have been held.
             self._reset()
         with self._lock:
             living = tuple(each for each in self._watched if each.meter() not in (None, meter))
@@ -58,7 +58,7 @@ class LeakDetector:
                 self._thread.start()
 
     def look(self, now: float) -> float:
-        """Report what is out for too long; return the seconds until the next look.
+        """Report overdue leases; return the time until the next check, in seconds.
 
         Args:
             now: On the clock of :func:`time.monotonic`.
@@ -82,9 +82,9 @@ def _run(ref: weakref.ref[LeakDetector]) -> None:
         try:
             wait = detector.look(time.monotonic())
         except Exception:
-            logger.exception("looking for leaked connections failed")
+            logger.exception("the check for leaked connections failed")
             wait = LONGEST
-        # Not kept alive by its thread.
+        # The thread must not keep the detector alive.
         del detector
         time.sleep(wait)
 
@@ -103,17 +103,17 @@ def _report(resource: str, listeners: Listeners, lease: Lease, held: float, afte
 
 
 def give_back(resource: str, listeners: Listeners, left: Sequence[Lease], task: str) -> BaseException | None:
-    """Give back the connections that an attempt left in use, and report each.
+    """Return the connections that an attempt left in use to their pool, and report each.
 
     Args:
         resource: The resource's name.
-        listeners: Hear of each.
-        left: The leases, as :meth:`workerpools._stats.meter.Meter.attempt_ended` returned them.
+        listeners: The listeners to notify.
+        left: The leases, from :meth:`workerpools._stats.meter.Meter.attempt_ended`.
         task: The task's name.
 
     Returns:
-        What interrupted the process meanwhile, if anything did. Nothing else is raised: the attempt's outcome is
-        decided already.
+        An interruption that arrived meanwhile; None without one. Nothing is raised: the attempt's outcome is decided
+        already.
     """
     interruption: BaseException | None = None
     for lease in left:
@@ -121,7 +121,7 @@ def give_back(resource: str, listeners: Listeners, left: Sequence[Lease], task: 
         try:
             returned = lease.reclaim is not None and lease.reclaim()
         except BaseException as error:
-            logging.getLogger(LEAKS).debug("a connection of %r was not given back", resource, exc_info=error)
+            logging.getLogger(LEAKS).debug("a connection of %r was not returned to its pool", resource, exc_info=error)
             if not isinstance(error, Exception):
                 interruption = error
         listeners.emit(

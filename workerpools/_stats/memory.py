@@ -1,4 +1,4 @@
-"""Shared memory between a worker and its children: counters up, requests to recycle down; one writer each, no lock."""
+"""Lock-free shared memory: children publish statistics, and the worker publishes recycle requests."""
 
 from __future__ import annotations
 
@@ -12,26 +12,38 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workerpools._stats.metrics import WIDTH, fold
+from workerpools._stats.metrics import DEFINITIONS, FIRST, WIDTH, MetricType
 from workerpools._values import NAME
 
-__all__ = ["PLACES", "RECYCLE_SIZE", "SLOTS", "Board", "RecycleTable", "Recycles", "Slot", "SlotState"]
+__all__ = [
+    "PLACES",
+    "RECYCLE_SIZE",
+    "SLOTS",
+    "Board",
+    "RecycleTable",
+    "Recycles",
+    "Slot",
+    "SlotState",
+    "fold",
+    "lasting",
+    "merge",
+]
 
-#: How many children of a worker can publish, and how many resources each.
+#: The most children that can publish, and the most resources per child.
 SLOTS = 256
 PLACES = 16
 
-#: What a resource's kind may take, in bytes of UTF-8, after its name.
+#: The room for a resource's kind, in bytes of UTF-8, after its name.
 KIND = 16
 TITLE = NAME + KIND
 
-# The head of a slot, as floats: the heads lie together, so that looking for used slots touches few pages.
+# The head of a slot, in floats. All heads lie together, so that a search for used slots touches few pages.
 WRITES, PID, CLAIMS, VALID, NAMES, OVERFLOW, STARTED, PUBLISHED, TOKENS, CAPACITY = range(10)
 HEAD = 16
 TITLES = PLACES * TITLE // 8
 ROWS = PLACES * WIDTH
 BODY = TITLES + 3 * ROWS
-#: The size of all, in floats.
+#: The total size of the slots, in floats.
 FLOATS = SLOTS * (HEAD + BODY)
 
 _ALL = slice(None)
@@ -40,18 +52,18 @@ _now = time.time
 
 
 def past_of(body: int, claims: int) -> int:
-    """Return where the rows of a slot's past begin, after so many have taken it over."""
+    """Return the start of a slot's rows of past counters, after the given number of claims."""
     return body + TITLES + ROWS * (1 + claims % 2)
 
 
 def text_of(raw: bytes) -> str:
-    """Return a name or a kind as it was written."""
-    # A name that is too long was cut, perhaps within a character.
+    """Return a name or kind from its raw bytes."""
+    # A truncated name may end within a character.
     return raw.rstrip(b"\0").decode("utf-8", "ignore")
 
 
 class Slot:
-    """The slot of this process; made by :meth:`workerpools._stats.board.Board.claim`."""
+    """The slot of this process; created by :meth:`Board.claim`."""
 
     def __init__(self, view: memoryview[float], raw: memoryview[int], index: int) -> None:
         self.index = index
@@ -79,7 +91,7 @@ class Slot:
                     view[before + at : before + at + WIDTH].tolist(), view[own + at : own + at + WIDTH].tolist()
                 )
                 view[after + at : after + at + WIDTH] = array("d", folded)
-            # From here on the predecessor's own numbers count as its past, and do not count as anybody's own.
+            # From here on the predecessor's numbers count as past ones, and no longer as current ones.
             claims += 1
             view[head + CLAIMS] = claims
         view[own : own + ROWS] = array("d", bytes(8 * ROWS))
@@ -95,7 +107,7 @@ class Slot:
         return bytes(self._raw[start : start + TITLE])
 
     def place(self, name: str, kind: str) -> int | None:
-        """Return the place of the resource ``name``; None if there is none left, which is counted."""
+        """Return the place of the resource ``name``; None if the slot is full, which is counted."""
         raw = name.encode()[:NAME]
         known = text_of(raw)
         with self._lock:
@@ -113,19 +125,19 @@ class Slot:
             return place
 
     def row(self, place: int) -> memoryview[float]:
-        """Return the row of a place, for single numbers that are to be seen at once."""
+        """Return the row of a place, for writing single numbers directly."""
         start = self._body + TITLES + place * WIDTH
         return self._view[start : start + WIDTH]
 
     def tell_tokens(self, tokens: int, capacity: int) -> None:
-        """Show the tokens of the retry budget, and how many it can hold."""
+        """Publish the tokens and the capacity of the retry budget."""
         self._view[self._head + TOKENS], self._view[self._head + CAPACITY] = tokens, capacity
 
     def publish(self, target: memoryview[float], row: array[float]) -> None:
-        """Write one resource's row. Never blocks: what another thread is writing meanwhile is newer next time.
+        """Write one resource's row. Never blocks: skipped while another thread writes, until the next publication.
 
         Args:
-            target: What :meth:`row` returned.
+            target: The row, from :meth:`row`.
             row: The numbers.
         """
         if not self._lock.acquire(False):
@@ -144,7 +156,7 @@ class Slot:
 VERSION, EVERY, COUNT = range(3)
 _HEAD = 8
 _ENTRY = NAME // 8 + 1
-#: How many names there is room for; where they do not suffice, every resource is meant: that is never wrong.
+#: The most names. A request for more applies to all resources, which is always safe.
 ENTRIES = 64
 #: The table's size, in floats.
 RECYCLE_SIZE = _HEAD + ENTRIES * _ENTRY
@@ -154,8 +166,8 @@ class RecycleTable:
     """When each resource was last asked to replace its connections.
 
     Args:
-        cells: :data:`RECYCLE_SIZE` floats, all 0 in the beginning. The first one changes with each request: it is all
-            that a reader looks at each time.
+        cells: :data:`RECYCLE_SIZE` floats, initially 0. The first one changes with each request, so that readers check
+            only this one.
     """
 
     def __init__(self, cells: memoryview[float]) -> None:
@@ -164,10 +176,10 @@ class RecycleTable:
         self._writing = threading.Lock()
 
     def tell(self, names: Iterable[str], now: float) -> None:
-        """Ask for new connections in place of those that were opened before ``now``.
+        """Request the replacement of all connections opened before ``now``.
 
         Args:
-            names: The resources; none for every one.
+            names: The resources; empty for all.
             now: On the clock of :func:`time.monotonic`.
         """
         with self._writing:
@@ -207,7 +219,7 @@ class RecycleTable:
 
 
 class Recycles:
-    """What this process is told: the table of its parent, or nothing."""
+    """The recycle requests that this process follows: its parent's table, or none."""
 
     def __init__(self) -> None:
         self._table: RecycleTable | None = None
@@ -215,7 +227,7 @@ class Recycles:
         self.cells: Sequence[float] = (0.0,)
 
     def follow(self, table: RecycleTable | None) -> None:
-        """Be told by ``table`` from now on; by nobody if None."""
+        """Follow the requests in ``table`` from now on; none if None."""
         self._table = table
         self.cells = (0.0,) if table is None else table.cells
 
@@ -224,32 +236,32 @@ class Recycles:
         return 0.0 if self._table is None else self._table.at(name)
 
 
-#: The size of it all, in bytes.
+#: The total size, in bytes.
 SIZE = (FLOATS + RECYCLE_SIZE) * 8
 
-#: How often a reader tries again.
+#: The number of attempts at a consistent read.
 TRIES = 50
 
-#: A writer that has not gone on for so long seems to have stopped, in seconds; it may have been paused by the system.
+#: The time after which an unfinished write counts as interrupted, in seconds; the writer may merely be paused.
 STOPPED = 1.0
 
 
 @dataclass(frozen=True)
 class SlotState:
-    """What was read of one slot.
+    """The contents of one slot.
 
     Attributes:
         index: The slot's number.
-        pid: Its last writer.
-        started: When that one began, in seconds since the epoch.
-        published: When it last published, in seconds since the epoch.
+        pid: The process id of its last writer.
+        started: The start of that process, in seconds since the epoch.
+        published: The time of its last publication, in seconds since the epoch.
         tokens: The tokens of its retry budget.
-        capacity: How many that can hold.
-        overflow: How many resources found no place.
-        interrupted: Whether its writer seems to have stopped half-way.
+        capacity: The capacity of that budget.
+        overflow: The number of resources without a place in the slot.
+        interrupted: Whether the writer seems to have stopped during a write.
         titles: The name and kind of each resource.
-        past: A row for each: the counters of earlier writers.
-        rows: A row for each: its last writer's own.
+        past: The counters of earlier writers, one row per resource.
+        rows: The numbers of the last writer, one row per resource.
     """
 
     index: int
@@ -270,43 +282,43 @@ class Board:
 
     Args:
         memory: The mapping.
-        path: Where other processes can open it; empty for an anonymous one, which is only inherited by a fork.
-        keep: Whatever must stay open as long as the board is in use.
-        owner: The process that made it.
+        path: The path by which other processes open it; empty for anonymous memory, which only forks inherit.
+        keep: An object to keep alive as long as the board.
+        owner: The id of the process that created it.
     """
 
     def __init__(self, memory: mmap.mmap, path: str = "", keep: object = None, owner: int = 0) -> None:
         self._memory = memory
         self._bytes = memoryview(memory)
         self._view = self._bytes.cast("d")
-        #: The process that made it: it alone writes what is not in a slot.
+        #: The process that created it, and the only one to write outside the slots.
         self.owner = owner
-        #: Which connections the children are to replace.
+        #: The recycle requests to the children.
         self.recycles = RecycleTable(self._view[FLOATS:])
         self.path = path
         self._keep = keep
         self._seen: dict[int, SlotState] = {}
-        # Since when each slot that could not be read was at which write.
+        # The write counter and first sighting of each slot that could not be read.
         self._met: dict[int, tuple[float, float]] = {}
 
     @classmethod
     def anonymous(cls) -> Board:
-        """Return a new one that forked children inherit."""
+        """Return a new board that forked children inherit."""
         return cls(mmap.mmap(-1, SIZE), owner=os.getpid())
 
     @classmethod
     def in_file(cls) -> Board:
-        """Return a new one that children of any start method can open by its :attr:`path`."""
+        """Return a new board that children of any start method can open by its :attr:`path`."""
         import tempfile
 
         number, path = tempfile.mkstemp(prefix="workerpools-")
-        # Open as long as the board is, and closed with it.
+        # Stays open as long as the board.
         file = os.fdopen(number, "r+b")
         file.truncate(SIZE)
         board = cls(mmap.mmap(number, SIZE), path, file, os.getpid())
         through = f"/proc/{os.getpid()}/fd/{number}"
         if os.path.exists(through):
-            # Then nothing is left behind, however this process ends.
+            # Unlinked, so that nothing remains however this process ends.
             os.unlink(path)
             board.path = through
         return board
@@ -319,11 +331,11 @@ class Board:
 
     @classmethod
     def at(cls, path: str) -> Board:
-        """Open the one that another process made.
+        """Open the board of another process.
 
         Raises:
-            OSError: There is none.
-            ValueError: It is of another size, and so of another version.
+            OSError: It does not exist.
+            ValueError: Its size differs, so it belongs to another version.
         """
         with open(path, "r+b") as file:
             if os.fstat(file.fileno()).st_size != SIZE:
@@ -331,26 +343,26 @@ class Board:
             return cls(mmap.mmap(file.fileno(), SIZE), path)
 
     def claim(self, index: int) -> Slot | None:
-        """Take over the slot of the child ``index``, for this process; None if there is none of that number.
+        """Take over the slot of the child ``index`` for this process; None if the index is out of range.
 
-        Of all living processes only one may have an index, as is so among the children of a pool.
+        An index must be unique among living processes, as it is among the children of a pool.
         """
         return Slot(self._view, self._bytes, index) if 0 <= index < SLOTS else None
 
     def read(self, alive: Callable[[int], bool]) -> list[SlotState]:
-        """Return every slot that was ever used.
+        """Return all slots that were ever used.
 
         Args:
-            alive: Tells whether the process of that id lives.
+            alive: Returns whether the process with a given id is alive.
         """
         found = (self._read(index, alive) for index in range(SLOTS) if self._view[index * HEAD + CLAIMS])
         return [state for state in found if state is not None]
 
     def names(self) -> set[str]:
-        """Return the names of all resources that any child has ever published."""
+        """Return the names of all resources ever published by a child."""
         found: set[str] = set()
         for index in range(SLOTS):
-            # A title is written before it is counted, and stays.
+            # A title is written before it is counted, and never removed.
             for place in range(min(int(self._view[index * HEAD + NAMES]), PLACES)):
                 start = (SLOTS * HEAD + index * BODY) * 8 + place * TITLE
                 found.add(text_of(bytes(self._bytes[start : start + NAME])))
@@ -373,8 +385,8 @@ class Board:
         interrupted = now - since >= STOPPED
         if alive(int(view[head + PID])) and index in self._seen:
             return replace(self._seen[index], interrupted=interrupted)
-        # Nobody writes here any more, or nothing was ever read. Each number is whole: as long as the slot was not
-        # taken over meanwhile, the worst is that some are from before the last publication and some from after it.
+        # The writer is dead, or the slot was never read before. Single numbers are atomic: unless the slot is claimed
+        # meanwhile, the copy at worst mixes numbers from before and after the last publication.
         for _ in range(TRIES):
             claims = view[head + CLAIMS], view[head + VALID]
             state = self._copy(index)
@@ -414,3 +426,48 @@ def _split(numbers: list[float], count: int) -> tuple[list[float], ...]:
 def _title(titles: bytes, place: int) -> tuple[str, str]:
     raw = titles[place * TITLE :]
     return text_of(raw[:NAME]), text_of(raw[NAME:TITLE])
+
+
+# Rows of several processes.
+
+
+def _cells(types: tuple[MetricType, ...]) -> list[int]:
+    return [FIRST[each.name] + n for each in DEFINITIONS if each.type in types for n in range(each.width)]
+
+
+#: The numbers merged by maximum; the last one of each histogram is its highest value.
+_HIGHEST = _cells((MetricType.MAX,)) + [
+    FIRST[each.name] + each.width - 1 for each in DEFINITIONS if each.type is MetricType.HISTOGRAM
+]
+#: The numbers that become meaningless when their process ends.
+_MOMENTARY = _cells((MetricType.GAUGE, MetricType.MAX))
+
+
+def merge(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Return one row for several processes: sums, or the maximum for types that require it."""
+    if not rows:
+        return [0.0] * WIDTH
+    if len(rows) == 1:
+        return list(rows[0])
+    merged = [float(sum(column)) for column in zip(*rows, strict=True)]
+    for cell in _HIGHEST:
+        merged[cell] = max(row[cell] for row in rows)
+    return merged
+
+
+def fold(past: Sequence[float], last: Sequence[float]) -> list[float]:
+    """Return the counters of a process that has ended, added to those of its predecessors.
+
+    Args:
+        past: The row of its predecessors.
+        last: Its own last row.
+    """
+    return lasting(merge([past, last]))
+
+
+def lasting(row: Sequence[float]) -> list[float]:
+    """Return a row with all current states set to 0."""
+    counters = list(row)
+    for cell in _MOMENTARY:
+        counters[cell] = 0.0
+    return counters

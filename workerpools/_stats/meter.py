@@ -1,4 +1,4 @@
-"""Counts what one resource does in this process, and puts the numbers where the parent can read them."""
+"""The statistics of one resource in one process: counting, and publishing to the parent."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _ABSENT = object()
 class Lease:
     """One use of a connection: waiting, then acquired and returned; or given up.
 
-    Times are those of :func:`time.monotonic`.
+    Obtained from :attr:`Opening.wait` or :meth:`Opening.lease`. Times are on the clock of :func:`time.monotonic`.
 
     Args:
-        meter: Counts it.
-        waits: Whether the wait for a connection begins now; else the connection is there already.
+        meter: Counts the lease.
+        waits: Whether a wait for the connection begins now; otherwise it is available already.
 
     Attributes:
-        since: When the wait began, then when the connection was acquired.
-        attempt: The attempt that acquired it; None outside one, or once it is not that attempt's any more.
-        thread: The thread that acquired it for an attempt; else 0.
-        reclaim: Gives the connection back for an attempt that left it in use; see :meth:`acquired`.
-        stack: Where it was acquired, if that was to be kept.
+        since: The start of the wait; after :meth:`acquired`, the start of the use.
+        attempt: The attempt that acquired the connection; None outside one, and once the attempt no longer owns it.
+        thread: The thread that acquired the connection for an attempt; 0 otherwise.
+        reclaim: Returns the connection to its pool after its attempt left it in use; see :meth:`acquired`.
+        stack: The stack at which the connection was acquired; None unless ``leak_after`` is set.
     """
 
-    # Long methods without helpers: every task that uses a connection pays for each call.
+    # Long methods without helpers: every task that uses a connection would pay for the calls.
 
     __slots__ = ("__weakref__", "_meter", "attempt", "reclaim", "since", "stack", "thread")
 
@@ -69,20 +69,20 @@ class Lease:
                 row[_LONGEST_WAIT] = since
             waiting[self] = None
             row[_PENDING] = len(waiting)
-            # Shown at once, single numbers and so without the slot's counter: the wait may be a long one.
+            # Published at once, because the wait may be long; single numbers need no write counter.
             if shown is not None:
                 shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], row[_LONGEST_WAIT]
 
     def acquired(
         self, *, creating: float = 0.0, reused: bool = True, reclaim: Callable[[], bool] | None = None
     ) -> None:
-        """Note that a connection came, and is in use from now on.
+        """Report that a connection was acquired, and is now in use.
 
         Args:
-            creating: Seconds of the wait that went into opening a connection.
-            reused: Whether the connection was open before.
-            reclaim: Called in the attempt's thread where the attempt has ended and left the connection in use; gives
-                it back and returns whether it was still out. None where nothing can.
+            creating: The part of the wait that was spent opening a connection, in seconds.
+            reused: Whether the connection was open already.
+            reclaim: Called in the attempt's thread if the attempt has ended and left the connection in use. Returns the
+                connection to its pool, and returns whether it was still in use. None if that is impossible.
         """
         meter = self._meter
         row, leases, waiting, now = meter.row, meter.leases, meter.waiting, monotonic()
@@ -102,17 +102,17 @@ class Lease:
             leases[self] = None
             row[_IN_USE] = in_use = len(leases)
             if in_use == 1:
-                # A snapshot makes an age of it.
+                # Snapshots convert it to an age.
                 row[_LONGEST_USE] = now
             if (shown := meter.shown) is not None:
                 shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], row[_LONGEST_WAIT]
                 shown[_IN_USE], shown[_LONGEST_USE] = in_use, row[_LONGEST_USE]
 
     def gave_up(self, *, timed_out: bool = False) -> None:
-        """Note that none came.
+        """Report that the wait ended without a connection.
 
         Args:
-            timed_out: Whether the wait's bound was reached; else an error ended it.
+            timed_out: Whether the wait timed out; otherwise an error ended it.
         """
         meter = self._meter
         row, waiting = meter.row, meter.waiting
@@ -127,7 +127,7 @@ class Lease:
                 meter.add(_WAIT, monotonic() - self.since)
 
     def returned(self) -> bool:
-        """Note that the connection is not in use any more; return whether it was."""
+        """Report that the connection is no longer in use; return whether it was in use until now."""
         meter = self._meter
         now, row, leases = monotonic(), meter.row, meter.leases
         with meter.lock:
@@ -143,10 +143,10 @@ class Lease:
 
 
 class Meter:
-    """The numbers of one resource in one process.
+    """The statistics of one resource in one process.
 
-    Its lock is held for a few additions at a time. It is re-entrant, because the garbage collector may close a
-    connection in the middle of them, in the same thread.
+    Its lock is held only for a few additions at a time. It is re-entrant, because the garbage collector may close a
+    connection between them in the same thread.
     """
 
     def __init__(self) -> None:
@@ -154,23 +154,23 @@ class Meter:
         self.lock = threading.RLock()
         #: The leases of connections in use, the oldest first.
         self.leases: dict[Lease, None] = {}
-        #: Those that wait, the longest wait first.
+        #: The waiting leases, the longest wait first.
         self.waiting: dict[Lease, None] = {}
-        #: Seconds after which a connection in use is reported, so that stacks are kept; None for never.
+        #: The time after which a connection in use is reported, in seconds; None for never, and for keeping no stacks.
         self.leak_after: float | None = None
         self._closing = ""
         self._slot: Slot | None = None
-        #: The same row in shared memory.
+        #: The published copy of the row, in shared memory; None before :meth:`show`.
         self.shown: memoryview[float] | None = None
 
-    # Acquiring and giving back.
+    # Acquiring and returning.
 
     def wait(self) -> Lease:
         """Begin a lease with the wait for a connection."""
         return Lease(self)
 
     def taken(self, reclaim: Callable[[], bool] | None = None) -> Lease:
-        """Begin a lease of a connection that is in use at once, where nothing tells of the wait for it."""
+        """Begin a lease of a connection that is in use at once, without an observable wait."""
         lease = Lease(self, waits=False)
         lease.acquired(reclaim=reclaim)
         return lease
@@ -178,26 +178,26 @@ class Meter:
     # Opening and closing.
 
     def opened(self) -> None:
-        """Count a connection that was opened."""
+        """Count an opened connection."""
         with self.lock:
             self.row[_OPENED] += 1
             self.row[_OPEN] += 1
         self.publish()
 
     def created(self, seconds: float) -> None:
-        """Count how long it took to open a connection."""
+        """Count the time taken to open a connection, in seconds."""
         with self.lock:
             self.add(_CREATE, seconds)
 
     def closed(self, reason: str = "", age: float | None = None) -> str:
-        """Count a connection that was closed.
+        """Count a closed connection.
 
         Args:
-            reason: Why; one that :meth:`closing` or :meth:`closes` gives wins.
-            age: For how long it was open, in seconds; None where that is not known.
+            reason: One of ``CLOSE_REASONS``; that of :meth:`closing` or :meth:`closes` takes precedence.
+            age: The time since it was opened, in seconds; None if unknown.
 
         Returns:
-            Why, for the record.
+            The reason counted.
         """
         with self.lock:
             why = self._closing or reason or "other"
@@ -211,12 +211,12 @@ class Meter:
         return why
 
     def discarded(self, count: int) -> None:
-        """Count connections that were inherited by a fork; they are the parent's, and not among the open ones."""
+        """Count connections inherited by a fork and discarded; they were never counted as open in this process."""
         self.row[_CLOSED["discarded"]] += count
 
     @contextmanager
     def closing(self, reason: str) -> Generator[None, None, None]:
-        """Count whatever is closed meanwhile as closed for ``reason``."""
+        """Count connections closed in the block as closed for ``reason``."""
         before, self._closing = self._closing, self._closing or reason
         try:
             yield
@@ -224,13 +224,13 @@ class Meter:
             self._closing = before
 
     def closes(self, reason: str) -> None:
-        """Count whatever is closed from now on as closed for ``reason``; for none in particular if it is empty."""
+        """Count connections closed from now on as closed for ``reason``; for their own reasons if it is empty."""
         self._closing = reason
 
     # The rest.
 
     def limited(self, limit: int) -> None:
-        """Note how many connections may be open; 0 for any number."""
+        """Set the maximum number of connections; 0 for no limit."""
         self.row[_LIMIT] = limit
         self.publish()
 
@@ -247,14 +247,14 @@ class Meter:
             self.row[_FAILED[kind]] += 1
 
     def count(self, name: str) -> None:
-        """Count one more of the counter ``name``."""
+        """Increment the counter ``name``."""
         with self.lock:
             self.row[FIRST[definition(name).name]] += 1
 
     def attempt_ended(self, attempt: Attempt) -> list[Lease]:
-        """Count an attempt that used the resource, publish, and return the leases that it left.
+        """Count an attempt that used the resource, publish, and return the leases that it left in use.
 
-        Called in the thread of the attempt. What another thread has acquired is that one's, whatever its context says.
+        Called in the attempt's thread. Leases acquired by other threads belong to those, whatever their context.
         """
         left: list[Lease] = []
         with self.lock:
@@ -267,34 +267,34 @@ class Meter:
         return left
 
     def disown(self, attempt: Attempt, since: float) -> None:
-        """Note that leases of ``attempt`` from ``since`` on are not the attempt's, but the process's."""
+        """Transfer the leases of ``attempt`` that began at or after ``since`` from the attempt to the process."""
         with self.lock:
             self._disowned(attempt, since)
 
     def _disowned(self, attempt: Attempt, since: float) -> list[Lease]:
         found = [lease for lease in self.leases if lease.attempt is attempt and lease.since >= since]
         for lease in found:
-            # Counted once, and the attempt is not kept by it any longer.
+            # Counted only once, and no longer keeps the attempt alive.
             lease.attempt = None
         return found
 
     def held_since(self, before: float) -> list[Lease]:
-        """Return the leases that are out since before that time, the oldest first."""
+        """Return the leases in use since ``before`` or earlier, the oldest first."""
         with self.lock:
             return [lease for lease in self.leases if lease.since <= before]
 
     def add(self, first: int, seconds: float, bounds: tuple[float, ...] = BOUNDS) -> None:
-        """Add a value to a histogram, under the lock."""
+        """Add a value in seconds to a histogram. The caller holds the lock."""
         row = self.row
         row[first + bisect_left(bounds, seconds)] += 1
         row[first + _SUM] += seconds
         if seconds > row[first + _MAX]:
             row[first + _MAX] = seconds
 
-    # Where the numbers are seen.
+    # Publishing.
 
     def show(self, slot: Slot, place: int) -> None:
-        """Publish into ``slot`` from now on, at ``place`` there."""
+        """Publish into ``slot`` from now on, at ``place`` in it."""
         with self.lock:
             self._slot, self.shown = slot, slot.row(place)
         self.publish()
@@ -305,21 +305,21 @@ class Meter:
         return self._slot is not None
 
     def publish(self) -> None:
-        """Put the numbers where the parent can read them. Never blocks."""
+        """Write the numbers to shared memory. Never blocks."""
         if self._slot is not None and self.shown is not None:
             self._slot.publish(self.shown, self.row)
 
     def snapshot(self) -> tuple[float, ...]:
-        """Return the numbers as they are now."""
+        """Return the current numbers."""
         with self.lock:
             return finished(self.row, monotonic())
 
 
 def finished(row: Iterable[float], now: float) -> tuple[float, ...]:
-    """Return a raw row as a snapshot shows it: with what follows from the other numbers.
+    """Return a raw row completed for a snapshot: with derived numbers, and ages in place of times.
 
     Args:
-        row: As it is counted and published.
+        row: The row as counted and published.
         now: On the clock of :func:`time.monotonic`, which the processes of a machine share.
     """
     values = list(row)

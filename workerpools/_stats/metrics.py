@@ -1,11 +1,10 @@
-"""What is counted: one table of definitions, from which snapshots, exporters, pages and the documentation are made.
+"""The statistics: one table of definitions for snapshots, exporters, pages and documentation.
 
-A resource's numbers lie one after the other in a row of :data:`WIDTH` floats; :data:`FIRST` tells where each begins.
+A resource's numbers form a row of :data:`WIDTH` floats; :data:`FIRST` gives the position of each definition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,44 +21,41 @@ __all__ = [
     "Definition",
     "MetricType",
     "definition",
-    "fold",
-    "lasting",
-    "merge",
 ]
 
 
 class MetricType(str, Enum):
-    """How numbers of one name behave, and so how those of several processes are put together."""
+    """The type of a number, which determines how those of several processes are merged."""
 
-    #: Never falls while the worker lives; added up.
+    #: Never decreases during the worker's life; added up.
     COUNTER = "counter"
-    #: What is so at this moment; added up over living processes.
+    #: A current state; added up over living processes.
     GAUGE = "gauge"
-    #: What is so at this moment; the highest of the living processes.
+    #: A current state; the maximum over living processes.
     MAX = "max"
-    #: Counts by upper bound, the last one without a bound; then the sum, and the highest value ever.
+    #: Counts by upper bound, the last one unbounded; then the sum, and the highest value ever.
     HISTOGRAM = "histogram"
 
 
-#: The upper bounds of histograms, in seconds; a last bucket has none. With 5 s, above which a wait is an alert.
+#: The upper bounds of histogram buckets, in seconds; the last bucket has none. Includes 5 s, the alert limit of waits.
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0)
 
-#: Those of what takes longer; as many, so that all histograms are laid out alike.
+#: The same for longer durations; as many, so that all histograms have the same layout.
 AGES = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
-#: Why a connection was closed.
+#: The reasons for closing a connection.
 CLOSE_REASONS = ("idle", "lifetime", "stale", "recycled", "shutdown", "discarded", "other")
 
 
 class Definition(NamedTuple):
-    """One number, or one for each value of a label, or one histogram.
+    """A number, a set of numbers by label, or a histogram.
 
     Attributes:
         name: The stable name, in snapshots and in their JSON form.
-        unit: ``s`` for seconds, else what is counted.
-        type: How it behaves.
+        unit: ``s`` for seconds; otherwise the things counted.
+        type: The type of the number.
         meaning: One sentence for people.
-        label: What tells its numbers apart; empty where there is one alone.
+        label: The label that distinguishes its numbers; empty for a single number.
         values: The label's values.
         bounds: The upper bounds of a histogram's buckets, in seconds.
     """
@@ -74,7 +70,7 @@ class Definition(NamedTuple):
 
     @property
     def width(self) -> int:
-        """How many floats it takes in a row."""
+        """Its number of floats in a row."""
         if self.type is MetricType.HISTOGRAM:
             return len(self.bounds) + 3
         return len(self.values) or 1
@@ -94,12 +90,12 @@ class Definition(NamedTuple):
 
     @property
     def opentelemetry(self) -> str:
-        """Its metric in OpenTelemetry, where no semantic convention names it."""
+        """Its metric in OpenTelemetry, unless a semantic convention defines the name."""
         return ".".join(["workerpools", *self._words])
 
     @property
     def _words(self) -> list[str]:
-        # ``open`` and ``opened`` name a state and an event; the unit says of what.
+        # ``open`` and ``opened`` need the unit as their subject.
         return [self.name] if self.unit == "s" or self.name.endswith("s") else [self.unit, self.name]
 
 
@@ -112,63 +108,62 @@ DEFINITIONS = (
         "Connections in use; requests, where a client sends several over one connection.",
     ),
     Definition("idle", "connections", MetricType.GAUGE, "Connections that are open and not in use."),
-    Definition("limit", "connections", MetricType.GAUGE, "Connections that may be open; 0 where there is no limit."),
-    Definition("pending", "acquisitions", MetricType.GAUGE, "Callers that wait for a connection."),
-    Definition("longest_wait", "s", MetricType.MAX, "For how long the caller that waits longest has been waiting."),
-    Definition("longest_use", "s", MetricType.MAX, "For how long the connection that is out longest has been in use."),
-    Definition("opened", "connections", MetricType.COUNTER, "Connections that were opened."),
+    Definition("limit", "connections", MetricType.GAUGE, "The most connections that may be open; 0 without a limit."),
+    Definition("pending", "acquisitions", MetricType.GAUGE, "Callers waiting for a connection."),
+    Definition("longest_wait", "s", MetricType.MAX, "How long the longest-waiting caller has been waiting."),
+    Definition("longest_use", "s", MetricType.MAX, "How long the longest-held connection has been in use."),
+    Definition("opened", "connections", MetricType.COUNTER, "Connections opened."),
     Definition(
         "closed",
         "connections",
         MetricType.COUNTER,
-        "Connections that were closed: not used for max_idle, older than max_lifetime, found or suspected to be dead, "
-        "recycled on demand, closed with the resource, inherited by a fork and dropped (not counted as opened there), "
-        "or otherwise: in use when it failed, or not to be kept.",
+        "Connections closed: idle for max_idle, older than max_lifetime, found or suspected to be dead, recycled on "
+        "demand, closed with the resource, inherited by a fork and discarded (not counted as opened there), or for "
+        "another reason, such as a failure while in use.",
         "reason",
         CLOSE_REASONS,
     ),
+    Definition("reused", "acquisitions", MetricType.COUNTER, "Acquisitions of a connection that was already open."),
     Definition(
-        "reused", "acquisitions", MetricType.COUNTER, "Acquisitions that got a connection which was open already."
+        "acquire_wait", "s", MetricType.HISTOGRAM, "Time spent waiting for a connection, without the time to open one."
     ),
-    Definition("acquire_wait", "s", MetricType.HISTOGRAM, "Waits for a connection, without the time to open one."),
-    Definition(
-        "acquire_timeouts", "acquisitions", MetricType.COUNTER, "Waits for a connection that ended without one."
-    ),
-    Definition("create_time", "s", MetricType.HISTOGRAM, "How long opening a connection took, with TLS and log-in."),
-    Definition("use_time", "s", MetricType.HISTOGRAM, "For how long a connection was in use at a time."),
+    Definition("acquire_timeouts", "acquisitions", MetricType.COUNTER, "Waits for a connection that timed out."),
+    Definition("create_time", "s", MetricType.HISTOGRAM, "Time taken to open a connection, with TLS and log-in."),
+    Definition("use_time", "s", MetricType.HISTOGRAM, "Time a connection was in use, per checkout."),
     Definition(
         "open_time",
         "s",
         MetricType.HISTOGRAM,
-        "For how long a connection was open, told when it is closed; unknown where it was detached from its pool.",
+        "Time a connection was open, recorded when it is closed; unknown if it was detached from its pool.",
         bounds=AGES,
     ),
-    Definition("checks", "checks", MetricType.COUNTER, "Idle connections that were checked before they were used."),
+    Definition("checks", "checks", MetricType.COUNTER, "Checks of idle connections before use."),
     Definition("failed_checks", "checks", MetricType.COUNTER, "Checks that found a dead connection."),
     Definition(
         "failures",
         "failures",
         MetricType.COUNTER,
-        "Failures of connections, caught by the task or not, by what they prove.",
+        "Connection failures, caught by the task or not, by kind.",
         "kind",
         tuple(kind.value for kind in FailureKind),
     ),
+    Definition("replays", "replays", MetricType.COUNTER, "Bodies and requests run again at once in the same process."),
+    Definition("retries", "retries", MetricType.COUNTER, "Tasks put back on the broker."),
+    Definition("refused_replays", "failures", MetricType.COUNTER, "Failures after which nothing ran again."),
     Definition(
-        "replays", "replays", MetricType.COUNTER, "Bodies and requests that were run again at once in the process."
+        "resolved_commits",
+        "commits",
+        MetricType.COUNTER,
+        "COMMITs with a lost acknowledgement whose outcome was resolved.",
     ),
-    Definition("retries", "retries", MetricType.COUNTER, "Tasks that were put back on the broker."),
-    Definition("refused_replays", "failures", MetricType.COUNTER, "Failures after which nothing was run again."),
-    Definition("resolved_commits", "commits", MetricType.COUNTER, "Lost COMMITs whose outcome was found out."),
     Definition("attempts", "attempts", MetricType.COUNTER, "Runs of a task body that used the resource."),
-    Definition(
-        "leaks", "connections", MetricType.COUNTER, "Connections that were still in use when their attempt had ended."
-    ),
+    Definition("leaks", "connections", MetricType.COUNTER, "Connections still in use after the end of their attempt."),
 )
 
-#: The numbers of a row.
+#: The length of a row.
 WIDTH = sum(each.width for each in DEFINITIONS)
 
-#: Where each definition's numbers begin in a row.
+#: The position of each definition's first number in a row.
 FIRST: dict[str, int] = dict(
     zip(
         (each.name for each in DEFINITIONS),
@@ -181,51 +176,9 @@ _BY_NAME = {definition.name: definition for definition in DEFINITIONS}
 
 
 def definition(name: str) -> Definition:
-    """Return the definition of that name.
+    """Return the definition called ``name``.
 
     Raises:
-        KeyError: There is none.
+        KeyError: There is no such definition.
     """
     return _BY_NAME[name]
-
-
-def _cells(types: tuple[MetricType, ...]) -> list[int]:
-    return [FIRST[each.name] + n for each in DEFINITIONS if each.type in types for n in range(each.width)]
-
-
-#: The numbers of which the highest counts: the last one of each histogram is its highest value.
-_HIGHEST = _cells((MetricType.MAX,)) + [
-    FIRST[each.name] + each.width - 1 for each in DEFINITIONS if each.type is MetricType.HISTOGRAM
-]
-#: The numbers that end with their process.
-_MOMENTARY = _cells((MetricType.GAUGE, MetricType.MAX))
-
-
-def merge(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Return one row for the rows of several processes: added up, or the highest where that is what counts."""
-    if not rows:
-        return [0.0] * WIDTH
-    if len(rows) == 1:
-        return list(rows[0])
-    merged = [float(sum(column)) for column in zip(*rows, strict=True)]
-    for cell in _HIGHEST:
-        merged[cell] = max(row[cell] for row in rows)
-    return merged
-
-
-def fold(past: Sequence[float], last: Sequence[float]) -> list[float]:
-    """Return what stays of a process that has ended: its counters join those of its predecessors.
-
-    Args:
-        past: The row of its predecessors.
-        last: Its own last row.
-    """
-    return lasting(merge([past, last]))
-
-
-def lasting(row: Sequence[float]) -> list[float]:
-    """Return a row without what was so at its moment alone."""
-    counters = list(row)
-    for cell in _MOMENTARY:
-        counters[cell] = 0.0
-    return counters

@@ -1,4 +1,4 @@
-"""Snapshots of workers for scripts and for people: as one JSON document, or as lines."""
+"""Reports of worker snapshots: a JSON document for scripts, lines for people."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
 
 __all__ = ["Workers", "combined", "document", "lines", "shown"]
 
-#: The version of the document; a reader skips what it does not know.
+#: The version of the document; readers ignore unknown keys.
 VERSION = 1
 
-#: What each worker answered: a snapshot for each WorkerPools of its app.
+#: The answers, by worker: one snapshot per WorkerPools of its app.
 Workers = Mapping[str, Sequence[WorkerStats]]
 
 
 def document(workers: Workers, missing: Collection[str], now: float) -> dict[str, Any]:
-    """Return one form of it all that JSON can carry. Every number is there, and those that are 0, too.
+    """Return a JSON-serializable document with all numbers, including zeros.
 
     Args:
-        workers: What each worker answered.
-        missing: Which ones were asked by name and did not answer.
+        workers: The answers of the workers.
+        missing: The workers that were asked by name and did not answer.
         now: In seconds since the epoch.
     """
     return {
@@ -45,7 +45,7 @@ def _snapshot(stats: WorkerStats) -> dict[str, Any]:
 
 
 def full(stats: ResourceStats) -> dict[str, Any]:
-    """Return every number of a resource, and what follows from them; None where that is not known."""
+    """Return all numbers of a resource, with derived ratios; a ratio is None if undefined."""
     answer: dict[str, Any] = {"kind": stats.kind}
     for each in DEFINITIONS:
         if each.type is MetricType.HISTOGRAM:
@@ -67,7 +67,7 @@ def full(stats: ResourceStats) -> dict[str, Any]:
 
 
 def lines(workers: Workers) -> Iterator[str]:
-    """Yield a line for each resource of each worker, and one for each alert: for a log, and for ``grep``."""
+    """Yield one line per resource and per alert of each worker, for logs and ``grep``."""
     for name, stats in sorted(workers.items()):
         for each in (total for snapshot in stats for total in snapshot.totals()):
             reused = "-" if each.reuse_ratio is None else f"{each.reuse_ratio:.2f}"
@@ -82,12 +82,12 @@ def lines(workers: Workers) -> Iterator[str]:
 
 
 def combined(stats: Sequence[WorkerStats]) -> list[ProcessStats]:
-    """Return a worker's processes, the main one last: each once, whatever WorkerPools its resources are of."""
+    """Return a worker's processes, the main one last, each with the resources of all its WorkerPools."""
     found: dict[int, ProcessStats] = {}
     for process in (process for snapshot in stats for process in snapshot.processes):
         before = found.get(process.pid)
         if before is not None:
-            # Each WorkerPools has a budget of its own; the emptier one matters.
+            # Each WorkerPools has its own budget; the emptier one matters.
             emptier = min(before, process, key=lambda each: each.tokens)
             process = ProcessStats(
                 pid=process.pid,
@@ -101,7 +101,7 @@ def combined(stats: Sequence[WorkerStats]) -> list[ProcessStats]:
 
 
 def shown(resources: Iterable[ResourceStats]) -> list[ResourceStats]:
-    """Return the resources that anything was done with: a worker may declare many that few tasks use."""
+    """Return the resources that have been used: a worker may declare many and use few."""
     return [each for each in resources if any(each.value(name) for name in _DONE)]
 
 

@@ -1,4 +1,4 @@
-"""Snapshots: what the resources of a process or a worker were doing at one moment, as frozen data without secrets."""
+"""Snapshots: the statistics of a process or worker at one moment, as frozen data without secrets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, MetricType, definition, merge
+from workerpools._stats.memory import merge
+from workerpools._stats.metrics import BOUNDS, DEFINITIONS, FIRST, WIDTH, Definition, MetricType, definition
 
 __all__ = [
     "OF_WORKERS",
@@ -23,18 +24,18 @@ __all__ = [
     "resources",
 ]
 
-#: The version of the JSON form; a reader skips what it does not know, and takes what is missing for 0.
+#: The version of the JSON form; readers ignore unknown keys, and take missing ones for 0.
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How a time was distributed, in seconds.
+    """The distribution of a duration, in seconds.
 
     Attributes:
-        buckets: How many were within each of the bounds and above the one before; last, how many above all.
-        sum: All of them together.
-        max: The longest since the process began.
+        buckets: The number of values up to each bound and above the previous one; finally, above the last bound.
+        sum: The sum of all values.
+        max: The highest value since the process started.
         bounds: The buckets' upper bounds.
     """
 
@@ -45,31 +46,38 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """The number of values."""
         return sum(self.buckets)
 
     @property
     def mean(self) -> float:
-        """The mean; 0 without any."""
+        """The mean; 0 without values."""
         return self.sum / self.count if self.count else 0.0
 
     def cumulative(self) -> list[tuple[float, int]]:
-        """Return ``(upper bound, how many were within it)``, as Prometheus wants it; the last bound is infinite."""
+        """Return pairs of upper bound and cumulative count, as Prometheus expects; the last bound is infinite."""
         return list(zip((*self.bounds, float("inf")), accumulate(self.buckets), strict=True))
 
     def above(self, bound: float) -> int:
-        """Return how many were longer than ``bound``, which must be one of the bounds."""
+        """Return the number of values above ``bound``.
+
+        Args:
+            bound: One of the bounds, in seconds.
+
+        Raises:
+            ValueError: ``bound`` is not one of the bounds.
+        """
         return sum(self.buckets[self.bounds.index(bound) + 1 :])
 
 
 @dataclass(frozen=True)
 class ResourceStats:
-    """The numbers of one resource, of one process or of several together.
+    """The statistics of one resource, in one process or over several.
 
     Attributes:
         name: The resource's name.
-        kind: The kind of client that its adapter declares, such as ``database``; may be empty.
-        row: The numbers, as :mod:`workerpools._stats.metrics` lays them out.
+        kind: Its adapter's kind, such as ``database``; may be empty.
+        row: The numbers, in the layout of :mod:`workerpools._stats.metrics`.
     """
 
     name: str
@@ -77,7 +85,11 @@ class ResourceStats:
     row: tuple[float, ...] = field(default=(0.0,) * WIDTH, repr=False)
 
     def value(self, name: str, label: str = "") -> float:
-        """Return the number ``name``, of a label's value if it has one; all of a label's values together without.
+        """Return the number ``name``.
+
+        Args:
+            name: The name of a statistic.
+            label: A value of its label; empty for the sum over all values.
 
         Raises:
             KeyError: There is no such number, or it is a histogram.
@@ -90,12 +102,20 @@ class ResourceStats:
         return sum(self.row[first : first + found.width])
 
     def labelled(self, name: str) -> dict[str, float]:
-        """Return the numbers of ``name`` by its label's values."""
+        """Return the numbers of ``name`` by the values of its label.
+
+        Raises:
+            KeyError: There is no such statistic.
+        """
         first = FIRST[name]
         return {label: self.row[first + n] for n, label in enumerate(definition(name).values)}
 
     def histogram(self, name: str) -> Histogram:
-        """Return the histogram ``name``."""
+        """Return the histogram ``name``.
+
+        Raises:
+            KeyError: There is no such statistic.
+        """
         first, last = FIRST[name], FIRST[name] + len(BOUNDS) + 1
         buckets = tuple(int(count) for count in self.row[first:last])
         return Histogram(buckets, self.row[last], self.row[last + 1], definition(name).bounds)
@@ -107,7 +127,7 @@ class ResourceStats:
 
     @property
     def in_use(self) -> int:
-        """Connections that are in use."""
+        """Connections in use."""
         return int(self.value("in_use"))
 
     @property
@@ -117,32 +137,32 @@ class ResourceStats:
 
     @property
     def limit(self) -> int:
-        """Connections that may be open; 0 where there is no limit."""
+        """The most connections that may be open; 0 without a limit."""
         return int(self.value("limit"))
 
     @property
     def pending(self) -> int:
-        """Callers that wait for a connection."""
+        """Callers waiting for a connection."""
         return int(self.value("pending"))
 
     @property
     def longest_wait_so_far(self) -> float:
-        """The longest that anybody waited for a connection, or has waited by now, in seconds; 0 if nobody has."""
+        """The longest wait for a connection, finished or in progress, in seconds; 0 without any."""
         return max(self.histogram("acquire_wait").max, self.value("longest_wait"))
 
     @property
     def utilisation(self) -> float | None:
-        """Which part of the connections that may be open is in use, from 0 to 1; None without a limit."""
+        """The fraction of the limit that is in use, from 0 to 1; None without a limit."""
         return self.in_use / self.limit if self.limit else None
 
     @property
     def reuse_ratio(self) -> float | None:
-        """Which part of the acquisitions got an open connection, from 0 to 1; None before the first."""
+        """The fraction of acquisitions that reused a connection, from 0 to 1; None before the first acquisition."""
         reused, opened = self.value("reused"), self.value("opened")
         return reused / (reused + opened) if reused + opened else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a form that JSON can carry. Numbers that are 0 are left out."""
+        """Return a JSON-serializable form, without the numbers that are 0."""
         row = self.row
         answer: dict[str, Any] = {"name": self.name, "kind": self.kind}
         for name, first, end, kind, unit, values in _PLAN:
@@ -163,7 +183,7 @@ class ResourceStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ResourceStats:
-        """Return what :meth:`to_dict` was called on, to the microsecond; unknown names are skipped."""
+        """Return the object for a result of :meth:`to_dict`, to the microsecond; unknown names are ignored."""
         row = [0.0] * WIDTH
         for name, first, end, kind, _, values in _PLAN:
             value = data.get(name)
@@ -171,7 +191,7 @@ class ResourceStats:
                 continue
             if kind is MetricType.HISTOGRAM:
                 part = [*value.get("buckets", ()), value.get("sum", 0.0), value.get("max", 0.0)]
-                # Other bounds are of another version.
+                # Different bounds come from another version.
                 if len(part) == end - first:
                     row[first:end] = map(float, part)
             elif values:
@@ -196,7 +216,7 @@ def _place(found: Definition, label: str) -> int:
 
 
 def merged(stats: Iterable[ResourceStats]) -> tuple[ResourceStats, ...]:
-    """Return one entry for each name, in the names' order: added up, or the highest where that is what counts."""
+    """Return one entry per name, sorted by name, with merged numbers."""
     by_name: dict[str, list[ResourceStats]] = {}
     for each in stats:
         by_name.setdefault(each.name, []).append(each)
@@ -214,13 +234,13 @@ class ProcessStats:
 
     Attributes:
         pid: Its process id.
-        index: Its place among the worker's children, from 0; None for the main process.
-        started: When it began, in seconds since the epoch.
-        published: When it last published its numbers, in seconds since the epoch.
-        tokens: How many tokens its retry budget has left.
-        capacity: How many that budget can hold; 0 where that is not known yet.
-        overflow: How many of its resources found no place in shared memory, and are not among these.
-        interrupted: Whether it seems to have stopped in the middle of publishing; these are its numbers from before.
+        index: Its position among the worker's children, from 0; None for the main process.
+        started: The start of the process, in seconds since the epoch.
+        published: The time of its last publication, in seconds since the epoch.
+        tokens: The tokens left in its retry budget.
+        capacity: The capacity of that budget; 0 if not known yet.
+        overflow: The number of resources missing here, because shared memory had no room for them.
+        interrupted: Whether it seems to have stopped while publishing; the numbers are the previous ones.
         resources: Its resources, by name.
     """
 
@@ -235,7 +255,7 @@ class ProcessStats:
     resources: tuple[ResourceStats, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a form that JSON can carry."""
+        """Return a JSON-serializable form."""
         return {
             "pid": self.pid,
             "index": self.index,
@@ -250,7 +270,7 @@ class ProcessStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ProcessStats:
-        """Return what :meth:`to_dict` was called on."""
+        """Return the object for a result of :meth:`to_dict`."""
         index = data.get("index")
         return cls(
             pid=int(data.get("pid", 0)),
@@ -267,15 +287,15 @@ class ProcessStats:
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing that is wrong at this moment.
+    """One current problem.
 
     Attributes:
-        rule: The stable name of the rule that found it.
-        resource: The resource it is about; empty where it is about a whole process.
-        pid: The process it is about; None where it is about the worker.
-        since: Since when it has been so, in seconds since the epoch.
-        value: What was measured, in the rule's own unit.
-        threshold: What it should not exceed.
+        rule: The stable name of the rule.
+        resource: The resource; empty if the alert concerns a whole process.
+        pid: The process; None if the alert concerns the worker.
+        since: The beginning of the problem, in seconds since the epoch.
+        value: The measured value, in the rule's unit.
+        threshold: The limit, in the same unit.
         message: One sentence for people, without secrets.
     """
 
@@ -288,7 +308,7 @@ class Alert:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a form that JSON can carry."""
+        """Return a JSON-serializable form."""
         return {
             "rule": self.rule,
             "resource": self.resource,
@@ -301,7 +321,7 @@ class Alert:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Alert:
-        """Return what :meth:`to_dict` was called on."""
+        """Return the object for a result of :meth:`to_dict`."""
         pid = data.get("pid")
         return cls(
             rule=str(data.get("rule", "")),
@@ -316,16 +336,16 @@ class Alert:
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """A worker: its living processes, and what those that have ended leave to its totals.
+    """The statistics of a worker: its living processes, and the counters of those that have ended.
 
     Attributes:
-        taken: When the snapshot was taken, in seconds since the epoch.
+        taken: The time of the snapshot, in seconds since the epoch.
         pid: The main process's id.
         execution_pool: ``prefork``, ``threads``, …; empty outside a worker.
-        processes: The processes that live: the children, or the main process where tasks run there.
+        processes: The living processes: the children, or the main process if tasks run there.
         past: The counters of the children that have ended, by resource; without gauges.
-        unseen: How many living children publish nothing: they found no place in shared memory, or are just starting.
-        alerts: What wants attention now; raised and cleared by the worker's main process.
+        unseen: The number of living children without statistics: shared memory had no room, or they are just starting.
+        alerts: The current alerts, maintained by the worker's main process.
     """
 
     taken: float
@@ -337,11 +357,11 @@ class WorkerStats:
     alerts: tuple[Alert, ...] = ()
 
     def totals(self) -> tuple[ResourceStats, ...]:
-        """Return each resource over all processes of the worker, those that have ended included."""
+        """Return the totals per resource over all processes of the worker, including those that have ended."""
         return merged([*self.past, *(each for process in self.processes for each in process.resources)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a form that JSON can carry."""
+        """Return a JSON-serializable form."""
         return {
             "version": VERSION,
             "taken": round(self.taken, 3),
@@ -355,7 +375,7 @@ class WorkerStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WorkerStats:
-        """Return what :meth:`to_dict` was called on."""
+        """Return the object for a result of :meth:`to_dict`."""
         return cls(
             taken=float(data.get("taken", 0.0)),
             pid=int(data.get("pid", 0)),
@@ -367,8 +387,8 @@ class WorkerStats:
         )
 
 
-# What exporters show of a worker: its resources over all its processes, its alerts, and numbers of its own. A process
-# id is no label, because each recycled child would leave its series behind.
+# For exporters: a worker's resources over all its processes, its alerts, and its own numbers. The process id is not a
+# label, because each recycled child would leave its series behind.
 
 
 class OfWorker(NamedTuple):
@@ -376,7 +396,7 @@ class OfWorker(NamedTuple):
 
     Attributes:
         definition: Its name and meaning.
-        value: Returns it for the snapshots of one worker; None where there is nothing to say.
+        value: Returns the number for the snapshots of one worker; None to omit it.
     """
 
     definition: Definition
@@ -384,16 +404,16 @@ class OfWorker(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """An alert, as exporters tell of it: over all processes of a worker."""
+    """An alert as exported: over all processes of a worker."""
 
     rule: str
     resource: str
 
 
 def resources(snapshots: Iterable[WorkerStats]) -> tuple[ResourceStats, ...]:
-    """Return each resource of a worker: over all its processes, those that have ended, and its WorkerPools."""
+    """Return the totals per resource over all processes and WorkerPools of a worker."""
     totals = [each for snapshot in snapshots for each in snapshot.totals()]
-    # Most have one WorkerPools, whose totals are merged already.
+    # Most workers have one WorkerPools, whose totals are merged already.
     return tuple(totals) if len({each.name for each in totals}) == len(totals) else merged(totals)
 
 
@@ -407,7 +427,7 @@ def _processes(snapshots: Sequence[WorkerStats]) -> float:
 
 
 def _unseen(snapshots: Sequence[WorkerStats]) -> float:
-    # Each WorkerPools misses the same children.
+    # The same children are missing in each WorkerPools.
     return float(max((snapshot.unseen for snapshot in snapshots), default=0))
 
 
@@ -440,7 +460,7 @@ def _taken(snapshots: Sequence[WorkerStats]) -> float | None:
 
 OF_WORKERS = (
     OfWorker(
-        Definition("running", "processes", MetricType.GAUGE, "Processes that run tasks and whose numbers are known."),
+        Definition("running", "processes", MetricType.GAUGE, "Processes that run tasks and have statistics."),
         _processes,
     ),
     OfWorker(
@@ -448,7 +468,7 @@ OF_WORKERS = (
             "unseen",
             "processes",
             MetricType.GAUGE,
-            "Children that publish nothing: they found no slot in shared memory, or are just starting.",
+            "Children without statistics: shared memory had no room, or they are just starting.",
         ),
         _unseen,
     ),
@@ -457,7 +477,7 @@ OF_WORKERS = (
             "interrupted",
             "processes",
             MetricType.GAUGE,
-            "Processes that seem to have stopped in the middle of publishing.",
+            "Processes that seem to have stopped while publishing.",
         ),
         _interrupted,
     ),
@@ -466,7 +486,7 @@ OF_WORKERS = (
             "overflowing",
             "resources",
             MetricType.GAUGE,
-            "Resources, counted in each process, that found no place in shared memory and are in no other series.",
+            "Resources, counted per process, that are in no other series because shared memory had no room.",
         ),
         _overflow,
     ),
@@ -475,13 +495,13 @@ OF_WORKERS = (
             "retry_budget_tokens",
             "tokens",
             MetricType.GAUGE,
-            "Tokens that the retry budget has left, in the process that has the smallest part left; a replay takes 5, "
-            "10 after a time-out.",
+            "Tokens left in the retry budget, in the process with the smallest fraction left; a replay takes 5, or 10 "
+            "after a timeout.",
         ),
         _tokens,
     ),
     OfWorker(
-        Definition("retry_budget_capacity_tokens", "tokens", MetricType.GAUGE, "Tokens that this budget can hold."),
+        Definition("retry_budget_capacity_tokens", "tokens", MetricType.GAUGE, "Capacity of that budget."),
         _capacity,
     ),
     OfWorker(
@@ -489,7 +509,7 @@ OF_WORKERS = (
             "snapshot_timestamp",
             "s",
             MetricType.GAUGE,
-            "When these numbers were taken, in seconds since the epoch.",
+            "The time of the snapshot, in seconds since the epoch.",
         ),
         _taken,
     ),

@@ -1,4 +1,4 @@
-"""Tests of an adapter: :class:`AdapterContract`, and what it is made of. Needs pytest.
+"""Tests for adapters: :class:`AdapterContract` and its building blocks. Requires pytest.
 
 ::
 
@@ -20,7 +20,7 @@ import pytest
 
 from workerpools.testing._proxy import TcpProxy
 
-# Before it is imported: its assertions then say what they compared.
+# Before the import, so that failed assertions show their operands.
 pytest.register_assert_rewrite("workerpools.testing._contract")
 
 from workerpools.testing._contract import AdapterContract, run_attempt  # noqa: E402

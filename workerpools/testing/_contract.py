@@ -1,4 +1,4 @@
-"""What holds for every adapter, as tests against a live server."""
+"""The adapter contract, as tests against a live server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["AdapterContract", "run_attempt"]
 
 R = TypeVar("R")
 
-#: How long anything that must happen may take, in seconds.
+#: The timeout for every expected event, in seconds.
 PATIENCE = 10.0
 
 _numbers = itertools.count(1)
@@ -48,23 +48,23 @@ def run_attempt(
     replay: RetryPolicy | bool = True,
     time_limit: float | None = None,
 ) -> R:
-    """Run ``body`` as the body of a task, eagerly, in the calling thread; return what it returns.
+    """Run ``body`` as a task body, eagerly, in the calling thread; return its result.
 
-    What belongs to an attempt is there: effects, replays, sessions, the deadline. There is no broker to go back to.
+    Effects, replays, sessions and the deadline work as in a worker. There is no broker, so nothing is retried.
 
     Args:
         body: Called without arguments, and again where a replay is safe.
         idempotent: As for :class:`workerpools.PooledTask`.
         replay: As for :class:`workerpools.PooledTask`.
-        time_limit: The task's soft time limit, in seconds, from which its deadline follows.
+        time_limit: The task's soft time limit, in seconds, which determines its deadline; None for no limit.
 
     Raises:
-        BaseException: What the task raises.
+        BaseException: Any exception of the task.
     """
     app = Celery("workerpools.testing", broker="memory://", set_as_current=False)
     options: dict[str, Any] = {"idempotent": idempotent, "replay": replay, "soft_time_limit": time_limit}
 
-    # Celery copies the signature, which not every callable has.
+    # Celery copies the signature, and not every callable has one.
     def attempt() -> R:
         return body()
 
@@ -81,20 +81,20 @@ def run_attempt(
 
 
 class AdapterContract:
-    """What holds for every adapter. Subclass it in a test module, under a name that begins with ``Test``.
+    """Tests that every adapter must pass. Subclass it in a test module, under a name that begins with ``Test``.
 
-    A subclass overrides the fixture :meth:`server` and the methods :meth:`adapter` and :meth:`read`; it has
-    :meth:`write` and :meth:`written` where the client can do what must not be done twice, and :meth:`hold` where a
-    body can keep a connection in use. Every connection of the adapter passes through a :class:`TcpProxy` between it
-    and the server: ``self.adapter(host, port)`` is called with the proxy's address.
+    Override the fixture :meth:`server` and the methods :meth:`adapter` and :meth:`read`. Also override :meth:`write`
+    and :meth:`written` if the client has operations that must not run twice, and :meth:`hold` if a body can keep a
+    connection in use. Every connection passes through a :class:`TcpProxy`: ``self.adapter(host, port)`` is called with
+    the proxy's address.
 
     Attributes:
-        effects: Whether the client can do what must not be done twice: :meth:`write` and :meth:`written` are there.
-        holds: Whether a body can keep a connection in use after its end: :meth:`hold` is there.
-        reclaims: Whether a connection that an attempt has left in use is given back.
-        answer_to: What the last request of :meth:`write` contains on the wire, whose answer is lost.
-        secret: What :meth:`adapter` was given and must not be shown; empty if there is nothing.
-        grace: How much later than asked for a bounded wait may end, in seconds.
+        effects: Whether the client has operations that must not run twice; requires :meth:`write` and :meth:`written`.
+        holds: Whether a body can keep a connection in use after its end; requires :meth:`hold`.
+        reclaims: Whether connections left in use by an attempt are returned to the pool.
+        answer_to: Bytes that identify the last request of :meth:`write` on the wire, whose answer is lost.
+        secret: A secret passed to the adapter by :meth:`adapter`, which must not be shown; empty if there is none.
+        grace: The tolerance of bounded waits, in seconds.
     """
 
     effects: bool = True
@@ -102,9 +102,9 @@ class AdapterContract:
     reclaims: bool = True
     answer_to: bytes = b""
     secret: str = ""
-    grace: float = 1.0
+    grace: float = 2.0
 
-    # What a subclass says.
+    # To be overridden.
 
     @pytest.fixture
     def server(self) -> tuple[str, int]:
@@ -112,52 +112,56 @@ class AdapterContract:
         raise NotImplementedError("override the fixture server()")
 
     def adapter(self, host: str, port: int) -> Adapter[Any]:
-        """Return a new adapter for the server at this address, with the time-outs that it has by default.
+        """Return a new adapter for the server at this address, with its default timeouts.
 
-        Of its time limits those that a silent server runs into must be longer than a second.
+        The timeouts that apply to a silent server must be longer than a second.
+
+        Args:
+            host: The proxy's host.
+            port: The proxy's port.
         """
         raise NotImplementedError
 
     def read(self, value: Any) -> object:
-        """Use ``value``, harmlessly: one round trip at least. Calls in several threads use several connections."""
+        """Use ``value`` without an effect, for at least one round trip. Concurrent calls use separate connections."""
         raise NotImplementedError
 
     def write(self, value: Any) -> object:
-        """Use ``value`` for something that must not be done twice, once."""
+        """Perform one operation that must not run twice."""
         raise NotImplementedError
 
     def written(self) -> int:
-        """Return how often the server has done what :meth:`write` asks for. Asked over a connection of the test's."""
+        """Return how often the server has performed :meth:`write`'s operation. Use a connection of the test's own."""
         raise NotImplementedError
 
     def hold(self, value: Any) -> object:
-        """Take a connection of ``value`` and return what keeps it in use."""
+        """Check out a connection of ``value``; return the object that keeps it in use."""
         raise NotImplementedError
 
-    # What the tests share.
+    # Shared fixtures.
 
     @pytest.fixture
     def proxy(self, server: tuple[str, int]) -> Iterator[TcpProxy]:
-        """The proxy that the adapter connects to."""
+        """The proxy between the adapter and the server."""
         with TcpProxy(*server) as opened:
             yield opened
 
     @pytest.fixture
     def pools(self) -> Iterator[WorkerPools]:
-        """Where the adapter is declared."""
+        """The WorkerPools of the adapter."""
         pools = WorkerPools()
         yield pools
         pools.close(1.0)
 
     @pytest.fixture
     def resource(self, pools: WorkerPools, proxy: TcpProxy) -> Resource[Any]:
-        """The adapter, declared."""
+        """The adapter's resource."""
         return pools.add(self.adapter(proxy.host, proxy.port), name="contract")
 
-    # Life.
+    # Life cycle.
 
     def test_declaring_opens_nothing(self, pools: WorkerPools, proxy: TcpProxy) -> None:
-        """Nor does preparing: what a socket needs waits for the first use, which is after the fork."""
+        """Nor does preparing: sockets wait for the first use, which is after the fork."""
         adapter = self.adapter(proxy.host, proxy.port)
         adapter.prepare()
         resource = pools.add(adapter, name="contract")
@@ -166,10 +170,10 @@ class AdapterContract:
         assert proxy.accepted > 0
 
     def test_what_an_adapter_says_of_itself(self, resource: Resource[Any]) -> None:
-        """``kind``, ``server``, ``libraries`` and ``leak_after`` are what exporters and messages take them for."""
+        """``kind``, ``server``, ``libraries`` and ``leak_after`` have the types that exporters and messages expect."""
         adapter = resource.adapter
         assert isinstance(adapter.kind, str)
-        assert len(adapter.kind) <= 8
+        assert len(adapter.kind.encode()) <= 16
         assert adapter.server is None or [type(part) for part in adapter.server] == [str, int]
         assert not isinstance(adapter.libraries, str)
         assert all(isinstance(name, str) for name in adapter.libraries)
@@ -183,7 +187,7 @@ class AdapterContract:
             assert [text for text in shown if self.secret in text] == []
 
     def test_one_value_per_process(self, pools: WorkerPools, resource: Resource[Any]) -> None:
-        """Many threads at once get the same value, which was opened once."""
+        """Concurrent threads get the same value, opened once."""
         opened = list[Event]()
         pools.subscribe(lambda event: opened.append(event) if event.kind is EventKind.VALUE_OPENED else None)
         ready = threading.Barrier(8)
@@ -197,7 +201,7 @@ class AdapterContract:
         assert (len(values), len(opened)) == (1, 1)
 
     def test_many_threads_use_it_at_once(self, resource: Resource[Any]) -> None:
-        """The value is safe to share, and nothing is counted as in use in the end."""
+        """The value is thread-safe, and no connection is counted as in use afterwards."""
         with ThreadPoolExecutor(4) as threads:
             uses = [threads.submit(run_attempt, lambda: self.read(resource.get())) for _ in range(20)]
             for use in uses:
@@ -205,7 +209,7 @@ class AdapterContract:
         assert (_stats(resource).in_use, _stats(resource).pending) == (0, 0)
 
     def test_use_after_close_opens_again(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """Closing is for the value: the next use opens another one."""
+        """Closing affects the value only: the next use opens another one."""
         self.read(resource.get())
         resource.close()
         proxy.wait_for(lambda proxy: proxy.open == 0)
@@ -217,8 +221,8 @@ class AdapterContract:
     # Fork.
 
     def test_fork_while_idle(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """A child cannot reach what it has inherited; its first use opens a value of its own, and the parent's
-        connection goes on."""
+        """The inherited connection is unreachable in a child, whose first use opens its own value; the parent's
+        connection keeps working."""
         value = resource.get()
         self.read(value)
         before = _sockets(proxy)
@@ -228,7 +232,7 @@ class AdapterContract:
         assert _sockets(proxy) == before
 
     def test_fork_while_in_use(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """The same while a thread of the parent waits for an answer, which comes after the child has ended."""
+        """The same while a thread of the parent waits for an answer, which arrives after the child has ended."""
         value = resource.get()
         self.read(value)
         proxy.silence(new=False)
@@ -253,7 +257,7 @@ class AdapterContract:
     # Closing.
 
     def test_close_waits_for_work_in_flight(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """What is under way ends well, and the value is closed after it."""
+        """Work in flight succeeds, and the value is closed after it."""
         value = resource.get()
         self.read(value)
         proxy.silence()
@@ -269,7 +273,7 @@ class AdapterContract:
         assert _sockets(proxy) == set()
 
     def test_close_is_bounded(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """Work that hangs is waited for as long as was asked for, and not longer."""
+        """Closing waits for hanging work no longer than its timeout."""
         value = resource.get()
         self.read(value)
         proxy.silence()
@@ -285,14 +289,14 @@ class AdapterContract:
     # Failures and effects.
 
     def test_dead_idle_connection_costs_no_failure(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """It is replaced, or what failed over it is repeated, or the body: in any case the task succeeds."""
+        """The connection is replaced, or the request or the body is repeated: in any case the task succeeds."""
         run_attempt(lambda: self.read(resource.get()))
         proxy.cut()
         run_attempt(lambda: self.read(resource.get()))
         assert _stats(resource).open == len(_sockets(proxy)) > 0
 
     def test_an_error_reaches_the_body_unchanged(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """It is the client library's own, leaves the task as the body saw it, and carries a note."""
+        """It is the client library's own, leaves the task unchanged, and carries a note."""
         seen = list[Exception]()
 
         def body() -> None:
@@ -312,8 +316,8 @@ class AdapterContract:
         assert (_stats(resource).in_use, _stats(resource).pending, _stats(resource).open) == (0, 0, 0)
 
     def test_a_lost_answer_to_a_write(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """The server has done it and the client does not know: it is not done twice. Either the outcome is found
-        out, or the task fails with a note that says why it was not run again."""
+        """The write was performed without the client's knowledge: it is not repeated. Either its outcome is resolved,
+        or the task fails with a note that gives the reason."""
         if not self.effects:
             pytest.skip("the client has no effects")
         run_attempt(lambda: self.read(resource.get()))
@@ -333,7 +337,7 @@ class AdapterContract:
         assert (proxy.lost, bodies, self.written() - before) == (1, 1, 1), note
 
     def test_an_effect_forbids_a_replay(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """After a write the body is not run again, whatever fails later."""
+        """After a write the body is never run again, whatever fails later."""
         if not self.effects:
             pytest.skip("the client has no effects")
         before, bodies = self.written(), 0
@@ -352,7 +356,7 @@ class AdapterContract:
         assert (bodies, self.written() - before) == (1, 1)
 
     def test_classify_never_raises(self, resource: Resource[Any]) -> None:
-        """Whatever it is asked about; and an error of somebody else's is no failure of this client."""
+        """Any exception is accepted, and an unrelated one is not a failure of this client."""
         classify = resource.adapter.classify
         bitten = ValueError("its own cause")
         bitten.__cause__ = bitten
@@ -365,20 +369,26 @@ class AdapterContract:
     # The deadline.
 
     def test_deadline_over_a_silent_connection(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """An open connection falls silent: the task ends with its own time limit, in time."""
+        """An open connection falls silent: the task ends in time, with its own time limit."""
         run_attempt(lambda: self.read(resource.get()))
         proxy.silence()
         self._check_deadline(resource)
 
     def test_deadline_while_connecting(self, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """The same where the server accepts the connection and never says a word."""
+        """The same for a server that accepts the connection and never answers."""
         proxy.silence()
         self._check_deadline(resource)
 
     def _check_deadline(self, resource: Resource[Any]) -> None:
-        began = time.monotonic()
+        began = 0.0
+
+        def body() -> None:
+            nonlocal began
+            began = time.monotonic()
+            self.read(resource.get())
+
         with pytest.raises((SoftTimeLimitExceeded, DeadlineExceeded)):
-            run_attempt(lambda: self.read(resource.get()), time_limit=1.0)
+            run_attempt(body, time_limit=1.0)
         assert time.monotonic() - began < 1.0 + self.grace
         assert (_stats(resource).in_use, _stats(resource).pending) == (0, 0)
 
@@ -411,7 +421,7 @@ class AdapterContract:
         assert stats.open == 0
 
     def test_a_connection_that_is_left_in_use_is_a_leak(self, resource: Resource[Any]) -> None:
-        """It is counted at the end of its attempt, and given back where the adapter can."""
+        """It is counted at the end of its attempt, and returned to the pool if the adapter supports that."""
         if not self.holds:
             pytest.skip("nothing keeps a connection in use")
         kept = list[object]()
@@ -423,7 +433,7 @@ class AdapterContract:
     # Recycling.
 
     def test_recycle(self, pools: WorkerPools, resource: Resource[Any], proxy: TcpProxy) -> None:
-        """The next use is over a connection that was made later, and the earlier ones are closed."""
+        """The next use is over a new connection, and the earlier ones are closed."""
         run_attempt(lambda: self.read(resource.get()))
         before = _sockets(proxy)
         pools.recycle()
@@ -436,7 +446,7 @@ class AdapterContract:
     def test_recycle_leaves_work_in_flight_alone(
         self, pools: WorkerPools, resource: Resource[Any], proxy: TcpProxy
     ) -> None:
-        """An attempt that waits for an answer gets it; others use new connections meanwhile."""
+        """An attempt that waits for an answer receives it; others use new connections meanwhile."""
         run_attempt(lambda: self.read(resource.get()))
         proxy.silence(new=False)
         before = proxy.accepted
@@ -456,13 +466,13 @@ def _stats(resource: Resource[Any]) -> ResourceStats:
 
 
 def _sockets(proxy: TcpProxy) -> set[tuple[int, int]]:
-    """Return this process's sockets that lead to the proxy: the number and the inode of each."""
+    """Return this process's sockets connected to the proxy, as pairs of descriptor and inode."""
     return {(number, inode) for number, inode in numbers() if _peer(number) == (proxy.host, proxy.port)}
 
 
 def _peer(number: int) -> object:
     try:
-        # On a number of its own: closing this object must not close what was asked about.
+        # A duplicate: closing this object must not close the original.
         with socket.socket(fileno=os.dup(number)) as asked:
             return asked.getpeername()
     except OSError:
@@ -470,7 +480,7 @@ def _peer(number: int) -> object:
 
 
 def _start(work: Callable[[], R]) -> Future[R]:
-    """Do ``work`` in a thread that does not keep the process alive."""
+    """Run ``work`` in a daemon thread."""
     future = Future[R]()
 
     def run() -> None:
@@ -484,20 +494,20 @@ def _start(work: Callable[[], R]) -> Future[R]:
 
 
 def _ended(work: Future[Any]) -> None:
-    """Wait until ``work`` has ended, however it did."""
+    """Wait for the end of ``work``, successful or not."""
     work.exception(PATIENCE)
 
 
 def _in_child(check: Callable[[], object]) -> None:
-    """Do ``check`` in a forked child; its failure is the test's."""
+    """Run ``check`` in a forked child; its failure fails the test."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # A process with threads is forked: that is what is tried.
+        # Forking a process with threads is the point of the test.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         try:
-            # One that hangs is ended by the kernel.
+            # The kernel ends a child that hangs.
             signal.alarm(30)
             check()
             os._exit(0)
@@ -513,7 +523,7 @@ def _in_child(check: Callable[[], object]) -> None:
 
 
 def _note(error: BaseException) -> str:
-    """Return the note of an error that says why the task was not run again."""
+    """Return the note with the reason why the task was not run again."""
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     found = [note for note in notes if note.startswith("workerpools: ") and ". Not run again: " in note]
     assert len(found) == 1, f"{error!r} has these notes: {notes}"
@@ -521,7 +531,7 @@ def _note(error: BaseException) -> str:
 
 
 def _own_errors(adapter: Adapter[Any]) -> Iterator[BaseException]:
-    """Yield an instance of each of the client library's exceptions that can be made without arguments."""
+    """Yield an instance of every exception of the client library that needs no arguments."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in adapter.libraries:
             for found in list(vars(module).values()):

@@ -1,4 +1,4 @@
-"""A TCP proxy that stops, falls silent and cuts the connections that pass through it."""
+"""A TCP proxy that can refuse, silence and cut connections."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ __all__ = ["TcpProxy"]
 
 _CHUNK = 65536
 
-# How often the listening thread looks whether it is to stop, in seconds.
+# How often the listening thread checks whether to stop, in seconds.
 _LOOK = 0.05
 
 
 class _Link:
-    """A client's connection, and the one to the server that stands for it."""
+    """A client's connection, and its counterpart to the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket, silent: bool) -> None:
         self.client = client
         self.server = server
         self.silent = silent
-        #: Whether the next bytes of the server are the answer that is to be lost.
+        #: Whether the server's next bytes are the answer to lose.
         self.losing = False
         self.ended = False
-        #: How many threads use the sockets.
+        #: The number of threads that use the sockets.
         self.users = 2
 
 
 class TcpProxy:
-    """Forwards connections from a free loopback port to a server, until told otherwise.
+    """Forwards connections from a free loopback port to a server.
 
-    A context manager. Every method returns once it has taken effect.
+    A context manager. Every method returns after it has taken effect.
 
     Args:
         host: The server's host.
@@ -41,8 +41,8 @@ class TcpProxy:
     Attributes:
         host: The loopback address to connect to.
         port: The port to connect to; the same after :meth:`stop` and :meth:`start`.
-        accepted: How many connections were accepted so far.
-        lost: How many answers :meth:`lose_answer` has lost.
+        accepted: The number of connections accepted so far.
+        lost: The number of answers lost by :meth:`lose_answer`.
     """
 
     host = "127.0.0.1"
@@ -56,7 +56,7 @@ class TcpProxy:
         self._held = 0
         self._marker: bytes | None = None
         self._changed = threading.Condition()
-        # Bound and never listening: it keeps the port while the proxy is stopped.
+        # Bound but never listening: reserves the port while the proxy is stopped.
         self._claim = socket.socket()
         self._claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._claim.bind((self.host, 0))
@@ -72,24 +72,24 @@ class TcpProxy:
 
     @property
     def open(self) -> int:
-        """How many connections pass through it now."""
+        """The number of open connections."""
         with self._changed:
             return len(self._links)
 
     @property
     def held(self) -> int:
-        """How many chunks of bytes wait because the proxy is silent."""
+        """The number of chunks held back while the proxy is silent."""
         return self._held
 
     def wait_for(self, condition: Callable[[TcpProxy], bool], timeout: float = 5.0) -> None:
         """Wait until ``condition(proxy)`` holds.
 
         Args:
-            condition: Asked whenever something has changed: ``lambda proxy: proxy.open == 0``.
+            condition: Evaluated after every change: ``lambda proxy: proxy.open == 0``.
             timeout: In seconds.
 
         Raises:
-            TimeoutError: It did not hold in time.
+            TimeoutError: The condition did not hold in time.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self), timeout):
@@ -107,23 +107,23 @@ class TcpProxy:
             self._running.start()
 
     def stop(self) -> None:
-        """Refuse new connections; those that are open stay as they are."""
+        """Refuse new connections; open ones are unaffected."""
         running, self._running = self._running, None
         if running is not None:
             running.join()
 
     def cut(self) -> None:
-        """End every connection that is open."""
+        """Close every open connection."""
         with self._changed:
             links = list(self._links)
         for link in links:
             self._end(link)
 
     def silence(self, *, new: bool = True) -> None:
-        """Keep connections open and move nothing over them.
+        """Keep connections open and forward nothing.
 
         Args:
-            new: Whether connections to come are silent, too: accepted, and never answered.
+            new: Whether later connections are silent, too: accepted, and never answered.
         """
         with self._changed:
             self._silent = new
@@ -131,7 +131,7 @@ class TcpProxy:
                 link.silent = True
 
     def resume(self) -> None:
-        """Forward everything again, what was held back first."""
+        """Forward again, beginning with the data held back."""
         with self._changed:
             self._silent = False
             for link in self._links:
@@ -139,16 +139,16 @@ class TcpProxy:
             self._changed.notify_all()
 
     def lose_answer(self, to: bytes = b"") -> None:
-        """Have the answer to a request lost: the request is delivered, and the connection ends when it is answered.
+        """Lose the answer to one request: the request is delivered, and its answer closes the connection.
 
         Args:
-            to: The next request that contains this.
+            to: Identifies the request: the next one that contains these bytes.
         """
         with self._changed:
             self._marker = to
 
     def close(self) -> None:
-        """Stop, and end every connection."""
+        """Stop, and close every connection."""
         self.stop()
         self.cut()
         self._claim.close()
@@ -212,7 +212,7 @@ class TcpProxy:
                 return
             link.ended = True
             for each in (link.client, link.server):
-                # Not closed yet: another thread may be about to read from that number.
+                # Shut down only: another thread may be about to read from the descriptor.
                 with contextlib.suppress(OSError):
                     each.shutdown(socket.SHUT_RDWR)
             self._links.remove(link)

@@ -69,15 +69,12 @@ class TestPsycopg2(OnPostgreSQL):
     """The whole of it."""
 
     driver = "psycopg2"
-    # libpq waits for two seconds at least.
-    grace = 2.0
 
 
 class TestPsycopg3(OnPostgreSQL):
     """The whole of it."""
 
     driver = "psycopg"
-    grace = 2.0
 
 
 class TestPyMySQL(SQLAlchemyContract):
