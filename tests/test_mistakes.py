@@ -64,7 +64,7 @@ def test_a_url_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = WorkerPools(new_app()).add(SQLAlchemyEngine(url), name="db")
     with pytest.raises(ImportError) as caught:
         resource.get()
-    assert f"names no driver, and SQLAlchemy {sqlalchemy.__version__} takes {driver!r}" in notes_of(caught.value)
+    assert f"names no driver, and SQLAlchemy {sqlalchemy.__version__} defaults to {driver!r}" in notes_of(caught.value)
     assert ("postgresql+psycopg2://" in notes_of(caught.value)) is (driver != "psycopg2")
 
 
@@ -224,7 +224,7 @@ def test_a_session_on_a_connection() -> None:
 def test_classes_in_place_of_declarations() -> None:
     """An adapter's class is to be called; another class is no function that should be guessed at."""
     pools = WorkerPools(new_app())
-    with pytest.raises(ConfigurationError, match=r"call it: pools\.add\(HttpxClient\(…\)\)"):
+    with pytest.raises(ConfigurationError, match=r"pass an instance: pools\.add\(HttpxClient\(…\)\)"):
         pools.add(HttpxClient)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"not the class Client; .*lambda: Client\(…\)"):
         pools.add(httpx.Client)
@@ -316,7 +316,7 @@ def test_a_session_that_outlives_its_run(tmp_path: Path) -> None:
                 lambda s: s.connection(),
                 lambda s: s.scalars(text("SELECT 1")),
             ):
-                with pytest.raises(NoAttemptError, match=r"keeps\.session.*over"):
+                with pytest.raises(NoAttemptError, match=r"keeps\.session.*has ended"):
                     use(session)
         session.rollback()
         session.close()

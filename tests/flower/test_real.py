@@ -92,7 +92,7 @@ def test_pages(stand: Stand, flower: NewFlower, page: Browser, pictures: Path) -
         page.until("getComputedStyle(document.getElementById('tab-workerpools')).opacity === '1'")
         page.screenshot(pictures / "worker.png")
         pane = page.text("#tab-workerpools")
-        assert re.search(r"The numbers here are those of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", pane)
+        assert re.search(r"The numbers here are from \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", pane)
         assert re.search(r"db\s+open 2/4, in use 0, pending 0; opened 2, reused", pane)
         for pid in worker.children():
             assert re.search(rf"{pid}\s+api\s+open 1", pane)
