@@ -201,13 +201,12 @@ class Meter:
         """
         with self.lock:
             why = self._closing or reason or "other"
-            row, cell = self.row, _CLOSED[why]
-            row[cell] += 1
-            row[_OPEN] = max(0.0, row[_OPEN] - 1)
-            if (shown := self.shown) is not None:
-                shown[cell], shown[_OPEN] = row[cell], row[_OPEN]
+            self.row[_CLOSED[why]] += 1
+            self.row[_OPEN] = max(0.0, self.row[_OPEN] - 1)
             if age is not None:
                 self.add(_OPEN_TIME, age, AGES)
+        # At the end of a process nothing else would publish.
+        self.publish()
         return why
 
     def discarded(self, count: int) -> None:
