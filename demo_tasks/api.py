@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from httpbin import app as _httpbin
@@ -14,7 +14,7 @@ __all__ = ["app"]
 _ORDER = re.compile(r"/orders/(\d{1,9})")
 
 
-def app(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Answer one request: a WSGI application (PEP 3333)."""
     found = _ORDER.fullmatch(environ["PATH_INFO"])
     if found is None:

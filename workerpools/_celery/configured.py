@@ -98,10 +98,11 @@ class _FromSettings(Adapter[T], Generic[T]):
     def _adapter(self) -> Adapter[T]:
         app = self._app()
         settings = read_settings(app.conf) if app is not None else self._settings or {}
-        if self._made is None or settings != self._settings:
-            self._made = _imported(self._class).from_settings(settings)
+        made = self._made
+        if made is None or settings != self._settings:
+            self._made = made = _imported(self._class).from_settings(settings)
             self._settings = settings
-        return self._made
+        return made
 
     @property
     def kind(self) -> str:  # type: ignore[override]
@@ -125,8 +126,9 @@ class _FromSettings(Adapter[T], Generic[T]):
         return "from settings" if self._made is None else self._made.describe()
 
 
-def _imported(adapter: type[Adapter[Any]] | str) -> Any:
+def _imported(adapter: type[Adapter[T]] | str) -> type[Adapter[T]]:
     if not isinstance(adapter, str):
         return adapter
     module, _, name = adapter.partition(":")
-    return getattr(import_module(module), name)
+    found: type[Adapter[T]] = getattr(import_module(module), name)
+    return found

@@ -120,9 +120,11 @@ def read_setting(conf: Any, name: str, default: Any) -> Any:
 
 def _known(name: str, written: str) -> Setting | None:
     # Most apps set no adapter's settings; spare them the import of its client.
-    setting = _BY_NAME.get(name) or (by_name := _all_by_name()).get(name)
-    if setting is not None:
-        return setting
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    by_name = _all_by_name()
+    if name in by_name:
+        return by_name[name]
     missing = not_installed()
     nearest = meant(name, by_name, _TYPO if missing else ALIKE)
     if nearest is not None:

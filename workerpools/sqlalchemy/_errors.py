@@ -11,7 +11,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
 
-from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, add_note, current
+from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, current
 from workerpools.sqlalchemy._connection import ConnectionState, commits_each_statement, state_of
 
 __all__ = [
@@ -216,7 +216,10 @@ def classify_unwatched(error: Any) -> Failure | None:
 
 
 #: A new exception has no notes yet, so the built-in method suffices where it exists.
-_note = BaseException.add_note if sys.version_info >= (3, 11) else add_note
+if sys.version_info >= (3, 11):
+    _note = BaseException.add_note
+else:
+    from workerpools.adapter import add_note as _note
 
 
 def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:

@@ -34,7 +34,7 @@ class BodysSession(Session):
             self.close()
         finally:
             # Session(close_resets_only=False) would also keep a body from closing its session and going on.
-            self.__class__ = _EndedSession
+            self.__class__ = _EndedSession  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _EndedSession(BodysSession):
