@@ -101,12 +101,9 @@ class Opening:
         Args:
             connection: The object passed to :meth:`connected`; any other one without a socket.
             detail: Text for the event, without secrets.
-            reason: ``idle``, ``lifetime``, ``stale``, ``recycled`` or ``shutdown``; an empty reason counts as
-                ``other``. Inside :meth:`closing` its reason takes precedence.
+            reason: ``idle``, ``lifetime``, ``stale``, ``recycled`` or ``shutdown``; any other one counts as ``other``.
+                Inside :meth:`closing` its reason takes precedence.
             age: The time since the connection was opened, in seconds; None if unknown.
-
-        Raises:
-            KeyError: The reason is unknown.
         """
         self.descriptors.connections.pop(id(connection), None)
         why = self._meter.closed(reason, age)

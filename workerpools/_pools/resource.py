@@ -257,19 +257,24 @@ class Resource(Overridable[T]):
             if outer is not None:
                 live = outer
             elif live is not None and live.version != self._recycles.cells[0] and not self._renew(live):
-                self._live, replaced, live = None, live, None
-                self._retired.append(replaced)
-            if live is None:
+                # Unpublish first, so that no new caller gets it.
+                self._live, replaced = None, live
+                self._retired.append(live)
+            elif live is None:
                 live, opened = self._open(attempt), True
-            if attempt is not None:
+            if attempt is not None and replaced is None:
                 attempt.values[self] = live
                 live.users.add(attempt)
                 if attempt.budget is None:
                     attempt.budget = live.opening.budget
         finally:
             self._lock.release()
-            if replaced is not None and replaced.is_free:
+        if replaced is not None:
+            self.shared.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
+            # Without the lock, which closing needs; and before another one is opened.
+            if replaced.is_free:
                 self._end(replaced)
+            return self._begin(attempt)
         if opened:
             # Emitted late: logging takes locks, which is unsafe right after a fork.
             discarded, self._discarded = self._discarded, None

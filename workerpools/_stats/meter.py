@@ -199,14 +199,20 @@ class Meter:
         Returns:
             The reason counted.
         """
+        row = self.row
         with self.lock:
-            why = self._closing or reason or "other"
-            self.row[_CLOSED[why]] += 1
-            self.row[_OPEN] = max(0.0, self.row[_OPEN] - 1)
+            why = self._closing or (reason if reason in _CLOSED else "other")
+            cell = _CLOSED[why]
+            row[cell] += 1
+            row[_OPEN] = max(0.0, row[_OPEN] - 1)
             if age is not None:
                 self.add(_OPEN_TIME, age, AGES)
-        # At the end of a process nothing else would publish.
-        self.publish()
+        if current() is None:
+            # The process may end with it.
+            self.publish()
+        elif (shown := self.shown) is not None:
+            # The end of the attempt publishes the rest.
+            shown[cell], shown[_OPEN] = row[cell], row[_OPEN]
         return why
 
     def discarded(self, count: int) -> None:
