@@ -229,9 +229,9 @@ class World:
         attempt = self.script.pop(0) if self.script else Attempt("done", None)
         current = attempts.current()
         assert current is not None
-        assert current.allowance is not None
-        stale = Noted(Failure(FailureKind.STALE, Sent.ALL), Phase.REQUEST, self)
-        self.request_replays += sum(current.allowance.take_replay(stale) for _ in range(attempt.requests))
+        assert current.delivery is not None
+        stale = Noted(Failure(FailureKind.STALE, Sent.ALL), Phase.REQUEST, budget=self.budget, listeners=self.listeners)
+        self.request_replays += sum(current.delivery.take_replay(stale) for _ in range(attempt.requests))
         if attempt.failure is None or attempt.effect == "done":
             # As a resource does it: noted before it leaves.
             note_effect(Effect("POST by 'api'"))
@@ -241,7 +241,7 @@ class World:
         if attempt.effect == "the failure's own" and attempt.failure.kind is FailureKind.INDETERMINATE:
             self.executed += attempt.done_after_all
         error = Broken()
-        attach(error, Noted(attempt.failure, attempt.failure.phase, self))
+        attach(error, Noted(attempt.failure, attempt.failure.phase, budget=self.budget, listeners=self.listeners))
         raise error
 
     def live(self) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from tests.support.forking import fork_in_script, run_in_fork
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
 from workerpools._pools import resource as resource_module
+from workerpools._run.delivery import Terms
 from workerpools._run.loop import run
 from workerpools.events import Event
 
@@ -395,3 +396,22 @@ def test_values_close_in_the_reverse_order_of_their_opening(pools: WorkerPools) 
     resources["z"].get()
     pools.close()
     assert closed == ["a, m", "m", "nothing"]
+
+
+def test_a_value_that_was_closed_in_an_attempt_is_not_used_again_there(pools: WorkerPools) -> None:
+    """A body closes a resource that failed; its next use opens another, within the same run."""
+    made: list[object] = []
+
+    def make() -> object:
+        made.append(object())
+        return made[-1]
+
+    resource = pools.add(make, name="client")
+
+    def body() -> bool:
+        first = resource.get()
+        assert resource.get() is first
+        resource.close()
+        return resource.get() is made[-1] and len(made) == 2
+
+    assert run(body, Terms())

@@ -93,7 +93,7 @@ class Shop:
     def another(self, **options: Any) -> tuple[Resource[sqlalchemy.Engine], type[PooledTask]]:
         """Add an engine with other options; return it, and a base whose session uses it."""
         url = self.database.through(self.proxy).url(self.driver)
-        engine = self.pools.add(SQLAlchemyEngine(url, **options), name=f"db {options}")
+        engine = self.pools.add(SQLAlchemyEngine(url, **options), name=f"db{next(NUMBERS)}")
         members = {"abstract": True, "db": engine, "session": TaskSession(engine)}
         return engine, type("Another", (self.base,), members)
 

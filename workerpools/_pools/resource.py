@@ -92,9 +92,10 @@ class _Live(Generic[T]):
         version: The latest version of the recycle requests that it complies with.
         users: The running attempts that use it.
         outside: Whether it was used outside an attempt, so that the end of its use is unknown.
+        closed: Whether it was closed while attempts were using it; their next use opens another.
     """
 
-    __slots__ = ("born", "number", "opening", "outside", "users", "value", "version")
+    __slots__ = ("born", "closed", "number", "opening", "outside", "users", "value", "version")
 
     def __init__(self, value: T, opening: Opening, born: float) -> None:
         self.value = value
@@ -104,6 +105,7 @@ class _Live(Generic[T]):
         self.version = -1.0
         self.users: set[Attempt] = set()
         self.outside = False
+        self.closed = False
 
     @property
     def is_free(self) -> bool:
@@ -220,7 +222,7 @@ class Resource(Overridable[T]):
             return self._overrides[-1]
         attempt = current()
         live: _Live[T] | None = self._live if attempt is None else attempt.values.get(self)
-        if live is None:
+        if live is None or live.closed:
             live = self._begin(attempt)
         # Usually this comparison is the only cost of recycling.
         elif live.version != self._recycles.cells[0]:
@@ -253,7 +255,9 @@ class Resource(Overridable[T]):
             outer: _Live[T] | None = None
             if attempt is not None and attempt.parent is not None:
                 # A nested attempt shares the value of the enclosing one.
-                outer = next((found for each in line(attempt) if (found := each.values.get(self))), None)
+                outer = next(
+                    (found for each in line(attempt) if (found := each.values.get(self)) and not found.closed), None
+                )
             if outer is not None:
                 live = outer
             elif live is not None and live.version != self._recycles.cells[0] and not self._renew(live):
@@ -421,6 +425,8 @@ class Resource(Overridable[T]):
                 self._live = None
             if not values:
                 return
+            for live in values:
+                live.closed = True
             # Kept until its last connection is closed: a fork meanwhile must discard it.
             self._closing += values
         self.meter.closes("shutdown")
@@ -439,6 +445,7 @@ class Resource(Overridable[T]):
             # Not for a close by workerpools, which clears the value first.
             if self._live is None or self._live.opening.descriptors is not descriptors:
                 return
+            self._live.closed = True
             self._live = None
         logger.warning("%r was closed by its user; reopening on next use. Do not close pooled clients.", self)
         self.shared.listeners.emit(EventKind.VALUE_CLOSED, self.name, "by its user")
