@@ -74,7 +74,6 @@ def test_exported_members() -> None:
         "greenlet_library",
         "greenlet_time_limit",
         "in_attempt",
-        "in_own_attempt",
         "meant",
         "redact_url",
         "refusal",

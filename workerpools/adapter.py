@@ -94,7 +94,6 @@ __all__ = [
     "greenlet_library",
     "greenlet_time_limit",
     "in_attempt",
-    "in_own_attempt",
     "meant",
     "redact_url",
     "refusal",
@@ -123,11 +122,6 @@ def in_attempt() -> bool:
     thread.
     """
     return current() is not None or bool(concerned())
-
-
-def in_own_attempt() -> bool:
-    """Return whether an attempt runs in the calling context."""
-    return current() is not None
 
 
 def scoped(key: object, make: Callable[[], S], what: str, instead: str = "") -> S:
