@@ -253,7 +253,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
                 parameters["user"], parameters["password"] = credentials()
 
-        resolve_commits(engine, opening, self._resolve_timeout, flights.ended_unseen if flights else _nothing)
+        resolve_commits(engine, opening, self._resolve_timeout, flights)
         watch_statements(engine, opening, flights)
         note_errors(engine, opening)
         self._events[engine] = events
@@ -326,10 +326,6 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
-
-
-def _nothing(state: object) -> None:
-    return
 
 
 def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:

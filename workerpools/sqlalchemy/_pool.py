@@ -305,6 +305,8 @@ class PoolEvents:
             # A connection opened for this checkout is used even if a recycle came in between, since SQLAlchemy gives up
             # after a few attempts. It is replaced on checkin.
             state.born = now
+            if self.flights is not None:
+                self.flights.keep_settings(connection, state)
         elif state.begun < self.since:
             raise _Retired("recycled")
         age, idle = now - state.born, 0.0 if state.used is None else now - state.used
