@@ -97,6 +97,7 @@ __all__ = [
     "meant",
     "redact_url",
     "refusal",
+    "require",
     "scoped",
     "seconds",
     "whole",

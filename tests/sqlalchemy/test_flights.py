@@ -293,7 +293,7 @@ def test_settings_made_when_a_connection_is_opened_are_kept(shop: Shop) -> None:
     @shop.task(base=base)
     def task(self: Any) -> Any:
         row = self.session.execute(
-            text("select current_setting('search_path'), current_setting('application_name'), current_user, :n"),
+            text("select current_setting('search_path'), current_user, :n"),
             {"n": 1},
         ).one()
         self.session.execute(text("set search_path to public"))

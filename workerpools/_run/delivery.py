@@ -25,6 +25,8 @@ class Terms:
     name = ""
     idempotent = False
     policy: RetryPolicy | None = None
+    #: The object whose attributes the body uses, as ``self``; None for a plain function.
+    instance: Any = None
 
     def requests(self) -> list[Any]:
         """Return the task's current requests in this thread, the outermost first."""

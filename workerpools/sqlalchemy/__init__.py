@@ -42,11 +42,18 @@ from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, e
 from workerpools.sqlalchemy._flight import RESETS, Flights
 from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
-from workerpools.sqlalchemy._session import TaskSession
+from workerpools.sqlalchemy._session import TaskSession, current_session
 from workerpools.sqlalchemy._statements import watch_statements
-from workerpools.sqlalchemy._url import about_driver, check_options, parsed
+from workerpools.sqlalchemy._url import about_driver, check_options, parsed, refuse_async
 
-__all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
+__all__ = [
+    "SQLAlchemyEngine",
+    "TaskSession",
+    "classify",
+    "connect_defaults",
+    "current_session",
+    "pool_defaults",
+]
 
 #: libpq's bounds, in seconds, but ``tcp_user_timeout`` in milliseconds. Both are needed: keepalives do not bound
 #: unacknowledged data, and ``tcp_user_timeout`` does not bound waiting for a reply (PostgreSQL documentation,
@@ -143,8 +150,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             the URL's query.
 
     Raises:
-        ConfigurationError: ``url`` is not a URL, an option is misspelt, or a number is out of range: timeouts are at
-            most a week, other times at most a year, sizes at most a million.
+        ConfigurationError: ``url`` is not a URL, its driver is asynchronous, an option is misspelt, or a number is out
+            of range: timeouts are at most a week, other times at most a year, sizes at most a million.
     """
 
     kind = "database"
@@ -183,6 +190,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         **options: Any,
     ) -> None:
         self._url, self._shown = parsed(url)
+        refuse_async(self._url, self._shown)
         check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
         for name, wait in (
             ("connect_timeout", connect_timeout),
