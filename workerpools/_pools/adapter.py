@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
-from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
+from workerpools._run.attempts import MAX_EFFECTS, Attempt, Effect, current, line, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import CONNECTIONS, EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
@@ -163,6 +165,33 @@ class Opening:
             The lease; call its :meth:`Lease.returned` at the end of the use.
         """
         return self._meter.taken(reclaim)
+
+    def endless_wait(self, *, nested: bool = False) -> str:
+        """Return why a wait for a connection can never end; an empty string if it may.
+
+        It cannot while the calling thread itself has acquired all connections up to the limit (:meth:`limited`), for
+        its attempt or the enclosing ones.
+
+        Args:
+            nested: Whether to look only for an enclosing attempt among them. The attempt itself may have given a
+                connection to another thread.
+        """
+        attempt, limit, thread = current(), self._meter.limit, threading.get_ident()
+        own, leases = line(attempt), self._meter.held_since(math.inf)
+        if not limit or len(leases) < limit:
+            return ""
+        holders: dict[Attempt, None] = {}
+        for lease in leases:
+            if lease.attempt not in own or lease.thread != thread:
+                return ""
+            holders[lease.attempt] = None
+        if list(holders) == [attempt]:
+            return "" if nested else f"all {limit} connections of this process's pool are held by this very run"
+        names = ", ".join(dict.fromkeys(holder.task or "a task" for holder in holders))
+        return (
+            f"all {limit} connections of this process's pool are held by runs that end only after this one, which is "
+            f"nested in them ({names})"
+        )
 
     # Failures and effects.
 

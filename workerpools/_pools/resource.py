@@ -20,6 +20,7 @@ from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import Attempt, current, line
 from workerpools._run.events import EventKind
 from workerpools._run.failure import Failure, Noted, is_interruption, know_libraries
+from workerpools._run.threads import of_no_attempt
 from workerpools._stats.meter import Meter
 from workerpools._text import add_note
 from workerpools._values import WEEK, check_name, seconds
@@ -315,7 +316,9 @@ class Resource(Overridable[T]):
                 notice=self.notice,
                 ended=lambda: self._closed_by_user(descriptors),
             )
-            live = self._live = _Live(self.adapter.open(opening), opening, born)
+            # Threads of the value, such as a client's monitor, are not the attempt's.
+            with of_no_attempt():
+                live = self._live = _Live(self.adapter.open(opening), opening, born)
             return live
         except Exception as error:
             add_note(error, f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})")

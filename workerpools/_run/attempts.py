@@ -197,7 +197,6 @@ class Attempt:
         """Restore the enclosing attempt as the current one. Idempotent, because a signal may interrupt it."""
         if _current.get() is self:
             _current.set(self.parent)
-        _active.attempts.discard(self)
         self.ended = True
 
     def commit(self) -> None:
@@ -241,6 +240,8 @@ class Attempt:
     def end(self) -> None:
         """Leave the attempt unless already done, and run the callbacks.
 
+        Until then it counts as running: threads of the body may have effects while its failure is examined.
+
         Called before a failed attempt is replayed or retried, so that an interruption of a callback ends the task while
         no retry was sent. A second call goes on where a signal struck.
 
@@ -249,6 +250,7 @@ class Attempt:
         """
         if not self.ended:
             self.leave()
+        _active.attempts.discard(self)
         interruption: BaseException | None = None
         while self.callbacks:
             interruption = self.callbacks.pop(0)(self) or interruption

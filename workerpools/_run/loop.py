@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from workerpools._run import attempts
+from workerpools._run import attempts, threads
 from workerpools._run.attempts import Attempt, Effect
 from workerpools._run.budget import Budget
 from workerpools._run.decision import Action, describe
@@ -92,7 +92,10 @@ def _replay_retry_or_raise(
     error, terms = verdict.error, delivery.terms
     at = attempt.deadline.at
     remaining = None if at is None else max(0.0, at - time.monotonic())
-    decision = delivery.decide(failure, noted, error, effects=attempt.effects, remaining=remaining)
+    # Before the effects, which a thread may have just before its end.
+    alive = () if terms.idempotent else threads.working(attempt)
+    effects = attempt.effects
+    decision = delivery.decide(failure, noted, error, effects=effects, threads=alive, remaining=remaining)
     # Before acting on it: see Attempt.end().
     attempt.end()
     fields: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
@@ -25,8 +24,8 @@ from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, 
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._commit import ASKING, introduce
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
-from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
 from workerpools.sqlalchemy._flight import Flights
+from workerpools.sqlalchemy._nested import OwnLocks, exhausted, refuse_endless_wait
 from workerpools.sqlalchemy._timeouts import ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
@@ -120,6 +119,7 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         lease = opening.wait()
         try:
             if bounded and pool.limit is not None and pool.checkedout() >= pool.limit:
+                refuse_endless_wait(opening)
                 connection = pool.connect_in_turn(pool.limit)
             else:
                 connection = pool_class.connect(pool)
@@ -128,13 +128,14 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
             # A time limit or the end of a greenlet may have interrupted connecting.
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
-                failure = replace(POOL_EXHAUSTED, resource=opening.resource)
-                opening.failed(error, failure)
+                opening.failed(error, exhausted(opening))
             raise
         state: ConnectionState = connection.info[KEY]
         took, state.took = state.took, None
         state.lease = lease
         lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
+        if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
+            events.own_locks.watch(connection, lease)
         return connection
 
     # SQLAlchemy's loggers and repr show the original name.
@@ -182,6 +183,8 @@ class PoolEvents:
         #: Connections opened before this time are suspect, because one of them was found dead.
         self._suspect = 0.0
         self._states: weakref.WeakSet[ConnectionState] = weakref.WeakSet()
+        #: Ends waits of nested runs for themselves; None where the server does not tell them.
+        self.own_locks: OwnLocks | None = None
         #: The statements of a PostgreSQL driver; None for other drivers.
         self.flights: Flights | None = None
         self._raw = f"a raw connection of {opening.resource!r}"
@@ -192,6 +195,9 @@ class PoolEvents:
         self._engine = engine
         self._speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
         self._speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
+        if self._speaks_postgresql and self._session_settings:
+            # PgBouncer hides the ids of sessions.
+            self.own_locks = OwnLocks(engine, self.opening, self._states)
         # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
         # On the engine, not its pool: dispose() creates a new pool.
