@@ -12,7 +12,11 @@ from sqlalchemy.orm import Session, SessionTransaction
 from workerpools.adapter import Overridable, Resource, current, refusal, scoped
 from workerpools.errors import ConfigurationError, NoAttemptError
 
-__all__ = ["TaskSession"]
+__all__ = ["EVENT_ATTRIBUTES", "TaskSession"]
+
+#: ``event.listen()`` recognizes its targets by their type, else by one of these (``sqlalchemy/event/base.py`` and the
+#: ``_accept_with`` of each kind of event).
+EVENT_ATTRIBUTES = ("dispatch", "_no_async_engine_events")
 
 
 class BodysSession(Session):
@@ -131,6 +135,15 @@ class TaskSession(Overridable[Session]):
         made = BodysSession(engine, **self._options) if self._options else BodysSession(engine)
         made.owner = (type(instance), self._name)
         return made
+
+    def _refusal(self, name: str) -> str:
+        if name not in EVENT_ATTRIBUTES:
+            return ""
+        where, attribute = self._place()
+        return (
+            f"{where} is the declaration, and each run has a session of its own: listen to sqlalchemy.orm.Session, or "
+            f"to self.{attribute} in a task body"
+        )
 
     def _misplaced(self, name: str) -> str:
         return (
