@@ -15,7 +15,7 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 
 from tests.support.databases import Database
@@ -178,7 +178,12 @@ def test_silent_servers_take_no_longer_than_the_deadline(
     shop.add_database(
         f"postgresql+{driver}://{database.user}:{database.password}@/{database.name}?{hosts}",
         connect_args={"connect_timeout": given},
+        on_open=lambda engine: event.listen(engine, "do_connect", connects),
     )
+    passed: list[Any] = []
+
+    def connects(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+        passed.append(parameters["connect_timeout"])
 
     @shop.task(soft_time_limit=5, replay=False)
     def body(self: Any) -> None:
@@ -188,6 +193,7 @@ def test_silent_servers_take_no_longer_than_the_deadline(
     with pytest.raises(sqlalchemy.exc.OperationalError, match=r"(?i)timeout"):
         body.apply().get()
     assert 3.5 < time.monotonic() - begun < 15
+    assert passed == [2]
 
 
 @pytest.mark.parametrize(
