@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
@@ -42,10 +43,11 @@ from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy._commit import resolve_commits
 from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, MYSQL_DRIVERS, check_arguments, named, with_ports
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
+from workerpools.sqlalchemy._flight import RESETS, Flights
 from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession
-from workerpools.sqlalchemy._statements import note_statements
+from workerpools.sqlalchemy._statements import watch_statements
 from workerpools.sqlalchemy._url import about_driver, check_options, parsed
 
 __all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
@@ -184,6 +186,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         credentials: Callable[[], tuple[str, str]] | None = None,
         on_open: Callable[[sqlalchemy.Engine], object] | None = None,
         pgbouncer: bool = False,
+        batch: bool = True,
+        reset_session: bool = True,
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
@@ -214,6 +218,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
         self._credentials = credentials
         self._pgbouncer = pgbouncer
+        self._batch = batch
+        self._reset_session = reset_session
         self.leak_after = leak_after
         self.on_open = on_open
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
@@ -249,6 +255,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         except ImportError as error:
             add_note(error, about_driver(self._url))
             raise
+        events.flights = flights = self._flights(opening)
         opening.limited(_limit(engine, options))
         events.watch(engine)
         suit_greenlets(engine, opening.resource)
@@ -258,8 +265,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
                 parameters["user"], parameters["password"] = credentials()
 
-        resolve_commits(engine, opening, self._resolve_timeout)
-        note_statements(engine, opening)
+        resolve_commits(engine, opening, self._resolve_timeout, flights.ended_unseen if flights else _nothing)
+        watch_statements(engine, opening, flights)
         note_errors(engine, opening)
         self._events[engine] = events
         return engine
@@ -274,6 +281,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             given = named(_dialect(self._url).import_dbapi(), given)
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
             found["prepare_threshold"] = None
+        if self._url.get_driver_name() == "psycopg2":
+            from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
+
+            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection))
         return {**{name: value for name, value in found.items() if name not in given}, **own}
 
     def _say_what_creator_drops(self, resource: str) -> None:
@@ -299,6 +310,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
                 if not name.startswith("_") and name != "dispatch":
                     for listener in getattr(target.dispatch, name).listeners:
                         yield name, listener
+
+    def _flights(self, opening: Opening) -> Flights | None:
+        driver = self._url.get_driver_name()
+        if driver not in LIBPQ_DRIVERS:
+            return None
+        # The driver is imported where it is needed.
+        part = importlib.import_module(f"workerpools.sqlalchemy._{driver}")
+        return Flights(opening, part, batch=self._batch, resets=RESETS if self._reset_session else ())
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
         if "pool" in self._options:
@@ -359,6 +378,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
+
+
+def _nothing(state: object) -> None:
+    return
 
 
 def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:

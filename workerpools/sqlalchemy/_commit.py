@@ -28,6 +28,7 @@ from workerpools.sqlalchemy._connection import (
     watched,
 )
 from workerpools.sqlalchemy._errors import classify_connect, error_code
+from workerpools.sqlalchemy._texts import NOTHING
 from workerpools.sqlalchemy._timeouts import POSTGRESQL
 
 __all__ = ["ASKING", "introduce", "resolve_commits"]
@@ -38,7 +39,9 @@ logger = logging.getLogger("workerpools")
 #: and nothing reads its reply.
 GRACE = 1.0
 
-_NOTE = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
+#: The transaction's id, which may not be assigned; and the same with an assignment.
+IF_ASSIGNED = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
+ASSIGNED = "SELECT pg_current_xact_id()::text, pg_backend_pid()"
 _STATUS = "SELECT pg_xact_status(CAST(CAST(%(xid)s AS text) AS xid8))"
 _END = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -64,13 +67,19 @@ class _Transaction(NamedTuple):
     history: History
 
 
-def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float) -> None:
+def resolve_commits(
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    resolve_timeout: float,
+    ended_unseen: Callable[[ConnectionState], None],
+) -> None:
     """Declare each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
 
     Args:
         engine: The engine; its dialect's ``do_commit`` and ``do_rollback`` are replaced.
         opening: The engine's opening.
         resolve_timeout: Time limit for finding out the outcome, in seconds.
+        ended_unseen: Called with a connection whose transaction has ended past the engine.
     """
     dialect: Any = engine.dialect
     commit: Callable[[Any], None] = dialect.do_commit
@@ -88,6 +97,8 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
         state.phase = Phase.ROLLBACK
         if state.status is not None and state.status() == IDLE:
             # Checked in after COMMIT: the driver sends nothing.
+            if state.transaction is not None:
+                ended_unseen(state)
             rollback(proxied)
             return
         attempt = current()
@@ -96,8 +107,7 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
             rollback(proxied)
         finally:
             state.waited()
-            if state.read_write or state.local is not None:
-                state.transaction_ends()
+            state.transaction_ends(undone=True)
 
     def do_commit(proxied: Any) -> None:
         try:
@@ -106,9 +116,10 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
             with watched(getattr(proxied, "dbapi_connection", proxied)):
                 commit(proxied)
             return
-        state.phase, state.commit = Phase.COMMIT, None
+        state.phase, state.commit, state.text = Phase.COMMIT, None, NOTHING
         attempt = current()
-        if attempt is not None and state.status is not None and state.status() == IN_ERROR:
+        status = None if state.status is None else state.status()
+        if attempt is not None and status == IN_ERROR:
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
                 "caught: COMMIT would silently roll it back. Call rollback() where the error is caught, or run the "
@@ -118,14 +129,21 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
         state.wait(at)
         try:
             connection = proxied.dbapi_connection
+            if status == IDLE:
+                # Nothing to commit any more, or nothing yet.
+                if state.transaction is not None:
+                    ended_unseen(state)
+                commit(proxied)
+                return
             if getattr(connection, "autocommit", None) is not False and commits_each_statement(connection):
                 commit(proxied)
                 return
             transaction = None
             if state.history is not None:
-                # A transaction begun as READ ONLY cannot have written: no need to ask the server.
-                if state.read_write or dialect.get_readonly(connection) is not True:
-                    transaction = _note(proxied, state, state.history)
+                if _did_nothing(dialect, connection, state):
+                    _commit_nothing(dialect, commit, proxied, state)
+                    return
+                transaction = _noted(proxied, state, state.history)
                 if transaction is None:
                     _commit_nothing(dialect, commit, proxied, state)
                     return
@@ -159,8 +177,7 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
                 raise
         finally:
             state.waited()
-            if state.read_write or state.local is not None:
-                state.transaction_ends()
+            state.transaction_ends(undone=False)
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback
@@ -180,15 +197,32 @@ def _commit_nothing(dialect: Any, commit: Callable[[Any], None], proxied: Any, s
         connection.invalidate(error)
 
 
-def _note(proxied: Any, state: ConnectionState, history: History) -> _Transaction | None:
+def _did_nothing(dialect: Any, connection: Any, state: ConnectionState) -> bool:
+    """Return whether the open transaction is proven to have done nothing, without asking the server."""
+    transaction = state.transaction
+    if transaction is None or not transaction.reads:
+        return False
+    # What began as READ ONLY cannot have written, and only statements that plainly read cannot have notified.
+    return transaction.did_nothing or (not state.read_write and dialect.get_readonly(connection) is True)
+
+
+def _noted(proxied: Any, state: ConnectionState, history: History) -> _Transaction | None:
+    """Return the open transaction, with its id; None if it has none, because it has only read."""
+    transaction = state.transaction
+    if transaction is not None and transaction.xid:
+        return _Transaction(transaction.xid, transaction.pid, history)
+    # Without an id before COMMIT a transaction may still notify, or write to a foreign table.
+    reads = transaction is not None and transaction.reads
+    state.announced = True
     cursor = proxied.cursor()
     try:
-        cursor.execute(_NOTE)
+        cursor.execute(IF_ASSIGNED if reads else ASSIGNED)
         xid, pid = cursor.fetchone()
     except Exception:
         state.commit = CommitState(sent=False)
         raise
     finally:
+        state.announced = False
         with contextlib.suppress(Exception):
             cursor.close()
     return None if xid is None else _Transaction(xid, pid, history)
@@ -298,6 +332,7 @@ def _introduced(connection: Any, state: ConnectionState, question: str) -> bool:
         cursor.close()
         state.kind, state.server = POSTGRESQL, int(milliseconds)
         state.session = state.server
+        state.introduced = bool(history)
         if history and history[0]:
             state.history = History(*history)
         return True
