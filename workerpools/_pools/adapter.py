@@ -305,6 +305,10 @@ class Adapter(Protocol[T]):
             are checked when tasks are bound.
         leak_after: The time after which a connection in use is reported with its stack, in seconds; None for the
             setting ``workerpools_leak_after``.
+        on_open: The user's function, called with every value right after :meth:`open` has returned it, before its first
+            use. If it raises, the value is closed again, and the error is one of opening.
+        event_attributes: The attributes by which the library recognizes objects with events. Asking a handle for one
+            of them raises an error that says ``on_open``.
     """
 
     kind: str = ""
@@ -312,6 +316,8 @@ class Adapter(Protocol[T]):
     libraries: Sequence[str] = ()
     settings: Sequence[Setting] = ()
     leak_after: float | None = None
+    on_open: Callable[[T], object] | None = None
+    event_attributes: Sequence[str] = ()
 
     def prepare(self) -> None:
         """Build everything that needs no socket (a TLS context, the driver's import).
@@ -372,6 +378,20 @@ class Adapter(Protocol[T]):
             Exception: Logged, and treated like False.
         """
         return False
+
+    def attached(self, value: T) -> Iterable[tuple[str, object]]:
+        """Return what user code may have attached to ``value``: listeners, hooks, changed options.
+
+        Called after ``on_open``, and again once another value has replaced this one: what was added in between is lost,
+        and a warning says so. Must not use the network.
+
+        Args:
+            value: The value.
+
+        Returns:
+            Pairs of a name for messages and the attached object, which is compared by ``==``.
+        """
+        return ()
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         """Classify an exception of this library that was not reported to :meth:`Opening.failed`.

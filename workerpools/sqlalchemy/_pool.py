@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +25,7 @@ from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, 
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._commit import ASKING, introduce
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
+from workerpools.sqlalchemy._driver import STRINGS, attempts, fitted, named, ports
 from workerpools.sqlalchemy._flight import Flights
 from workerpools.sqlalchemy._nested import OwnLocks, exhausted, refuse_endless_wait
 from workerpools.sqlalchemy._timeouts import ask
@@ -220,17 +222,36 @@ class PoolEvents:
 
     # Opening.
 
-    def _connects(self, dialect: object, record: Any, arguments: object, parameters: dict[str, Any]) -> None:
+    def creating(self, creator: Callable[..., Any]) -> Callable[[Any], Any]:
+        """Return a ``creator`` that reports a user's, for which SQLAlchemy has no event."""
+        takes_record = _takes_record(creator)
+
+        def create(record: Any) -> Any:
+            record.info[KEY] = ConnectionState()
+            self.opening.descriptors.connecting()
+            return creator(record) if takes_record else creator()
+
+        return create
+
+    def _connects(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> None:
         # The first listener, without a result, so that the user's listeners can change the arguments. It runs before
         # any other work for the connection, such as fetching credentials.
         if record is not None:
             record.info[KEY] = ConnectionState()
-        port = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
-        self.opening.descriptors.connecting(int(port) if port else None)
-        remaining = deadline().remaining()
-        if remaining is not None and "connect_timeout" in parameters:
-            # libpq uses whole seconds, at least 2.
-            parameters["connect_timeout"] = min(parameters["connect_timeout"], max(2, round(remaining)))
+        given: Mapping[str, Any] = parameters
+        if self._speaks_postgresql:
+            given = named(dialect.loaded_dbapi, parameters)
+            if STRINGS[dialect.driver] in parameters:
+                # For a URL without parts SQLAlchemy passes an empty connection string by position.
+                arguments.clear()
+        elif self._speaks_mysql and "unix_socket" not in parameters:
+            given = {"port": 3306, **parameters}
+        self.opening.descriptors.connecting(*ports(given))
+        remaining, timeout = deadline().remaining(), given.get("connect_timeout")
+        if remaining is not None and (self._speaks_postgresql or isinstance(timeout, (int, float))):
+            fits = fitted(timeout, remaining, attempts(given) if self._speaks_postgresql else 1)
+            if fits is not timeout:
+                parameters["connect_timeout"] = fits
 
     def _connected(self, connection: Any, record: Any) -> None:
         opening = self.opening
@@ -258,7 +279,7 @@ class PoolEvents:
         opening.created(state.took)
 
     def _known(self, connection: Any, record: Any) -> ConnectionState:
-        # A user's creator connects without an event, and a user's pool may already have connections.
+        # A user's pool connects without an event, and may already have connections.
         state: ConnectionState = record.info.setdefault(KEY, ConnectionState())
         state.lives = self._lifetime.drawn(random.random())
         state.opened(connection, None)
@@ -435,6 +456,22 @@ class PoolEvents:
         state: ConnectionState | None = record.info.get(KEY)
         if record.dbapi_connection is not None and state is not None and state.begun < self.since:
             record.invalidate(_Retired("recycled"))
+
+
+def _takes_record(creator: Callable[..., Any]) -> bool:
+    """Return whether SQLAlchemy would pass its record to ``creator``: if it requires one argument."""
+    try:
+        accepted = [
+            one
+            for one in inspect.signature(creator).parameters.values()
+            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        # A builtin without a signature.
+        return False
+    if [(one.name, one.default) for one in accepted] == [("connection_record", None)]:
+        return True
+    return sum(one.default is one.empty for one in accepted) == 1
 
 
 def _purpose() -> str:

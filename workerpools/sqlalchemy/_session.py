@@ -25,7 +25,11 @@ else:
 
     S = TypeVar("S")
 
-__all__ = ["TaskSession", "current_session"]
+__all__ = ["EVENT_ATTRIBUTES", "TaskSession", "current_session"]
+
+#: ``event.listen()`` recognizes its targets by their type, else by one of these (``sqlalchemy/event/base.py`` and the
+#: ``_accept_with`` of each kind of event).
+EVENT_ATTRIBUTES = ("dispatch", "_no_async_engine_events")
 
 logger = logging.getLogger("workerpools")
 
@@ -155,6 +159,15 @@ class TaskSession(Overridable[S]):
             options["binds"] = {key: _engine_of(bind, instance, title) for key, bind in self._binds.items()}
         session = self._class(bind=_engine_of(self._engine, instance, title), **options)
         return _InAttempt(session, self, title)
+
+    def _refusal(self, name: str) -> str:
+        if name not in EVENT_ATTRIBUTES:
+            return ""
+        where, attribute = self._place()
+        return (
+            f"{where} is the declaration, and each run has a session of its own: listen to sqlalchemy.orm.Session, or "
+            f"to self.{attribute} in a task body"
+        )
 
     def _misplaced(self, name: str) -> str:
         where = self._where or self._name
