@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from tests.support.cuts import ArmedCut, Cut, Direction, Scope
+from tests.support.databases import HasAddress
 from tests.support.relay import Link
 from tests.support.sockets import Ending, close_listener, drop_in_forked_child
 
@@ -166,6 +167,10 @@ class TcpProxy:
             lose()
         else:
             self._call(lose)
+
+    def lead_to(self, server: HasAddress) -> None:
+        """Connect those that come from now on to another server. May be called by a predicate of `cut_when`."""
+        self._upstream = (server.host, server.port)
 
     def refuse_silently(self) -> None:
         """Lose the packets that would open a connection."""

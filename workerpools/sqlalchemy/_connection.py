@@ -45,15 +45,21 @@ _watchdog = Watchdog()
 
 
 class History(NamedTuple):
-    """The history that a PostgreSQL server writes.
+    """What tells a PostgreSQL server from others, and what it had written when it was asked.
 
     Attributes:
-        timeline: Eight digits.
-        life: The start of the server's statistics: its creation or its last crash.
+        identifier: The cluster's system identifier, which copies and standbys of it share.
+        timeline: Eight digits; a promoted copy begins a new one. Empty on a standby.
+        start: The start of the server's main process, in seconds since 1970.
+        life: The start of the server's statistics, in seconds since 1970: its creation or its last crash.
+        lsn: The end of the WAL that had reached the disk, in bytes.
     """
 
+    identifier: str
     timeline: str
+    start: str
     life: str | None
+    lsn: int
 
 
 class CommitState(NamedTuple):

@@ -23,9 +23,9 @@ from sqlalchemy.util import queue
 
 from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
-from workerpools.sqlalchemy._commit import ASKING, introduce
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
+from workerpools.sqlalchemy._resolving import ASKING, introduce
 from workerpools.sqlalchemy._timeouts import ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
