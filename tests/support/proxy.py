@@ -146,9 +146,13 @@ class TcpProxy:
     def blackhole(self) -> None:
         """Accept, keep old and new connections open, and move nothing: no bytes, no end.
 
-        As a program that no longer reads: the kernel goes on acknowledging for it (see `sever`).
+        As a program that no longer reads: the kernel goes on acknowledging for it (see `sever`). May be called by a
+        predicate of `cut_when`: the chunk still passes, and nothing else.
         """
-        self._call(lambda: setattr(self, "_silent", True))
+        if threading.current_thread() is self._thread:
+            self._silent = True
+        else:
+            self._call(lambda: setattr(self, "_silent", True))
 
     def sever(self) -> None:
         """Lose every packet of the open connections from now on, from both of their ends.

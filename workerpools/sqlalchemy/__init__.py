@@ -37,6 +37,7 @@ from workerpools.adapter import (
 )
 from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy._commit import resolve_commits
+from workerpools.sqlalchemy._connecting import bound_connecting
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
 from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
@@ -220,7 +221,13 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             # The user chose SQLAlchemy's own check.
             lifetime = replace(lifetime, check_after=None)
         resolves = self._resolve_timeout > 0
-        events = PoolEvents(opening, lifetime, resolves=resolves, session_settings=not self._pgbouncer)
+        events = PoolEvents(
+            opening,
+            lifetime,
+            resolves=resolves,
+            connect_timeout=self._connect_timeout,
+            session_settings=not self._pgbouncer,
+        )
         if chosen:
             options["poolclass"] = counted(chosen["poolclass"], events)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
@@ -235,6 +242,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         opening.limited(_limit(engine, options))
         events.watch(engine)
         suit_greenlets(engine, opening.resource)
+        bound_connecting(engine, opening, self._connect_timeout)
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")

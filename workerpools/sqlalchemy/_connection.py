@@ -27,6 +27,7 @@ __all__ = [
     "History",
     "commits_each_statement",
     "state_of",
+    "watchdog",
     "watched",
 ]
 
@@ -41,7 +42,8 @@ IN_ERROR = 3
 #: The PQtransactionStatus of a connection without a transaction.
 IDLE = 0
 
-_watchdog = Watchdog()
+#: The process's, for every wait on a database's socket.
+watchdog = Watchdog()
 
 
 class History(NamedTuple):
@@ -185,7 +187,7 @@ class ConnectionState:
         self.status = None
         self.waited()
         if self.watch is not None:
-            _watchdog.watched.pop(self.watch, None)
+            watchdog.watched.pop(self.watch, None)
             self.watch = None
 
     # Transactions.
@@ -213,11 +215,11 @@ class ConnectionState:
         now = monotonic()
         ends = (at if now < at else now + FLOOR) + GRACE
         if watch.at != ends:
-            _watchdog.arm(watch, ends)
+            watchdog.arm(watch, ends)
         self.waiting = True
         watch.waiting.append(True)
         if not watch.armed:
-            _watchdog.arm(watch, ends)
+            watchdog.arm(watch, ends)
 
     def waited(self) -> bool:
         """Stop watching the socket; return whether the watchdog shut it down."""
@@ -233,7 +235,7 @@ class ConnectionState:
 
     def taken(self) -> bool:
         """Wait for the watchdog, which took the token; return whether it shut the socket down."""
-        return self.watch is not None and _watchdog.stop_waiting(self.watch)
+        return self.watch is not None and watchdog.stop_waiting(self.watch)
 
     # The server's timeout.
 
@@ -344,11 +346,11 @@ def watched(connection: Any) -> Generator[None, None, None]:
         yield
         return
     now = monotonic()
-    watch = _watchdog.watch(connection.fileno(), (at if now < at else now + FLOOR) + GRACE)
+    watch = watchdog.watch(connection.fileno(), (at if now < at else now + FLOOR) + GRACE)
     try:
         yield
     finally:
-        _watchdog.forget(watch)
+        watchdog.forget(watch)
 
 
 def commits_each_statement(connection: Any) -> bool:

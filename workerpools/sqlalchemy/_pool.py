@@ -23,9 +23,10 @@ from sqlalchemy.util import queue
 
 from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
+from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
-from workerpools.sqlalchemy._resolving import ASKING, introduce
+from workerpools.sqlalchemy._resolving import introduce
 from workerpools.sqlalchemy._timeouts import ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
@@ -125,6 +126,7 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         except BaseException as error:
             lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
             # A time limit or the end of a greenlet may have interrupted connecting.
+            finish()
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
                 failure = replace(POOL_EXHAUSTED, resource=opening.resource)
@@ -161,17 +163,21 @@ class PoolEvents:
         opening: The engine's opening.
         lifetime: How long connections are kept and trusted.
         resolves: Whether lost COMMITs are resolved.
+        connect_timeout: Time limit of the first questions on a connection, in seconds.
         session_settings: Whether session settings stay with their connection; they do not behind PgBouncer.
 
     Attributes:
         since: Connections begun before this :func:`time.monotonic` time will be replaced; 0 for none.
     """
 
-    def __init__(self, opening: Opening, lifetime: Lifetime, *, resolves: bool, session_settings: bool) -> None:
+    def __init__(
+        self, opening: Opening, lifetime: Lifetime, *, resolves: bool, connect_timeout: float, session_settings: bool
+    ) -> None:
         self.opening = opening
         self.since = 0.0
         self._lifetime = lifetime
         self._resolves = resolves
+        self._connect_timeout = connect_timeout
         self._session_settings = session_settings
         #: Idle time below which only a connection's age needs checking, in seconds.
         self._trusted = min(
@@ -216,12 +222,10 @@ class PoolEvents:
         # any other work for the connection, such as fetching credentials.
         if record is not None:
             record.info[KEY] = ConnectionState()
-        port = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
-        self.opening.descriptors.connecting(int(port) if port else None)
-        remaining = deadline().remaining()
-        if remaining is not None and "connect_timeout" in parameters:
-            # libpq uses whole seconds, at least 2.
-            parameters["connect_timeout"] = min(parameters["connect_timeout"], max(2, round(remaining)))
+        port: Any = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
+        # Several hosts have a list of ports.
+        self.opening.descriptors.connecting(int(port) if str(port).isdigit() else None)
+        begin(parameters, whole=self._engine.dialect.driver != "pymysql")
 
     def _connected(self, connection: Any, record: Any) -> None:
         opening = self.opening
@@ -238,8 +242,14 @@ class PoolEvents:
             opening.descriptors.lend(connection, connection)
             opening.opened(_purpose())
         try:
-            self._ask(connection, state)
+            opened(None if state.watch is None else state.watch.socket, self._connect_timeout)
+            try:
+                self._ask(connection, state)
+            finally:
+                if not ASKING.get():
+                    finish()
         except BaseException:
+            finish()
             # SQLAlchemy then drops the connection without an event.
             state.closed()
             connection.close()
@@ -326,6 +336,10 @@ class PoolEvents:
         except self._engine.dialect.loaded_dbapi.Error as error:
             opening.checked(alive=False)
             opening.replaced("stale")
+            if at is not None and now < at <= time.monotonic():
+                # Connecting again would wait for the same server.
+                end(Limit.DEADLINE)
+                raise
             # Idle connections of the same age are suspect.
             raise InvalidatePoolError("this connection is dead") from error
 

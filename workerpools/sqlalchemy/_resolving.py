@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -20,11 +19,12 @@ from typing import Any
 import sqlalchemy
 
 from workerpools.adapter import FailureKind, deadline
+from workerpools.sqlalchemy._connecting import ASKING, ended, finish
 from workerpools.sqlalchemy._connection import KEY, ConnectionState, History
 from workerpools.sqlalchemy._errors import classify_connect, error_code
 from workerpools.sqlalchemy._timeouts import POSTGRESQL
 
-__all__ = ["ASKING", "Origin", "Transaction", "introduce", "note", "origin", "resolve"]
+__all__ = ["Origin", "Transaction", "introduce", "note", "origin", "resolve"]
 
 logger = logging.getLogger("workerpools")
 
@@ -65,9 +65,6 @@ _REPLICATED = (
     " WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),"
     " pg_logical_emit_message(true, 'workerpools', ''::text)"
 )
-
-#: The end of the time for resolving a COMMIT, set while a connection is opened only for that: it belongs to no attempt.
-ASKING: ContextVar[float | None] = ContextVar("workerpools_asking", default=None)
 
 
 @dataclass(frozen=True)
@@ -200,9 +197,11 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Transaction, ends: f
     try:
         connection = pool.connect()
     except Exception as error:
+        ended()
         permanent = classify_connect(error, resource="").kind is FailureKind.PERMANENT
         return "unknown" if permanent else ""
     state: ConnectionState = connection.info[KEY]
+    # Until the last answer it is a connection that is being opened, and has connect_timeout.
     state.wait(ends)
     try:
         driver = connection.dbapi_connection
@@ -232,6 +231,7 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Transaction, ends: f
         if status == "committed" and replicated:
             # Its wait for the standbys may have been ended, by a shutdown for example.
             cursor.execute(_REPLICATED)
+            finish()
             driver.commit()
         return status if status in ("committed", "aborted") else "unknown"
     except Exception as error:
@@ -239,6 +239,7 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Transaction, ends: f
         return ""
     finally:
         state.waited()
+        ended()
         _quietly(connection.invalidate)
 
 
