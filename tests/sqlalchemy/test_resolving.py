@@ -27,7 +27,7 @@ from tests.support.shop import Shop, insert
 from workerpools import FailureKind, classify
 from workerpools.events import EventKind
 from workerpools.sqlalchemy._connection import History
-from workerpools.sqlalchemy._resolving import Origin, Transaction, origin
+from workerpools.sqlalchemy._resolving import Noted, Origin, origin
 
 _NUMBERS = itertools.count(1)
 
@@ -296,7 +296,7 @@ HISTORY = History("7000000000000000000", "00000001", "1000.0", "500.0", 5_000)
 )
 def test_the_origin_of_an_answer(changes: dict[str, Any], uptime: float, life: float | None, expected: Origin) -> None:
     """Ten seconds after the id was given."""
-    transaction = Transaction("800", 4711, HISTORY)
+    transaction = Noted("800", 4711, HISTORY)
     now = HISTORY._replace(**changes)
     assert origin(transaction, now, uptime=uptime, life=life, elapsed=10.0) is expected
 

@@ -185,7 +185,7 @@ class Opening:
         phase = phase or (Phase.STATEMENT if failure is None else failure.phase)
         note_failure(error, Noted(failure, phase, deadline, self.budget, self._listeners))
 
-    def effect(self, what: str) -> Effect:
+    def effect(self, what: str, unless: Callable[[], bool] | None = None) -> Effect:
         """Record an irreversible effect, before it happens.
 
         It counts for the attempt of the calling context and its enclosing ones. In a thread without an attempt, it
@@ -193,11 +193,12 @@ class Opening:
 
         Args:
             what: A short phrase without secrets: ``"POST by 'api'"``.
+            unless: For an effect that only shows later: see :class:`Effect`.
 
         Returns:
             The effect; see :meth:`Effect.withdraw`.
         """
-        effect = Effect(what)
+        effect = Effect(what, unless)
         attempt = current()
         if attempt is None or attempt.parent is not None or len(attempt.noted_effects) >= MAX_EFFECTS:
             note_effect(effect)

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -46,21 +45,38 @@ MAX_ROUNDS = 20
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
 
-@dataclass(eq=False)
 class Effect:
     """An irreversible effect of an attempt. Effects with the same text are distinct.
 
-    Attributes:
+    Args:
         what: A short phrase without secrets, like ``POST by 'api'``.
-        withdrawn: Whether the effect was found not to have happened. No attempt lists it then.
+        unless: Called when the effects are looked at: returns True while the effect has not happened. None for an
+            effect that has happened, or may have.
+
+    Attributes:
+        what: The phrase.
+        unless: The function; None once the effect is settled.
     """
 
-    what: str
-    withdrawn: bool = False
+    __slots__ = ("_withdrawn", "unless", "what")
+
+    def __init__(self, what: str, unless: Callable[[], bool] | None = None) -> None:
+        self.what = what
+        self.unless = unless
+        self._withdrawn = False
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the effect is known not to have happened. No attempt lists it then."""
+        return self._withdrawn or (self.unless is not None and self.unless())
 
     def withdraw(self) -> None:
         """Withdraw the effect, once it is certain that the server cannot have acted on the request."""
-        self.withdrawn = True
+        self._withdrawn = True
+
+    def settle(self) -> None:
+        """Ask for the last time: the effect counts from now on as it does at this moment."""
+        self._withdrawn, self.unless = self.withdrawn, None
 
     def __repr__(self) -> str:
         return f"Effect({self.what!r})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import time
@@ -39,10 +40,11 @@ from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy._commit import resolve_commits
 from workerpools.sqlalchemy._connecting import bound_connecting
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
+from workerpools.sqlalchemy._flight import RESETS, Flights
 from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import TaskSession
-from workerpools.sqlalchemy._statements import note_statements
+from workerpools.sqlalchemy._statements import watch_statements
 from workerpools.sqlalchemy._url import about_driver, check_options, parsed
 
 __all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
@@ -176,6 +178,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str]] | None = None,
         pgbouncer: bool = False,
+        batch: bool = True,
+        reset_session: bool = True,
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
@@ -199,6 +203,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
         self._credentials = credentials
         self._pgbouncer = pgbouncer
+        self._batch = batch
+        self._reset_session = reset_session
         self.leak_after = leak_after
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
@@ -232,6 +238,11 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             options["poolclass"] = counted(chosen["poolclass"], events)
         defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
         options["connect_args"] = {**defaults, **options.get("connect_args", {})}
+        if self._url.get_driver_name() == "psycopg2":
+            from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
+
+            given = options["connect_args"].get("connection_factory", FlightConnection)
+            options["connect_args"]["connection_factory"] = flying(given)
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
             options["connect_args"].setdefault("prepare_threshold", None)
         try:
@@ -239,6 +250,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         except ImportError as error:
             add_note(error, about_driver(self._url))
             raise
+        events.flights = flights = self._flights(opening)
         opening.limited(_limit(engine, options))
         events.watch(engine)
         suit_greenlets(engine, opening.resource)
@@ -249,11 +261,19 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
                 parameters["user"], parameters["password"] = credentials()
 
-        resolve_commits(engine, opening, self._resolve_timeout)
-        note_statements(engine, opening)
+        resolve_commits(engine, opening, self._resolve_timeout, flights.ended_unseen if flights else _nothing)
+        watch_statements(engine, opening, flights)
         note_errors(engine, opening)
         self._events[engine] = events
         return engine
+
+    def _flights(self, opening: Opening) -> Flights | None:
+        driver = self._url.get_driver_name()
+        if driver not in _LIBPQ_DRIVERS:
+            return None
+        # The driver is imported where it is needed.
+        part = importlib.import_module(f"workerpools.sqlalchemy._{driver}")
+        return Flights(opening, part, batch=self._batch, resets=RESETS if self._reset_session else ())
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
         if "pool" in self._options:
@@ -314,6 +334,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
+
+
+def _nothing(state: object) -> None:
+    return
 
 
 def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:

@@ -20,18 +20,25 @@ from workerpools.sqlalchemy._connection import (
     commits_each_statement,
     watched,
 )
-from workerpools.sqlalchemy._resolving import Transaction, note, resolve
+from workerpools.sqlalchemy._resolving import Noted, note, resolve
+from workerpools.sqlalchemy._texts import NOTHING
 
 __all__ = ["resolve_commits"]
 
 
-def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout: float) -> None:
+def resolve_commits(
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    resolve_timeout: float,
+    ended_unseen: Callable[[ConnectionState], None],
+) -> None:
     """Declare each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
 
     Args:
         engine: The engine; its dialect's ``do_commit`` and ``do_rollback`` are replaced.
         opening: The engine's opening.
         resolve_timeout: Time limit for finding out the outcome, in seconds.
+        ended_unseen: Called with a connection whose transaction has ended past the engine.
     """
     dialect: Any = engine.dialect
     commit: Callable[[Any], None] = dialect.do_commit
@@ -49,6 +56,8 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
         state.phase = Phase.ROLLBACK
         if state.status is not None and state.status() == IDLE:
             # Checked in after COMMIT: the driver sends nothing.
+            if state.transaction is not None:
+                ended_unseen(state)
             rollback(proxied)
             return
         attempt = current()
@@ -57,8 +66,7 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
             rollback(proxied)
         finally:
             state.waited()
-            if state.read_write or state.local is not None:
-                state.transaction_ends()
+            state.transaction_ends(undone=True)
 
     def do_commit(proxied: Any) -> None:
         try:
@@ -67,9 +75,10 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
             with watched(getattr(proxied, "dbapi_connection", proxied)):
                 commit(proxied)
             return
-        state.phase, state.commit = Phase.COMMIT, None
+        state.phase, state.commit, state.text = Phase.COMMIT, None, NOTHING
         attempt = current()
-        if attempt is not None and state.status is not None and state.status() == IN_ERROR:
+        status = None if state.status is None else state.status()
+        if attempt is not None and status == IN_ERROR:
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
                 "caught: COMMIT would silently roll it back. Call rollback() where the error is caught, or run the "
@@ -79,14 +88,21 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
         state.wait(at)
         try:
             connection = proxied.dbapi_connection
+            if status == IDLE:
+                # Nothing to commit any more, or nothing yet.
+                if state.transaction is not None:
+                    ended_unseen(state)
+                commit(proxied)
+                return
             if getattr(connection, "autocommit", None) is not False and commits_each_statement(connection):
                 commit(proxied)
                 return
             transaction = None
             if state.history is not None:
-                # A transaction begun as READ ONLY cannot have written: no need to ask the server.
-                if state.read_write or dialect.get_readonly(connection) is not True:
-                    transaction = _note(proxied, state, state.history)
+                if _did_nothing(dialect, connection, state):
+                    _commit_nothing(dialect, commit, proxied, state)
+                    return
+                transaction = _noted(proxied, state, state.history)
                 if transaction is None:
                     _commit_nothing(dialect, commit, proxied, state)
                     return
@@ -120,8 +136,7 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
                 raise
         finally:
             state.waited()
-            if state.read_write or state.local is not None:
-                state.transaction_ends()
+            state.transaction_ends(undone=False)
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback
@@ -141,12 +156,30 @@ def _commit_nothing(dialect: Any, commit: Callable[[Any], None], proxied: Any, s
         connection.invalidate(error)
 
 
-def _note(proxied: Any, state: ConnectionState, history: History) -> Transaction | None:
+def _did_nothing(dialect: Any, connection: Any, state: ConnectionState) -> bool:
+    """Return whether the open transaction is proven to have done nothing, without asking the server."""
+    transaction = state.transaction
+    if transaction is None or not transaction.reads:
+        return False
+    # What began as READ ONLY cannot have written, and only statements that plainly read cannot have notified.
+    return transaction.did_nothing or (not state.read_write and dialect.get_readonly(connection) is True)
+
+
+def _noted(proxied: Any, state: ConnectionState, history: History) -> Noted | None:
+    """Return the open transaction, with its id; None if it has none, because it has only read."""
+    transaction = state.transaction
+    if transaction is not None and transaction.xid:
+        return Noted(transaction.xid, transaction.pid, history)
+    # Without an id before COMMIT a transaction may still notify, or write to a foreign table.
+    reads = transaction is not None and transaction.reads
+    state.announced = True
     try:
-        return note(proxied, state, history)
+        return note(proxied, state, history, assign=not reads)
     except Exception:
         state.commit = CommitState(sent=False)
         raise
+    finally:
+        state.announced = False
 
 
 def _throw_away(engine: sqlalchemy.Engine, proxied: Any, state: ConnectionState) -> None:

@@ -26,6 +26,7 @@ from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
+from workerpools.sqlalchemy._flight import Flights
 from workerpools.sqlalchemy._resolving import introduce
 from workerpools.sqlalchemy._timeouts import ask
 
@@ -187,6 +188,8 @@ class PoolEvents:
         #: Connections opened before this time are suspect, because one of them was found dead.
         self._suspect = 0.0
         self._states: weakref.WeakSet[ConnectionState] = weakref.WeakSet()
+        #: The statements of a PostgreSQL driver; None for other drivers.
+        self.flights: Flights | None = None
         self._raw = f"a raw connection of {opening.resource!r}"
         opening.descriptors.hold(self._borrowers)
 
@@ -269,6 +272,8 @@ class PoolEvents:
     def _ask(self, connection: Any, state: ConnectionState) -> None:
         if self._speaks_postgresql and not ASKING.get():
             introduce(connection, state, resolves=self._resolves)
+            if self.flights is not None:
+                self.flights.joined(connection, state, resets=self._session_settings)
         elif self._speaks_mysql and self._session_settings:
             try:
                 found = ask(connection)
@@ -288,14 +293,14 @@ class PoolEvents:
         if not ASKING.get():
             self._examine(connection, state)
         state.borrower = weakref.ref(borrower)
-        state.connection, state.thread = None, 0
+        state.connection, state.thread, state.transaction = None, 0, None
         if ASKING.get():
             return
         if not self._counted:
             state.lease = self.opening.lease(state.reclaim)
         if current() is not None or in_attempt():
             # A connection taken past the engine may be committed on unseen, also in a thread of the body.
-            state.raw = self.opening.effect(self._raw)
+            state.unseen = self.opening.effect(self._raw, state.nothing_unseen)
 
     def _examine(self, connection: Any, state: ConnectionState) -> None:
         """Check a connection and fit its timeout.
@@ -323,13 +328,15 @@ class PoolEvents:
         attempt = current()
         at = None if attempt is None else attempt.deadline.at
         try:
-            asked = self._session_settings and state.kind is not None and state.fit_session(connection, at)
+            # PostgreSQL's timeout travels with the first statement.
+            asked = self._speaks_mysql and state.kind is not None and state.fit_session(connection, at)
             if not asked and needs is Due.CHECK:
-                asked = True
+                asked = state.announced = True
                 state.wait(at)
                 try:
                     self._engine.dialect.do_ping(connection)
                 finally:
+                    state.announced = False
                     state.waited()
             if asked:
                 opening.checked(alive=True)
@@ -348,9 +355,6 @@ class PoolEvents:
         if state is None:
             return
         state.connection = weakref.ref(connection)
-        if (raw := state.raw) is not None:
-            state.raw = None
-            raw.withdrawn = True
 
     # Checking in.
 
@@ -361,7 +365,9 @@ class PoolEvents:
         if (lease := state.lease) is not None:
             state.lease = None
             lease.returned()
-        state.raw = None
+        if (unseen := state.unseen) is not None:
+            state.unseen = None
+            unseen.settle()
         if connection is not None:
             state.used = time.monotonic()
 

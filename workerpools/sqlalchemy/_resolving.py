@@ -24,7 +24,7 @@ from workerpools.sqlalchemy._connection import KEY, ConnectionState, History
 from workerpools.sqlalchemy._errors import classify_connect, error_code
 from workerpools.sqlalchemy._timeouts import POSTGRESQL
 
-__all__ = ["Origin", "Transaction", "introduce", "note", "origin", "resolve"]
+__all__ = ["Noted", "Origin", "introduce", "note", "origin", "resolve"]
 
 logger = logging.getLogger("workerpools")
 
@@ -46,7 +46,8 @@ _HISTORY = (
 _AGES = f"{_BORN}, (SELECT extract(epoch FROM clock_timestamp() - stats_reset)::float8 FROM pg_stat_bgwriter)"
 _TIMEOUT = "SELECT setting FROM pg_settings WHERE name = 'statement_timeout'"
 _INTRODUCTION = f"SELECT setting, {_HISTORY} FROM pg_settings WHERE name = 'statement_timeout'"
-_NOTE = f"SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), {_START}"
+_IF_ASSIGNED = f"SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid(), {_START}"
+_ASSIGNED = f"SELECT pg_current_xact_id()::text, pg_backend_pid(), {_START}"
 _SERVER = f"SELECT current_setting('synchronous_standby_names') <> '', {_AGES}, {_HISTORY}"
 _STATUS = "SELECT pg_xact_status(CAST(CAST(%(xid)s AS text) AS xid8))"
 # Terminating a session that waits for synchronous replication ends only the wait: the transaction is then committed
@@ -68,7 +69,7 @@ _REPLICATED = (
 
 
 @dataclass(frozen=True)
-class Transaction:
+class Noted:
     """A transaction that may have to be resolved.
 
     Attributes:
@@ -84,20 +85,21 @@ class Transaction:
     noted: float = field(default_factory=time.monotonic)
 
 
-def note(proxied: Any, state: ConnectionState, history: History) -> Transaction | None:
+def note(proxied: Any, state: ConnectionState, history: History, *, assign: bool) -> Noted | None:
     """Query the current transaction's id; takes one round trip. None if it has none.
 
     Args:
         proxied: The connection.
         state: Its state.
         history: The history of its server, as last seen.
+        assign: Whether a transaction without an id is given one.
 
     Raises:
         Exception: Any error of the driver.
     """
     cursor = proxied.cursor()
     try:
-        cursor.execute(_NOTE)
+        cursor.execute(_ASSIGNED if assign else _IF_ASSIGNED)
         xid, pid, start = cursor.fetchone()
         if xid is None:
             return None
@@ -105,7 +107,7 @@ def note(proxied: Any, state: ConnectionState, history: History) -> Transaction 
             # A proxy leads the connection to another server than at its opening.
             cursor.execute(f"SELECT {_HISTORY}")
             state.history = history = History(*cursor.fetchone())
-        return Transaction(xid, pid, history)
+        return Noted(xid, pid, history)
     finally:
         with contextlib.suppress(Exception):
             cursor.close()
@@ -125,7 +127,7 @@ class Origin(Enum):
 
 
 def origin(
-    transaction: Transaction, now: History, *, uptime: float, life: float | None, elapsed: float | None = None
+    transaction: Noted, now: History, *, uptime: float, life: float | None, elapsed: float | None = None
 ) -> Origin:
     """Decide whether the server that answers gave the transaction its id.
 
@@ -164,7 +166,7 @@ def origin(
 # Asking.
 
 
-def resolve(engine: sqlalchemy.Engine, transaction: Transaction, resolve_timeout: float) -> str:
+def resolve(engine: sqlalchemy.Engine, transaction: Noted, resolve_timeout: float) -> str:
     """Return ``committed``, ``aborted``, or an empty text if the outcome is unknown.
 
     Args:
@@ -192,7 +194,7 @@ def resolve(engine: sqlalchemy.Engine, transaction: Transaction, resolve_timeout
         _quietly(pool.dispose)
 
 
-def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Transaction, ends: float, *, end: bool) -> str:
+def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Noted, ends: float, *, end: bool) -> str:
     """Return the outcome, ``unknown`` if it can never be known, or an empty text if asking again may help."""
     try:
         connection = pool.connect()
@@ -243,7 +245,7 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Transaction, ends: f
         _quietly(connection.invalidate)
 
 
-def _status(cursor: Any, transaction: Transaction) -> str:
+def _status(cursor: Any, transaction: Noted) -> str:
     """Return the server's answer, or ``future`` if it has not given the id yet, or ``old`` if it knows no more."""
     try:
         cursor.execute(_STATUS, {"xid": transaction.xid})
@@ -286,6 +288,7 @@ def _introduced(connection: Any, state: ConnectionState, question: str) -> bool:
         cursor.close()
         state.kind, state.server = POSTGRESQL, int(milliseconds)
         state.session = state.server
+        state.introduced = bool(values)
         if values and (history := History(*values)).identifier and history.timeline:
             state.history = history
         return True
