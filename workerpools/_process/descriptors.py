@@ -8,10 +8,11 @@ import socket
 import stat
 import threading
 import weakref
+from _socket import socket as native_socket
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-__all__ = ["Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since", "numbers"]
+__all__ = ["ConnectingSocket", "Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since", "numbers"]
 
 
 class SocketNumber:
@@ -81,6 +82,52 @@ def _may_lead_to(number: int, ports: Collection[int]) -> bool:
     return bool(peer)
 
 
+class ConnectingSocket:
+    """The socket of a connection that a client library is opening, looked for at each call.
+
+    Args:
+        before: The result of :func:`numbers` from before connecting.
+        ports: The peer's possible TCP ports; empty for any.
+        mark: A ``TCP_USER_TIMEOUT``, in milliseconds, that no other socket has; None for none.
+        others: Returns the descriptors of open connections.
+    """
+
+    def __init__(
+        self,
+        before: frozenset[tuple[int, int]],
+        ports: Collection[int],
+        mark: int | None,
+        others: Callable[[], Iterable[int]],
+    ) -> None:
+        self._before, self._ports, self._mark, self._others = before, ports, mark, others
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 if there is none yet, or if it cannot be told apart from others."""
+        # By inode: the same socket may have several descriptors for a moment.
+        found = {inode: number for number, inode in numbers() - self._before if self._is_it(number)}
+        if len(found) > 1:
+            for other in self._others():
+                found.pop(_inode(other) or 0, None)
+        return next(iter(found.values())) if len(found) == 1 else -1
+
+    def _is_it(self, number: int) -> bool:
+        try:
+            # The C class: a patched one belongs to the greenlets of one thread.
+            asked = native_socket(fileno=os.dup(number))
+        except OSError:
+            return False
+        try:
+            if self._mark is not None and asked.family in (socket.AF_INET, socket.AF_INET6):
+                return asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == self._mark
+            peer = asked.getpeername()
+        except OSError:
+            # Still connecting: it may be anyone's.
+            return False
+        finally:
+            asked.close()
+        return (not self._ports or peer[1] in self._ports) if isinstance(peer, tuple) else bool(peer)
+
+
 logger = logging.getLogger("workerpools")
 
 
@@ -122,6 +169,15 @@ class Descriptors:
     def gave_up(self) -> None:
         """Record that the calling thread has stopped connecting."""
         self._connecting.pop(threading.get_ident(), None)
+
+    def in_progress(self, mark: int | None = None) -> ConnectingSocket:
+        """Return the socket that the calling thread is connecting, for a :class:`Watchdog`.
+
+        Args:
+            mark: The socket's ``TCP_USER_TIMEOUT``, in milliseconds, if no other socket has the same; None for none.
+        """
+        before, ports = self._connecting.get(threading.get_ident()) or (numbers(), ())
+        return ConnectingSocket(before, ports, mark, lambda: map(self._fileno, self._open()))
 
     def look(self, connection: Any) -> SocketNumber | None:
         """Find the socket of a connection without a ``fileno()``, just opened by the calling thread.

@@ -41,6 +41,7 @@ from workerpools.adapter import (
 )
 from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy._commit import resolve_commits
+from workerpools.sqlalchemy._connecting import bound_connecting
 from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, MYSQL_DRIVERS, check_arguments, named, with_ports
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
 from workerpools.sqlalchemy._flight import RESETS, Flights
@@ -251,7 +252,13 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             # The user chose SQLAlchemy's own check.
             lifetime = replace(lifetime, check_after=None)
         resolves = self._resolve_timeout > 0
-        events = PoolEvents(opening, lifetime, resolves=resolves, session_settings=not self._pgbouncer)
+        events = PoolEvents(
+            opening,
+            lifetime,
+            resolves=resolves,
+            connect_timeout=self._connect_timeout,
+            session_settings=not self._pgbouncer,
+        )
         if chosen:
             options["poolclass"] = counted(chosen["poolclass"], events)
         try:
@@ -267,6 +274,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         opening.limited(_limit(engine, options))
         events.watch(engine)
         suit_greenlets(engine, opening.resource)
+        bound_connecting(engine, opening, self._connect_timeout)
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from sqlalchemy.engine import URL
@@ -261,5 +262,6 @@ def fitted(value: Any, remaining: float, servers: int) -> Any:
     seconds = 0 if value in (None, "") else whole_seconds(value)
     if seconds is None:
         return value
-    fits = max(2, int(remaining / servers))
+    # Not before the deadline itself, which is reported as such.
+    fits = max(2, ceil(remaining / servers))
     return value if 0 < seconds <= fits else fits

@@ -87,16 +87,17 @@ class Flights:
         self._ended = f"a transaction of {opening.resource!r} that ended past its engine"
         self._alone = f"a statement in autocommit by {opening.resource!r}"
 
-    def joined(self, connection: Any, state: ConnectionState, *, resets: bool) -> None:
+    def joined(self, connection: Any, state: ConnectionState, *, direct: bool) -> None:
         """Take part in the statements of a new connection, and in those that do not come from the engine.
 
         Args:
             connection: The driver's connection.
             state: Its state.
-            resets: Whether its session is reset between attempts.
+            direct: Whether no PgBouncer is in between, whose server connections keep no session.
         """
         state.execute_unseen = partial(self.execute_unseen, state)
-        state.resets = self._resets if resets and state.introduced else ()
+        state.direct = direct
+        state.resets = self._resets if direct and state.introduced else ()
         self._driver.tell(connection, state)
 
     def keep_settings(self, connection: Any, state: ConnectionState) -> None:

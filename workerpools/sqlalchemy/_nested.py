@@ -20,7 +20,7 @@ import sqlalchemy
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from workerpools.adapter import Attempt, Failure, FailureKind, Lease, Opening, Phase, Sent, Watchdog, add_note
-from workerpools.sqlalchemy._commit import ASKING
+from workerpools.sqlalchemy._connecting import ASKING
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
 

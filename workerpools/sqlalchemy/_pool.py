@@ -23,11 +23,12 @@ from sqlalchemy.util import queue
 
 from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
-from workerpools.sqlalchemy._commit import ASKING, introduce
+from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._driver import STRINGS, attempts, fitted, named, ports
 from workerpools.sqlalchemy._flight import Flights
 from workerpools.sqlalchemy._nested import OwnLocks, exhausted, refuse_endless_wait
+from workerpools.sqlalchemy._resolving import introduce
 from workerpools.sqlalchemy._timeouts import ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
@@ -128,6 +129,7 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         except BaseException as error:
             lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
             # A time limit or the end of a greenlet may have interrupted connecting.
+            finish()
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
                 opening.failed(error, exhausted(opening))
@@ -165,17 +167,21 @@ class PoolEvents:
         opening: The engine's opening.
         lifetime: How long connections are kept and trusted.
         resolves: Whether lost COMMITs are resolved.
+        connect_timeout: Time limit of the first questions on a connection, in seconds.
         session_settings: Whether session settings stay with their connection; they do not behind PgBouncer.
 
     Attributes:
         since: Connections begun before this :func:`time.monotonic` time will be replaced; 0 for none.
     """
 
-    def __init__(self, opening: Opening, lifetime: Lifetime, *, resolves: bool, session_settings: bool) -> None:
+    def __init__(
+        self, opening: Opening, lifetime: Lifetime, *, resolves: bool, connect_timeout: float, session_settings: bool
+    ) -> None:
         self.opening = opening
         self.since = 0.0
         self._lifetime = lifetime
         self._resolves = resolves
+        self._connect_timeout = connect_timeout
         self._session_settings = session_settings
         #: Idle time below which only a connection's age needs checking, in seconds.
         self._trusted = min(
@@ -247,7 +253,8 @@ class PoolEvents:
         elif self._speaks_mysql and "unix_socket" not in parameters:
             given = {"port": 3306, **parameters}
         self.opening.descriptors.connecting(*ports(given))
-        remaining, timeout = deadline().remaining(), given.get("connect_timeout")
+        # The driver's own timeout is for sockets that the watchdog does not find.
+        remaining, timeout = begin(), given.get("connect_timeout")
         if remaining is not None and (self._speaks_postgresql or isinstance(timeout, (int, float))):
             fits = fitted(timeout, remaining, attempts(given) if self._speaks_postgresql else 1)
             if fits is not timeout:
@@ -268,8 +275,14 @@ class PoolEvents:
             opening.descriptors.lend(connection, connection)
             opening.opened(_purpose())
         try:
-            self._ask(connection, state)
+            opened(None if state.watch is None else state.watch.socket, self._connect_timeout)
+            try:
+                self._ask(connection, state)
+            finally:
+                if not ASKING.get():
+                    finish()
         except BaseException:
+            finish()
             # SQLAlchemy then drops the connection without an event.
             state.closed()
             connection.close()
@@ -290,7 +303,7 @@ class PoolEvents:
         if self._speaks_postgresql and not ASKING.get():
             introduce(connection, state, resolves=self._resolves)
             if self.flights is not None:
-                self.flights.joined(connection, state, resets=self._session_settings)
+                self.flights.joined(connection, state, direct=self._session_settings)
         elif self._speaks_mysql and self._session_settings:
             try:
                 found = ask(connection)
@@ -362,6 +375,10 @@ class PoolEvents:
         except self._engine.dialect.loaded_dbapi.Error as error:
             opening.checked(alive=False)
             opening.replaced("stale")
+            if at is not None and now < at <= time.monotonic():
+                # Connecting again would wait for the same server.
+                end(Limit.DEADLINE)
+                raise
             # Idle connections of the same age are suspect.
             raise InvalidatePoolError("this connection is dead") from error
 

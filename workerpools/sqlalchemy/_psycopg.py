@@ -15,12 +15,10 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from workerpools.sqlalchemy._connection import ConnectionState
+from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
 from workerpools.sqlalchemy._texts import Does, Text
 
 __all__ = ["ask", "fly", "loose", "tell"]
-
-IF_ASSIGNED = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
-ASSIGNED = "SELECT pg_current_xact_id()::text, pg_backend_pid()"
 
 
 def loose(connection: Any) -> bool:
@@ -85,11 +83,11 @@ def _execute(
         raise (first_error or error) from None
     if first_error is not None:
         raise first_error
-    if asked is not None:
+    if asked is not None and state.history is not None:
         with asked:
-            xid, pid = asked.fetchone()
+            xid, pid, start = asked.fetchone()
         transaction.none = xid is None
-        if xid is not None:
+        if xid is not None and start == state.history.start:
             transaction.xid, transaction.pid = xid, pid
     return True
 

@@ -257,9 +257,8 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
                 if transaction.savepoint:
                     commands.insert(0, _RELEASE)
                 transaction.savepoint = transaction.guarded = False
-                wants_id = not transaction.xid and (text.does is not Does.CONTROL)
+                wants_id = state.direct and not transaction.xid and text.does is not Does.CONTROL
                 if wants_id:
-                    transaction.reads = False
                     commands.append(_asking(connection))
         if first:
             connection.begins()
@@ -279,7 +278,7 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
                 if len(writers) < _MAX_WRITERS:
                     writers.add(statement)
                 transaction.savepoint = transaction.guarded = transaction.reads = False
-                wants_id, before = True, connection.get_parameter_status("application_name")
+                wants_id, before = state.direct, connection.get_parameter_status("application_name")
                 _send(cursor, [*_UNDO, _asking(connection)], statement, parameters)
             else:
                 raise
