@@ -61,8 +61,7 @@ def switches_while_locks_are_held(url: str, api_url: str) -> dict[str, list[str]
         "meter": db.meter.lock,
         "budget": pools.shared.budget._lock,
         "transport": transport._lock,
-        "traffic": transport._traffic._changed,
-        "turn": pool._turn,
+        "pool": pool._lock,
     }
     found: dict[str, list[str]] = {}
     for name, lock in locks.items():

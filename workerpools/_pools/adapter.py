@@ -70,6 +70,8 @@ class Opening:
         self.ended = ended
         self._listeners = listeners or Listeners()
         self.budget = budget or Budget()
+        #: The open connections without a socket of their own.
+        self._without_socket = 0
         meter = meter or Meter()
         self._meter = meter
         #: Begins a lease with the wait for a connection.
@@ -86,7 +88,8 @@ class Opening:
             detail: Text for the event, without secrets.
         """
         self.descriptors.add(connection)
-        self.opened(detail)
+        self._meter.opened()
+        self._listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
 
     def opened(self, detail: str = "") -> None:
         """Report a new connection without a socket of its own (a file, an embedded database).
@@ -94,8 +97,14 @@ class Opening:
         Args:
             detail: Text for the event, without secrets.
         """
+        self._without_socket += 1
         self._meter.opened()
         self._listeners.emit(EventKind.CONNECTION_OPENED, self.resource, detail)
+
+    @property
+    def open_connections(self) -> int:
+        """The number of connections that are open, also where an interruption kept one from being reported."""
+        return self.descriptors.count() + self._without_socket
 
     def disconnected(self, connection: object, detail: str = "", reason: str = "", age: float | None = None) -> None:
         """Report a closed connection.
@@ -107,7 +116,8 @@ class Opening:
                 Inside :meth:`closing` its reason takes precedence.
             age: The time since the connection was opened, in seconds; None if unknown.
         """
-        self.descriptors.connections.pop(id(connection), None)
+        if self.descriptors.connections.pop(id(connection), None) is None and self._without_socket:
+            self._without_socket -= 1
         why = self._meter.closed(reason, age)
         # Rarely observed, and after a broken connection the decision about a replay is waiting.
         if self._listeners.audience[EventKind.CONNECTION_CLOSED] or _log.isEnabledFor(logging.DEBUG):

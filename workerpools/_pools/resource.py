@@ -275,13 +275,15 @@ class Resource(Overridable[T]):
         """Return the current value, opened if necessary; an attempt keeps it to its end."""
         replaced: _Live[T] | None = None
         opened = False
-        if not self._lock.acquire(timeout=OPEN_TIMEOUT):
-            raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
         try:
+            # Within the block: a signal may interrupt the call after it has acquired the lock.
+            if not self._lock.acquire(timeout=OPEN_TIMEOUT):
+                raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
             if attempt is not None and self not in attempt.values:
                 # Before anything can fail, so that the adapter gets to classify the error.
+                if self._attempt_ended not in attempt.callbacks:
+                    attempt.callbacks.append(self._attempt_ended)
                 attempt.values[self] = None
-                attempt.callbacks.append(self._attempt_ended)
             live = self._live
             outer: _Live[T] | None = None
             if attempt is not None and attempt.parent is not None:
@@ -303,7 +305,12 @@ class Resource(Overridable[T]):
                 if attempt.budget is None:
                     attempt.budget = live.opening.budget
         finally:
-            self._lock.release()
+            # First of all: a signal may interrupt any call before it, suppress() too.
+            try:  # noqa: SIM105
+                self._lock.release()
+            except RuntimeError:
+                # Not acquired: a timeout, or interrupted before.
+                pass
         if replaced is not None:
             self.shared.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
             self._warn_of_loss(replaced)
@@ -352,11 +359,17 @@ class Resource(Overridable[T]):
             )
             # Threads of the value, such as a client's monitor, are not the attempt's.
             with of_no_attempt():
-                live = _Live(self.adapter.open(opening), opening, born)
-                self._set_up(live.value)
-            live.attached = self._attached(live.value)
-            # Published last: other threads read it without the lock.
-            self._live = live
+                value = self.adapter.open(opening)
+                self._set_up(value)
+                try:
+                    live = _Live(value, opening, born)
+                    live.attached = self._attached(value)
+                    # Published last: other threads read it without the lock.
+                    self._live = live
+                except BaseException:
+                    # Interrupted: nobody else knows the value.
+                    self.adapter.close(value, 0.0)
+                    raise
             return live
         except Exception as error:
             add_note(error, f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})")
@@ -440,14 +453,18 @@ class Resource(Overridable[T]):
 
     def _attempt_ended(self, attempt: Attempt) -> BaseException | None:
         """Count the attempt, reclaim the connections it left in use, and release its value."""
+        # Each step can be repeated: a signal may interrupt any.
         interruption: BaseException | None = None
-        left = self.meter.attempt_ended(attempt)
-        if left:
+        meter = self.meter
+        if (meter.leases or meter.waiting) and (left := meter.left_by(attempt)):
             # Imported by the first attempt that leaves a connection in use.
             from workerpools._stats.leaks import reclaim
 
-            interruption = reclaim(self.name, self.shared.listeners, left, attempt.task)
-            self.meter.publish()
+            interruption = reclaim(
+                self.name, meter, self.shared.listeners, left, attempt.task, interrupted=attempt.interrupted
+            )
+        if attempt.interrupted:
+            self._repair()
         live: _Live[T] | None = attempt.values.get(self)
         if live is not None:
             with self._lock:
@@ -455,7 +472,13 @@ class Resource(Overridable[T]):
                 free = live is not self._live and live in self._retired and live.is_free
             if free:
                 self._end(live)
+        meter.attempt_ended(attempt)
         return interruption
+
+    def _repair(self) -> None:
+        """Derive from the connections what an interruption may have kept from being counted."""
+        self.meter.agree()
+        self.meter.recount(sum(live.opening.open_connections for live in self._held()))
 
     def _end(self, live: _Live[T]) -> None:
         """Close a replaced value."""

@@ -14,7 +14,7 @@ from workerpools._process import fork
 from workerpools._run.budget import Budget
 from workerpools._run.deadline import NO_DEADLINE, Deadline
 from workerpools._run.delivery import Delivery
-from workerpools._run.failure import Noted, attach
+from workerpools._run.failure import Noted, attach, is_interruption
 from workerpools.errors import NoAttemptError
 
 __all__ = [
@@ -147,6 +147,8 @@ class Attempt:
     before_commit: tuple[Effect, ...] | None = None
     #: Whether it has ended.
     ended = False
+    #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
+    interrupted = False
 
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
@@ -183,8 +185,8 @@ class Attempt:
         """Register a function to call after the attempt has ended, in its thread, in the order of registration.
 
         Args:
-            function: Called with the attempt. Returns the interruption (SystemExit, GreenletExit) that it caught, or
-                None. Must not raise.
+            function: Called with the attempt; again if a signal interrupts it. Returns the interruption (SystemExit,
+                GreenletExit) that it caught, or None. Must not raise.
         """
         self.callbacks.append(function)
 
@@ -228,12 +230,16 @@ class Attempt:
         """
         interruption: BaseException | None = None
         while self.scoped:
-            scoped = self.scoped.popitem()[1]
+            # Removed when it has ended: a signal may interrupt each step, and then it is closed again.
+            key, scoped = next(reversed(self.scoped.items()))
             for step in (scoped.rollback, scoped.end) if rollback else (scoped.end,):
                 try:
                     step()
                 except BaseException as failure:
+                    if is_interruption(failure):
+                        self.interrupted = True
                     interruption = _failed_to_clean_up(scoped, failure) or interruption
+            self.scoped.pop(key, None)
         if interruption is not None:
             raise interruption
 
@@ -251,9 +257,13 @@ class Attempt:
         if not self.ended:
             self.leave()
         _active.attempts.discard(self)
+        if self.scoped:
+            # A signal interrupted its closing.
+            self.close(rollback=True)
         interruption: BaseException | None = None
         while self.callbacks:
-            interruption = self.callbacks.pop(0)(self) or interruption
+            interruption = self.callbacks[0](self) or interruption
+            del self.callbacks[0]
         if interruption is not None:
             raise interruption
 

@@ -14,7 +14,7 @@ from workerpools._run.budget import Budget
 from workerpools._run.decision import Action, describe
 from workerpools._run.delivery import OUTERMOST, Delivery, Terms
 from workerpools._run.events import REPLAY, EventKind, write
-from workerpools._run.failure import Failure, Noted, Verdict, judge
+from workerpools._run.failure import Failure, Noted, Verdict, is_interruption, judge
 from workerpools._text import add_note
 
 __all__ = ["log_failed_after_commit", "run"]
@@ -68,16 +68,26 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 raise terms.time_limit_exceeded(delivery.request) from error
             if verdict.noted is None or verdict.failure is None:
                 _note_commits(attempt, verdict.error)
+                attempt.interrupted = is_interruption(verdict.error)
                 if verdict.error is error:
                     raise
                 masked = verdict.error
             else:
                 _replay_retry_or_raise(delivery, attempt, verdict, verdict.noted, verdict.failure)
                 masked = None
+        except BaseException:
+            attempt.interrupted = True
+            raise
         finally:
             # Also after a signal interrupted the regular end: an attempt left as the current one would own the work of
             # later tasks of this process, and never commit it.
-            attempt.end()
+            try:
+                attempt.end()
+            except BaseException:
+                # A signal may have interrupted that, too.
+                attempt.interrupted = True
+                attempt.end()
+                raise
             # An exception's traceback holds this frame: without the attempt, sessions and errors are freed at once.
             del attempt
         if masked is not None:

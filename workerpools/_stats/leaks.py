@@ -102,14 +102,20 @@ def _report(resource: str, listeners: Listeners, lease: Lease, held: float, afte
     )
 
 
-def reclaim(resource: str, listeners: Listeners, left: Sequence[Lease], task: str) -> BaseException | None:
+def reclaim(
+    resource: str, meter: Meter, listeners: Listeners, left: Sequence[Lease], task: str, *, interrupted: bool
+) -> BaseException | None:
     """Return the connections that an attempt left in use to their pool, and report each.
+
+    One that an interruption kept from being returned is not reported: it is nobody's mistake.
 
     Args:
         resource: The resource's name.
+        meter: The resource's meter.
         listeners: The listeners to notify.
-        left: The leases, from :meth:`workerpools._stats.meter.Meter.attempt_ended`.
+        left: The leases, from :meth:`workerpools._stats.meter.Meter.left_by`.
         task: The task's name.
+        interrupted: Whether the attempt was interrupted.
 
     Returns:
         An interruption that arrived meanwhile; None without one. Nothing is raised: the attempt's outcome is decided
@@ -117,19 +123,28 @@ def reclaim(resource: str, listeners: Listeners, left: Sequence[Lease], task: st
     """
     interruption: BaseException | None = None
     for lease in left:
-        returned, stack = False, lease.stack
+        returned = failed = False
+        waited, since, stack = lease in meter.waiting, lease.since, lease.stack
         try:
             returned = lease.reclaim is not None and lease.reclaim()
         except BaseException as error:
+            failed = True
             logging.getLogger(LEAKS).debug("a connection of %r was not returned to its pool", resource, exc_info=error)
             if not isinstance(error, Exception):
                 interruption = error
+        if waited or not (returned or failed or lease.is_active):
+            lease.gave_up()
+            lease.returned()
+            continue
+        if interrupted and not lease.is_active:
+            continue
+        meter.leaked(lease)
         listeners.emit(
             EventKind.CONNECTION_LEAKED,
             resource,
             stack="" if stack is None else str(stack),
             task=task,
-            held=round(time.monotonic() - lease.since, 3),
+            held=round(time.monotonic() - since, 3),
             returned=str(returned).lower(),
             at="(unknown: set workerpools_leak_after)" if stack is None else stack.at,
         )

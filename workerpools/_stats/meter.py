@@ -59,20 +59,25 @@ class Lease:
 
     Attributes:
         since: The start of the wait; after :meth:`acquired`, the start of the use.
-        attempt: The attempt that acquired the connection; None outside one, and once the attempt no longer owns it.
-        thread: The thread that acquired the connection for an attempt; 0 otherwise.
-        reclaim: Returns the connection to its pool after its attempt left it in use; see :meth:`acquired`.
+        attempt: The attempt that waits or acquired the connection; None outside one, and once the attempt no longer
+            owns it.
+        thread: The thread that waits or acquired the connection for an attempt; 0 otherwise.
+        held: The pool's entry, for the adapter; None at the end.
+        reclaim: Returns the connection to its pool after its attempt left it in use; see :meth:`acquired`. Set before,
+            it is also called after an interruption of the wait.
         stack: The stack at which the connection was acquired; None unless ``leak_after`` is set.
     """
 
-    # Long methods without helpers: every task that uses a connection would pay for the calls.
+    # Long methods without helpers: every task that uses a connection would pay for the calls. A signal may interrupt
+    # each between any two steps: a lease waits or is in use until the last one, and is found at the attempt's end.
 
-    __slots__ = ("__weakref__", "_meter", "attempt", "reclaim", "since", "stack", "thread")
+    __slots__ = ("__weakref__", "_meter", "attempt", "held", "reclaim", "since", "stack", "thread")
 
     def __init__(self, meter: Meter, *, waits: bool = True) -> None:
         self._meter = meter
-        self.attempt: Attempt | None = None
-        self.thread = 0
+        self.attempt: Attempt | None = current()
+        self.thread = 0 if self.attempt is None else threading.get_ident()
+        self.held: Any = None
         self.reclaim: Callable[[], bool] | None = None
         self.stack: Stack | None = None
         if not waits:
@@ -103,19 +108,17 @@ class Lease:
         meter = self._meter
         row, leases, waiting, now = meter.row, meter.leases, meter.waiting, monotonic()
         with meter.lock:
-            if waiting.pop(self, _ABSENT) is not _ABSENT:
-                row[_PENDING] = len(waiting)
-                row[_LONGEST_WAIT] = next(iter(waiting)).since if waiting else 0.0
+            if self in waiting:
                 if reused:
                     row[_REUSED] += 1
                 meter.add(_WAIT, max(0.0, now - self.since - creating))
             self.since, self.reclaim = now, reclaim
-            self.attempt = attempt = current()
-            if attempt is not None:
-                self.thread = threading.get_ident()
             if meter.leak_after is not None:
                 self.stack = collect()
             leases[self] = None
+            waiting.pop(self, None)
+            row[_PENDING] = len(waiting)
+            row[_LONGEST_WAIT] = next(iter(waiting)).since if waiting else 0.0
             row[_IN_USE] = in_use = len(leases)
             if in_use == 1:
                 # Snapshots convert it to an age.
@@ -138,6 +141,7 @@ class Lease:
                 row[_LONGEST_WAIT] = next(iter(waiting)).since if waiting else 0.0
                 if (shown := meter.shown) is not None:
                     shown[_PENDING], shown[_LONGEST_WAIT] = row[_PENDING], row[_LONGEST_WAIT]
+            self.attempt = self.reclaim = self.held = None
             if timed_out:
                 row[_TIMEOUTS] += 1
                 meter.add(_WAIT, monotonic() - self.since)
@@ -149,13 +153,18 @@ class Lease:
         with meter.lock:
             if leases.pop(self, _ABSENT) is _ABSENT:
                 return False
-            self.attempt = self.reclaim = None
+            self.attempt = self.reclaim = self.held = None
             meter.add(_USE, now - self.since)
             row[_IN_USE] = in_use = len(leases)
             row[_LONGEST_USE] = oldest = next(iter(leases)).since if leases else 0.0
             if (shown := meter.shown) is not None:
                 shown[_IN_USE], shown[_LONGEST_USE] = in_use, oldest
         return True
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is waiting or in use."""
+        return self in self._meter.leases or self in self._meter.waiting
 
 
 class Meter:
@@ -284,13 +293,41 @@ class Meter:
         """
         left: list[Lease] = []
         with self.lock:
-            self.row[_ATTEMPTS] += 1
             if self.leases:
                 left = [lease for lease in self._disowned(attempt, 0.0) if lease.thread == threading.get_ident()]
                 self.row[_LEAKS] += len(left)
+            if (self.row[_IN_USE], self.row[_PENDING]) != (len(self.leases), len(self.waiting)):
+                self.agree()
+            self.row[_ATTEMPTS] += 1
         if self._slot is not None and self.shown is not None:
             self._slot.publish(self.shown, self.row)
         return left
+
+    def leaked(self, lease: Lease) -> None:
+        """Count a lease that its attempt left in use; from now on it belongs to the process."""
+        with self.lock:
+            lease.attempt = None
+            self.row[_LEAKS] += 1
+
+    def left_by(self, attempt: Attempt) -> list[Lease]:
+        """Return the leases that ``attempt`` left waiting or in use in the calling thread."""
+        with self.lock:
+            found = (*self.waiting, *(lease for lease in self.leases if lease not in self.waiting))
+        thread = threading.get_ident()
+        return [lease for lease in found if lease.attempt is attempt and lease.thread == thread]
+
+    def agree(self) -> None:
+        """Derive the gauges from the leases: a signal may have interrupted any change of both."""
+        row, leases, waiting = self.row, self.leases, self.waiting
+        with self.lock:
+            row[_PENDING], row[_IN_USE] = len(waiting), len(leases)
+            row[_LONGEST_WAIT] = next(iter(waiting)).since if waiting else 0.0
+            row[_LONGEST_USE] = next(iter(leases)).since if leases else 0.0
+
+    def recount(self, connections: int) -> None:
+        """Set the number of open connections, after an interruption may have kept one from being counted."""
+        with self.lock:
+            self.row[_OPEN] = connections
 
     def disown(self, attempt: Attempt, since: float) -> None:
         """Transfer the leases of ``attempt`` that began at or after ``since`` from the attempt to the process."""

@@ -37,20 +37,20 @@ class Closing:
         self._connection = connection
         self._opening = opening
         self._keepalive_expiry = keepalive_expiry
-        self._users = 0
+        self._users: set[Trace] = set()
         self._idle_since: float | None = None
         self._made = time.monotonic()
         self._reported = False
 
-    def begin(self) -> None:
+    def begin(self, trace: Trace) -> None:
         """Note that a response arrives over the connection."""
-        self._users += 1
+        self._users.add(trace)
         self._idle_since = None
 
-    def end(self) -> None:
+    def end(self, trace: Trace) -> None:
         """Note that a response has ended."""
-        self._users -= 1
-        if self._users == 0:
+        self._users.discard(trace)
+        if not self._users:
             self._idle_since = time.monotonic()
 
     def __call__(self) -> None:
@@ -79,6 +79,10 @@ def closing_of(response: httpx.Response) -> Closing | None:
     """Return the ``Closing`` of the connection that ``response`` arrives over; None if unknown."""
     found = getattr(response.extensions.get("network_stream"), "close", None)
     return found if isinstance(found, Closing) else None
+
+
+class Interrupted(Exception):
+    """Something other than the transport ended a request."""
 
 
 class _Handshake:
@@ -112,8 +116,15 @@ class Trace:
         self._effect: Effect | None = None
         self._number = -1
         self._handshake = _Handshake(-1)
+        #: The transport's generation that it uses; None before.
+        self.generation: Any = None
+        #: The open connections of the transport's generation; None before it is known.
+        self.connections: weakref.WeakSet[Closing] | None = None
+        #: Ends the request, and then its lease; None once it has ended.
+        self.release: Callable[[BaseException | None], object] | None = None
         # Without a trace, the moment of acquiring a connection is unknown.
         self._lease: Lease = opening.wait() if watched else opening.lease(self._reclaim)
+        self._lease.reclaim = self._reclaim
         self._acquired = not watched
         self._connecting = 0.0
         self._response: weakref.ref[httpx.Response] | None = None
@@ -140,9 +151,10 @@ class Trace:
         stream = info["return_value"]
         connection = stream.get_extra_info("socket")
         if connection is not None:
+            # Before it is counted: an interruption in between leaves it to be closed.
+            self._watch_close(stream, connection)
             self._opening.connected(connection)
             self._number = connection.fileno()
-            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
 
     def _starts_tls(self, info: Any) -> None:
         self._handshake = _Handshake(self._number)
@@ -156,7 +168,12 @@ class Trace:
             # The same descriptor in a new object; the connection is already counted.
             self._opening.descriptors.add(connection)
             self._opening.descriptors.drop(self._handshake)
-            stream.close = Closing(stream, connection, self._opening, self._keepalive_expiry)
+            self._watch_close(stream, connection)
+
+    def _watch_close(self, stream: Any, connection: Any) -> None:
+        stream.close = closing = Closing(stream, connection, self._opening, self._keepalive_expiry)
+        if self.connections is not None:
+            self.connections.add(closing)
 
     def _failed_tls(self, info: Any) -> None:
         self._opening.descriptors.drop(self._handshake)
@@ -202,7 +219,11 @@ class Trace:
 
     def _reclaim(self) -> bool:
         """Close an open response, unless another thread was the last to read it; return whether it was closed."""
-        if self._stream is None or self.reader not in (0, threading.get_ident()):
+        if self.reader not in (0, threading.get_ident()):
+            return False
+        if self._stream is None:
+            # Interrupted before its response, or at its end.
+            self._end()
             return False
         response = None if self._response is None else self._response()
         if response is not None and not response.is_closed:
@@ -210,15 +231,23 @@ class Trace:
             response.close()
         else:
             self._stream.close()
+        if self._lease.is_active:
+            # Closed before, but an interruption kept it from ending.
+            self._end()
         return True
+
+    def _end(self) -> None:
+        if self.release is not None:
+            self.release(Interrupted())
+        else:
+            self.over(Interrupted())
 
     def over(self, error: BaseException | None = None) -> None:
         """Note that the request has released its connection, after its response or because of ``error``."""
         self._stream = None
-        if self._acquired:
-            self._lease.returned()
-        else:
+        if not self._lease.returned():
             self._lease.gave_up(timed_out=isinstance(error, httpx.PoolTimeout))
+        self.release = None
 
     def leaves(self) -> None:
         """Declare the request's possible effect, once."""

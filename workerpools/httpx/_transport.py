@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import httpx
@@ -15,9 +17,13 @@ from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Openin
 from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
 from workerpools.httpx._errors import RESOURCE, classify_transport, is_idempotent
-from workerpools.httpx._trace import Trace, closing_of
+from workerpools.httpx._trace import FAILING, Closing, Trace, closing_of
 
 __all__ = ["Traffic", "WatchedTransport"]
+
+
+#: What a transport raises of its own accord, leaving nothing half done. Anything else interrupted it.
+_REPORTED = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
 
 
 class Traffic:
@@ -34,19 +40,8 @@ class Traffic:
         self.keepalive_expiry = keepalive_expiry
         #: The client's transports, each with its own connections.
         self.transports: list[WatchedTransport] = []
-        self._in_flight = 0
-        self._changed = threading.Condition()
-
-    def begin(self) -> None:
-        """Count the start of a request."""
-        with self._changed:
-            self._in_flight += 1
-
-    def end(self) -> None:
-        """Count the end of a request."""
-        with self._changed:
-            self._in_flight -= 1
-            self._changed.notify_all()
+        #: The requests in flight. Each adds and removes itself in one step, which no signal can interrupt.
+        self.requests: dict[Trace, None] = {}
 
     def recycle(self, since: float) -> None:
         """Send new requests only over connections opened after ``since``, a monotonic time in seconds."""
@@ -56,8 +51,12 @@ class Traffic:
     def drain(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds until no request is in flight; return whether that succeeded."""
         deadline = time.monotonic() + timeout
-        with self._changed:
-            return self._changed.wait_for(lambda: self._in_flight == 0, max(0.0, deadline - time.monotonic()))
+        # Polled, so that the end of a request costs no notification.
+        while self.requests:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.005)
+        return True
 
 
 class _Generation:
@@ -69,7 +68,12 @@ class _Generation:
         self.transport = transport
         self.begun = time.monotonic()
         self.over = None if lives is None else self.begun + lives
-        self.users = 0
+        #: The requests that use it.
+        self.users: set[Trace] = set()
+        #: Its connections, for closing them without the transport.
+        self.connections: weakref.WeakSet[Closing] = weakref.WeakSet()
+        #: Whether a request was interrupted in it: its transport may hold a lock for ever, or a slot for nobody.
+        self.broken = False
 
 
 class WatchedTransport(httpx.BaseTransport):
@@ -100,6 +104,8 @@ class WatchedTransport(httpx.BaseTransport):
         traffic.transports.append(self)
 
     def _generation(self, transport: httpx.BaseTransport) -> _Generation:
+        if self._make is not None:
+            _lock_in_one_step(transport)
         return _Generation(transport, self._lifetime.drawn(random.random()))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -129,54 +135,60 @@ class WatchedTransport(httpx.BaseTransport):
                 f"{request.method} by the resource {self._traffic.opening.resource!r} was not sent: the task's "
                 "deadline has passed"
             )
-        generation = self._acquire()
+        self._traffic.opening.notice()
         trace = Trace(
             self._traffic.opening,
             request,
             watched=self._traced,
             keepalive_expiry=self._traffic.keepalive_expiry,
         )
-        request.extensions = {**before, "trace": trace}
-        if remaining is not None:
-            request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
-        if not self._traced:
-            trace.leaves()
-        try:
-            response = generation.transport.handle_request(request)
-        except BaseException as error:
+        closing: Closing | None = None
+
+        def release(error: BaseException | None = None) -> None:
+            # Repeatable. The lease ends last: if a signal interrupts this, the end of the attempt does it again.
+            generation: _Generation | None = trace.generation
+            if generation is not None and error is not None and not isinstance(error, _REPORTED):
+                self._interrupted(generation)
+            if closing is not None:
+                closing.end(trace)
+            self._release(trace, generation)
             trace.over(error)
-            self._release(generation)
+
+        trace.release = release
+        try:
+            generation = self._acquire(trace)
+            request.extensions = {**before, "trace": trace}
+            if remaining is not None:
+                request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
+            if not self._traced:
+                trace.leaves()
+            response = generation.transport.handle_request(request)
+            response.extensions[RESOURCE] = self._traffic.opening.resource
+            closing = closing_of(response)
+            if closing is not None:
+                closing.begin(trace)
+            if response.is_closed:
+                # A user's transport returned it with its whole body; no stream will be read.
+                release()
+                return response
+            stream = _WatchedStream(
+                cast(httpx.SyncByteStream, response.stream),
+                trace,
+                release=release,
+                failed=partial(self._failed, request=request, trace=trace, generation=generation),
+                deadline=deadline,
+            )
+            trace.answers(response, stream)
+            response.stream = stream
+            return response
+        except BaseException as error:
+            release(error)
             if isinstance(error, httpx.TransportError):
-                self._failed(error, request, trace, generation)
+                self._failed(error, request, trace, trace.generation)
             raise
         finally:
             # A redirect copies the extensions to the next request, which gets its own trace.
             request.extensions = before
-        response.extensions[RESOURCE] = self._traffic.opening.resource
-        closing = closing_of(response)
-        if closing is not None:
-            closing.begin()
-
-        def release() -> None:
-            if closing is not None:
-                closing.end()
-            trace.over()
-            self._release(generation)
-
-        if response.is_closed:
-            # A user's transport returned it with its whole body; no stream will be read.
-            release()
-            return response
-        stream = _WatchedStream(
-            cast(httpx.SyncByteStream, response.stream),
-            trace,
-            release=release,
-            failed=lambda error: self._failed(error, request, trace, generation),
-            deadline=deadline,
-        )
-        trace.answers(response, stream)
-        response.stream = stream
-        return response
 
     def _failed(
         self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation
@@ -199,27 +211,44 @@ class WatchedTransport(httpx.BaseTransport):
         if failure is not None and failure.kind is FailureKind.STALE:
             self._retire(generation, "stale")
 
-    def _acquire(self) -> _Generation:
-        self._traffic.opening.notice()
-        self._traffic.begin()
+    def _acquire(self, trace: Trace) -> _Generation:
+        self._traffic.requests[trace] = None
         over = self._current.over
         if over is not None and time.monotonic() >= over:
             self._retire(self._current, "lifetime")
         with self._lock:
-            self._current.users += 1
-            return self._current
+            trace.generation = generation = self._current
+            generation.users.add(trace)
+        trace.connections = generation.connections
+        return generation
 
-    def _release(self, generation: _Generation) -> None:
-        with self._lock:
-            generation.users -= 1
-            over = bool(generation.retired) and generation.users == 0
-        if over:
-            self._close(generation)
-        self._traffic.end()
+    def _release(self, trace: Trace, generation: _Generation | None) -> None:
+        try:
+            if generation is not None:
+                with self._lock:
+                    used = trace in generation.users
+                    generation.users.discard(trace)
+                    over = used and bool(generation.retired) and not generation.users
+                if over:
+                    self._close(generation)
+        finally:
+            self._traffic.requests.pop(trace, None)
 
     def _close(self, generation: _Generation) -> None:
         with self._traffic.opening.closing(generation.retired):
-            generation.transport.close()
+            if generation.broken:
+                for connection in tuple(generation.connections):
+                    connection()
+            else:
+                generation.transport.close()
+
+    def _interrupted(self, generation: _Generation) -> None:
+        """Replace a generation in which a request was interrupted between any two steps of httpcore's."""
+        FAILING.discard(threading.get_ident())
+        self._traffic.opening.descriptors.gave_up()
+        if self._make is not None:
+            generation.broken = True
+            self._retire(generation, "other")
 
     def _retire(self, generation: _Generation, reason: str) -> None:
         """Replace a generation of connections: if one of them was dead, the others are suspect."""
@@ -230,7 +259,7 @@ class WatchedTransport(httpx.BaseTransport):
                 return
             generation.retired = reason
             self._current = self._generation(self._make())
-            over = generation.users == 0
+            over = not generation.users
         if over:
             self._close(generation)
 
@@ -244,6 +273,15 @@ class WatchedTransport(httpx.BaseTransport):
         self._closed = True
         self._traffic.opening.ended()
         self._current.transport.close()
+
+
+def _lock_in_one_step(transport: httpx.BaseTransport) -> None:
+    # httpcore's pool takes its lock in a Python function. A signal handler that raises there leaves the lock taken, and
+    # httpcore then waits for it for ever, in its handling of that very exception. It has no public option for it; under
+    # another name its own lock stays.
+    pool: Any = getattr(transport, "_pool", None)
+    if hasattr(pool, "_optional_thread_lock"):
+        pool._optional_thread_lock = threading.RLock()
 
 
 class ClampedTimeouts(dict[str, Any]):
@@ -276,14 +314,14 @@ class _WatchedStream(httpx.SyncByteStream):
         stream: httpx.SyncByteStream,
         trace: Trace,
         *,
-        release: Callable[[], object],
+        release: Callable[[BaseException | None], object],
         failed: Callable[[httpx.TransportError], object],
         deadline: Deadline,
     ) -> None:
         self._deadline = deadline
         self._stream = stream
         self._trace = trace
-        self._release: Callable[[], object] | None = release
+        self._release: Callable[[BaseException | None], object] | None = release
         self._failed = failed
 
     def __iter__(self) -> Iterator[bytes]:
@@ -302,9 +340,15 @@ class _WatchedStream(httpx.SyncByteStream):
             raise
 
     def close(self) -> None:
+        release = self._release
         try:
             self._stream.close()
-        finally:
-            release, self._release = self._release, None
+        except BaseException as error:
             if release is not None:
-                release()
+                release(error)
+            raise
+        else:
+            if release is not None:
+                release(None)
+        finally:
+            self._release = None

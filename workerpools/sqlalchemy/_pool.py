@@ -9,8 +9,10 @@ import random
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import sqlalchemy
@@ -18,10 +20,18 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import (
+    ConnectionPoolEntry,
+    Pool,
+    PoolProxiedConnection,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
+from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPrivateUsage]
 from sqlalchemy.util import queue
 
-from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, in_attempt
+from workerpools.adapter import Due, Lease, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
@@ -35,23 +45,35 @@ __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
 
 logger = logging.getLogger("workerpools")
 
-_POLL = 0.005
+#: The longest pause of a waiting caller before it looks again, in seconds: a wake-up may have been interrupted.
+_POLL = 0.05
+
+
+class _Caller(threading.local):
+    """The calling thread's lease, on the way from :meth:`DeadlineQueuePool.connect` to ``_do_get()``."""
+
+    lease: Lease | None = None
 
 
 class DeadlineQueuePool(QueuePool):
-    """SQLAlchemy's ``QueuePool``, whose waits also end at the task's deadline.
+    """A ``QueuePool`` whose waits also end at the task's deadline, and that loses no slot to an interruption.
 
-    SQLAlchemy has one timeout for all waiters. A task with less time than that waits here until a connection is free,
-    then takes it. If a task without a deadline takes it first, the wait goes on, bounded by ``timeout`` as usual.
+    SQLAlchemy's counts its overflow and keeps its idle connections, one step after the other: a time limit between two
+    steps loses a slot for good. Here a slot is its record, known from before it connects. A record is idle or belongs
+    to a lease; one whose lease has ended is nobody's, and :meth:`repair` frees its slot. A lease therefore begins
+    before its record is taken and ends after it was given back.
 
     Args:
         creator: Opens a connection.
         pool_size: As for ``QueuePool``.
         max_overflow: As for ``QueuePool``.
-        timeout: As for ``QueuePool``, in seconds.
+        timeout: As for ``QueuePool``, in seconds; a task's deadline shortens it.
         use_lifo: As for ``QueuePool``.
         options: The options of ``sqlalchemy.pool.Pool``.
     """
+
+    #: Set by :func:`counted`.
+    events: PoolEvents | None = None
 
     def __init__(
         self,
@@ -62,34 +84,209 @@ class DeadlineQueuePool(QueuePool):
         use_lifo: bool = False,
         **options: Any,
     ) -> None:
+        # SQLAlchemy's own queue stays empty; size() and recreate() ask it for the settings.
         super().__init__(creator, pool_size, max_overflow, timeout, use_lifo, **options)
         #: The maximum number of connections; None without a limit.
         self.limit = pool_size + max_overflow if pool_size > 0 and max_overflow >= 0 else None
-        self._turn = threading.Lock()
+        # In C, so that no signal handler runs between acquiring it and entering the block. Re-entrant, because the
+        # garbage collector may check a connection in.
+        self._lock = threading.RLock()
+        #: Every record, and the lease that took it last.
+        self._takers: dict[ConnectionPoolEntry, Lease | None] = {}
+        self._idle: deque[ConnectionPoolEntry] = deque()
+        #: A lock for each waiting caller, released to wake it.
+        self._waiters: deque[threading.Lock] = deque()
+        self._caller = _Caller()
 
-    def connect_in_turn(self, limit: int) -> PoolProxiedConnection:
-        """Wait for a connection of an exhausted pool, one waiter with a deadline at a time.
+    # Checking out.
+
+    def connect(self) -> PoolProxiedConnection:
+        """Check out a connection.
 
         Raises:
             DeadlineExceeded: None became free before the task's deadline.
             sqlalchemy.exc.TimeoutError: None became free within ``timeout``.
         """
-        remaining = deadline().remaining()
-        if remaining is None or remaining > self.timeout():
+        events = self.events
+        if events is None or ASKING.get():
+            self._caller.lease = None
             return QueuePool.connect(self)
-        until = time.monotonic() + remaining
-        # One at a time, so that no two waiters see the same free connection.
-        if self._turn.acquire(timeout=remaining):
+        lease = self._caller.lease = events.opening.wait()
+        try:
+            lease.reclaim = partial(self.reclaim, lease)
+            connection = QueuePool.connect(self)
+            state: ConnectionState = connection.info[KEY]
+            took, state.took = state.took, None
+            state.lease = lease
+            lease.acquired(creating=took or 0.0, reused=took is None, reclaim=lease.reclaim)
+            if lease.attempt is not None and lease.attempt.parent is not None and events.own_locks is not None:
+                events.own_locks.watch(connection, lease)
+            return connection
+        except BaseException as error:
+            events.gave_up(lease, error)
+            self.repair()
+            raise
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        lease, idle = self._caller.lease, self._idle
+        until: float | None = None
+        while True:
+            with self._lock:
+                if idle:
+                    record = idle.pop() if self._pool.use_lifo else idle.popleft()
+                    self._takers[record] = lease
+                    break
+                if self.limit is None or len(self._takers) < self.limit:
+                    # It connects at the checkout, as one whose connection was lost.
+                    record = _ConnectionRecord(self, connect=False)
+                    self._takers[record] = lease
+                    break
+                waiter = threading.Lock()
+                waiter.acquire()
+                self._waiters.append(waiter)
             try:
-                while self.checkedout() >= limit and time.monotonic() < until:
-                    time.sleep(_POLL)
-                if self.checkedout() < limit:
-                    return QueuePool.connect(self)
+                if until is None:
+                    until = time.monotonic() + self._longest_wait()
+                    if self.repair():
+                        continue
+                    if self.events is not None:
+                        refuse_endless_wait(self.events.opening)
+                remaining = until - time.monotonic()
+                if remaining <= 0:
+                    raise self._exhausted()
+                waiter.acquire(timeout=min(remaining, _POLL))
             finally:
-                self._turn.release()
-        raise DeadlineExceeded(
-            f"none of the connection pool's {limit} connections became free before the task's deadline"
+                with suppress(ValueError):
+                    self._waiters.remove(waiter)
+        if lease is not None:
+            lease.held = record
+        return record
+
+    def _longest_wait(self) -> float:
+        remaining = deadline().remaining()
+        return self.timeout() if remaining is None else min(self.timeout(), remaining)
+
+    def _exhausted(self) -> Exception:
+        if deadline().remaining() == 0.0:
+            return DeadlineExceeded(
+                f"none of the connection pool's {self.limit} connections became free before the task's deadline"
+            )
+        return PoolTimeoutError(
+            f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed out, "
+            f"timeout {self.timeout():0.2f}",
+            code="3o7r",
         )
+
+    # Checking in.
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        lease = self._takers.get(record)
+        try:
+            if (events := self.events) is not None:
+                if events.since:
+                    events.retire(record)
+                state: ConnectionState | None = record.info.get(KEY)
+                if state is not None:
+                    state.lease = None
+                    if (unseen := state.unseen) is not None:
+                        state.unseen = None
+                        unseen.settle()
+                    state.used = time.monotonic()
+        finally:
+            with self._lock:
+                size = self._pool.maxsize
+                kept = record.dbapi_connection is not None and (size <= 0 or len(self._idle) < size)
+                if kept and record in self._takers and record not in self._idle:
+                    self._idle.append(record)
+            if not kept:
+                self._remove(record)
+            if lease is not None:
+                lease.returned()
+            if self._waiters:
+                self._wake()
+
+    def _remove(self, record: ConnectionPoolEntry) -> None:
+        try:
+            record.close()
+        finally:
+            with self._lock:
+                self._takers.pop(record, None)
+
+    def _wake(self) -> None:
+        with suppress(IndexError, RuntimeError):
+            self._waiters.popleft().release()
+
+    def retire_idle(self, retire: Callable[[ConnectionPoolEntry], None]) -> None:
+        """Call ``retire`` with every idle record, which may close its connection."""
+        with self._lock:
+            for record in tuple(self._idle):
+                retire(record)
+
+    # After an interruption.
+
+    def repair(self) -> bool:
+        """Free the slots whose leases have ended; return whether there were any."""
+        with self._lock:
+            lost = [
+                record
+                for record, lease in self._takers.items()
+                if lease is not None and not lease.is_active and record not in self._idle
+            ]
+            for record in lost:
+                # Without its connection, which may be in any state.
+                self._takers.pop(record, None)
+        for record in lost:
+            record.close()
+            if self._waiters:
+                self._wake()
+        return bool(lost)
+
+    def reclaim(self, lease: Lease) -> bool:
+        """Take back the connection of a lease whose attempt has ended, in the attempt's thread.
+
+        Returns:
+            Whether it was in use. If not, an interruption had kept its lease from ending.
+
+        Raises:
+            Exception: Checking in failed; the connection is closed.
+        """
+        record: Any = lease.held
+        state: ConnectionState | None = None
+        if record is not None and self._takers.get(record) is lease and record not in self._idle:
+            state = record.info.get(KEY)
+        if state is not None and state.thread not in (0, threading.get_ident()):
+            # Another thread used it last and may still do so.
+            return False
+        try:
+            return state is not None and state.reclaim()
+        finally:
+            lease.gave_up()
+            lease.returned()
+            self.repair()
+
+    # SQLAlchemy's figures.
+
+    def dispose(self) -> None:
+        """Close the idle connections."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                record = self._idle.pop()
+            self._remove(record)
+        self.logger.info("Pool disposed. %s", self.status())
+
+    def checkedin(self) -> int:
+        """Return the number of idle connections."""
+        return len(self._idle)
+
+    def checkedout(self) -> int:
+        """Return the number of connections in use."""
+        return len(self._takers) - len(self._idle)
+
+    def overflow(self) -> int:
+        """Return the number of connections beyond ``pool_size``; negative if there are fewer."""
+        return len(self._takers) - self.size() if self.size() else 0
 
 
 class _Retired(DisconnectionError):
@@ -105,6 +302,10 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
 
     It closes a connection to be recycled on checkin, after all listeners have run.
     """
+    # SQLAlchemy's loggers and repr show the original name.
+    attributes = {"__module__": pool_class.__module__, "__qualname__": pool_class.__qualname__, _COUNTED: True}
+    if issubclass(pool_class, DeadlineQueuePool):
+        return type(pool_class.__name__, (pool_class,), {**attributes, "events": events})
     opening = events.opening
 
     def give_back(pool: Any, record: Any) -> None:
@@ -114,44 +315,23 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         finally:
             pool_class._do_return_conn(pool, record)
 
-    bounded = issubclass(pool_class, DeadlineQueuePool)
-
     def connect(pool: Any) -> Any:
         if ASKING.get():
             return pool_class.connect(pool)
         lease = opening.wait()
         try:
-            if bounded and pool.limit is not None and pool.checkedout() >= pool.limit:
-                refuse_endless_wait(opening)
-                connection = pool.connect_in_turn(pool.limit)
-            else:
-                connection = pool_class.connect(pool)
+            connection = pool_class.connect(pool)
+            state: ConnectionState = connection.info[KEY]
+            took, state.took = state.took, None
+            state.lease = lease
+            lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
+            return connection
         except BaseException as error:
-            lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
-            # A time limit or the end of a greenlet may have interrupted connecting.
-            finish()
-            opening.descriptors.gave_up()
-            if isinstance(error, PoolTimeoutError):
-                opening.failed(error, exhausted(opening))
+            events.gave_up(lease, error)
             raise
-        state: ConnectionState = connection.info[KEY]
-        took, state.took = state.took, None
-        state.lease = lease
-        lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
-        if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
-            events.own_locks.watch(connection, lease)
-        return connection
 
-    # SQLAlchemy's loggers and repr show the original name.
-    attributes = {
-        "__module__": pool_class.__module__,
-        "__qualname__": pool_class.__qualname__,
-        "connect": connect,
-        # Implemented by every pool class of SQLAlchemy.
-        "_do_return_conn": give_back,
-        _COUNTED: True,
-    }
-    return type(pool_class.__name__, (pool_class,), attributes)
+    # _do_return_conn is implemented by every pool class of SQLAlchemy.
+    return type(pool_class.__name__, (pool_class,), {**attributes, "connect": connect, "_do_return_conn": give_back})
 
 
 _COUNTED = "workerpools_counted"
@@ -208,19 +388,34 @@ class PoolEvents:
             self.own_locks = OwnLocks(engine, self.opening, self._states)
         # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
+        # A lease of our own pool ends after its record was given back.
+        self._ends_leases = self._counted and isinstance(engine.pool, DeadlineQueuePool)
+        # Others end their leases themselves, after the connection was given back.
+        checks_in = not (self._counted and isinstance(engine.pool, DeadlineQueuePool))
         # On the engine, not its pool: dispose() creates a new pool.
         for name, listener in (
             ("do_connect", self._connects),
             ("connect", self._connected),
             ("checkout", self._checked_out),
             ("engine_connect", self._wrapped),
-            ("checkin", self._checked_in),
+            *((("checkin", self._checked_in),) if checks_in else ()),
             ("detach", self._detached),
             ("invalidate", self._invalidated),
             ("close", self._closed),
             ("close_detached", self._closed_detached),
         ):
             event.listen(engine, name, listener)
+
+    def gave_up(self, lease: Lease, error: BaseException) -> None:
+        """Note that a checkout failed or was interrupted, at any point."""
+        opening = self.opening
+        lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
+        lease.returned()
+        # A time limit or the end of a greenlet may have interrupted connecting.
+        finish()
+        opening.descriptors.gave_up()
+        if isinstance(error, PoolTimeoutError):
+            opening.failed(error, exhausted(opening))
 
     def _borrowers(self) -> Iterable[object]:
         refs = [state.borrower for state in list(self._states)]
@@ -394,7 +589,7 @@ class PoolEvents:
         state: ConnectionState | None = record.info.get(KEY)
         if state is None:
             return
-        if (lease := state.lease) is not None:
+        if (lease := state.lease) is not None and not self._ends_leases:
             state.lease = None
             lease.returned()
         if (unseen := state.unseen) is not None:
@@ -406,7 +601,7 @@ class PoolEvents:
     def _detached(self, connection: Any, record: Any) -> None:
         # The pool opens another one in its place; only "close_detached" reports its end.
         state: ConnectionState | None = record.info.get(KEY)
-        if state is not None and state.lease is not None:
+        if state is not None and state.lease is not None and not self._ends_leases:
             lease, state.lease = state.lease, None
             lease.returned()
 
@@ -450,6 +645,9 @@ class PoolEvents:
             # SQLite in memory: closing the connection would delete the database.
             return
         self.since = since
+        if isinstance(pool, DeadlineQueuePool):
+            pool.retire_idle(self.retire)
+            return
         # No public method takes an idle connection without waiting or opening one. Without these two, an old connection
         # is replaced on its next checkout.
         take = getattr(getattr(pool, "_pool", None), "get", None)
