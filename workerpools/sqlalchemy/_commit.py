@@ -20,6 +20,7 @@ from workerpools.sqlalchemy._connection import (
     commits_each_statement,
     watched,
 )
+from workerpools.sqlalchemy._flight import Flights
 from workerpools.sqlalchemy._resolving import Noted, note, resolve
 from workerpools.sqlalchemy._texts import NOTHING
 
@@ -30,7 +31,7 @@ def resolve_commits(
     engine: sqlalchemy.Engine,
     opening: Opening,
     resolve_timeout: float,
-    ended_unseen: Callable[[ConnectionState], None],
+    flights: Flights | None,
 ) -> None:
     """Declare each COMMIT of ``engine`` as an effect, and resolve those whose acknowledgement was lost.
 
@@ -38,7 +39,7 @@ def resolve_commits(
         engine: The engine; its dialect's ``do_commit`` and ``do_rollback`` are replaced.
         opening: The engine's opening.
         resolve_timeout: Time limit for finding out the outcome, in seconds.
-        ended_unseen: Called with a connection whose transaction has ended past the engine.
+        flights: The engine's statements; None for drivers other than PostgreSQL's.
     """
     dialect: Any = engine.dialect
     commit: Callable[[Any], None] = dialect.do_commit
@@ -56,8 +57,8 @@ def resolve_commits(
         state.phase = Phase.ROLLBACK
         if state.status is not None and state.status() == IDLE:
             # Checked in after COMMIT: the driver sends nothing.
-            if state.transaction is not None:
-                ended_unseen(state)
+            if state.transaction is not None and flights is not None:
+                flights.ended_unseen(state)
             rollback(proxied)
             return
         attempt = current()
@@ -90,19 +91,19 @@ def resolve_commits(
             connection = proxied.dbapi_connection
             if status == IDLE:
                 # Nothing to commit any more, or nothing yet.
-                if state.transaction is not None:
-                    ended_unseen(state)
+                if state.transaction is not None and flights is not None:
+                    flights.ended_unseen(state)
                 commit(proxied)
                 return
             if getattr(connection, "autocommit", None) is not False and commits_each_statement(connection):
                 commit(proxied)
                 return
             transaction = None
-            if state.history is not None:
+            if state.history is not None and flights is not None:
                 if _did_nothing(dialect, connection, state):
                     _commit_nothing(dialect, commit, proxied, state)
                     return
-                transaction = _noted(proxied, state, state.history)
+                transaction = _noted(flights, connection, state, state.history)
                 if transaction is None:
                     _commit_nothing(dialect, commit, proxied, state)
                     return
@@ -165,21 +166,18 @@ def _did_nothing(dialect: Any, connection: Any, state: ConnectionState) -> bool:
     return transaction.did_nothing or (not state.read_write and dialect.get_readonly(connection) is True)
 
 
-def _noted(proxied: Any, state: ConnectionState, history: History) -> Noted | None:
+def _noted(flights: Flights, connection: Any, state: ConnectionState, history: History) -> Noted | None:
     """Return the open transaction, with its id; None if it has none, because it has only read."""
     transaction = state.transaction
     if transaction is not None and transaction.xid:
         return Noted(transaction.xid, transaction.pid, history)
     # Without an id before COMMIT a transaction may still notify, or write to a foreign table.
     reads = transaction is not None and transaction.reads
-    state.announced = True
     try:
-        return note(proxied, state, history, assign=not reads)
+        return note(lambda question: flights.ask(connection, question), state, history, assign=not reads)
     except Exception:
         state.commit = CommitState(sent=False)
         raise
-    finally:
-        state.announced = False
 
 
 def _throw_away(engine: sqlalchemy.Engine, proxied: Any, state: ConnectionState) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from enum import Enum
-from math import ceil
 from time import monotonic
 from typing import Any
 
@@ -23,11 +22,13 @@ import sqlalchemy
 
 from workerpools.adapter import Opening, SocketNumber, Watch, deadline
 from workerpools.sqlalchemy._connection import watchdog
+from workerpools.sqlalchemy._driver import named
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE
 
 __all__ = ["ASKING", "Limit", "begin", "bound_connecting", "end", "ended", "finish", "opened"]
 
 #: The end of the time for resolving a COMMIT, set while a connection is opened only for that: it belongs to no attempt.
+#: Infinite for other questions of the adapter's own.
 ASKING: ContextVar[float | None] = ContextVar("workerpools_asking", default=None)
 
 #: How often the watchdog looks for another socket, in seconds: libpq tries a host's next address after each failure.
@@ -112,23 +113,17 @@ def _number(parameters: Mapping[str, Any], name: str) -> float:
         return 0.0
 
 
-def begin(parameters: dict[str, Any], *, whole: bool) -> None:
+def begin(parameters: dict[str, Any], *, fractions: bool) -> None:
     """Expect a connection for a pool, until :func:`finish`.
-
-    The driver's ``connect_timeout`` is shortened to what remains, for sockets that the watchdog does not find.
 
     Args:
         parameters: The driver's arguments.
-        whole: Whether the driver takes whole seconds.
+        fractions: Whether its ``connect_timeout`` may have fractions of a second: it is then shortened to what remains.
     """
     _progress.expected = True
     limits, seconds = _task_limits(), _number(parameters, "connect_timeout")
-    if not limits or seconds == 0.0:
-        return
-    remaining = min(at for at, _ in limits) - monotonic()
-    if remaining < seconds:
-        # Never before the watchdog. libpq uses at least 2.
-        parameters["connect_timeout"] = max(2, ceil(remaining)) if whole else remaining
+    if fractions and limits and seconds:
+        parameters["connect_timeout"] = min(seconds, min(at for at, _ in limits) - monotonic())
 
 
 def bound_connecting(engine: sqlalchemy.Engine, opening: Opening, connect_timeout: float) -> None:
@@ -149,12 +144,13 @@ def bound_connecting(engine: sqlalchemy.Engine, opening: Opening, connect_timeou
         finish()
         _progress.ended = None
         expected, _progress.expected = _progress.expected, False
-        limits, seconds = _task_limits(), _number(parameters, "connect_timeout") or connect_timeout
+        given = named(dialect.loaded_dbapi, parameters) if libpq else parameters
+        limits, seconds = _task_limits(), _number(given, "connect_timeout") or connect_timeout
         user_timeout = mark = None
         if libpq:
             if limits and _USER_TIMEOUT is not None:
                 # Tells the new socket from those that other threads are opening.
-                user_timeout = int(_number(parameters, "tcp_user_timeout"))
+                user_timeout = int(_number(given, "tcp_user_timeout"))
                 parameters["tcp_user_timeout"] = mark = (user_timeout or 30_000) + next(_marks) % 1000
         else:
             # Their connect_timeout does not cover the server's greeting.

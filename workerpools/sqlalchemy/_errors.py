@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -224,8 +225,18 @@ else:
     from workerpools.adapter import add_note as _note
 
 
-def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    """Classify each error of ``engine`` and report it to ``opening``."""
+def note_errors(
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    nested: Callable[[BaseException, str, ConnectionState | None], bool] | None = None,
+) -> None:
+    """Classify each error of ``engine`` and report it to ``opening``.
+
+    Args:
+        engine: The engine.
+        opening: Its opening.
+        nested: Called with an error of a nested task, its code and its connection; returns whether it has reported it.
+    """
     resource = opening.resource
     commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
 
@@ -262,6 +273,8 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             phase = Phase.ROLLBACK if text.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
         lost_commit = context.is_disconnect and phase is Phase.COMMIT
         attempt = current()
+        if nested is not None and attempt is not None and attempt.parent is not None and nested(error, code, state):
+            return
         at = None if attempt is None else attempt.deadline.at
         if at is not None and (shut_down or (not lost_commit and _timed_out(original, code, state, at))):
             _note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")

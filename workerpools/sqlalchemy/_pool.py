@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
@@ -25,10 +25,11 @@ from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, 
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
-from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
+from workerpools.sqlalchemy._driver import STRINGS, attempts, fitted, named, ports
 from workerpools.sqlalchemy._flight import Flights
+from workerpools.sqlalchemy._nested import OwnLocks, exhausted, refuse_endless_wait
 from workerpools.sqlalchemy._resolving import introduce
-from workerpools.sqlalchemy._timeouts import ask
+from workerpools.sqlalchemy._timeouts import GRACE, ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
 
@@ -121,6 +122,7 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         lease = opening.wait()
         try:
             if bounded and pool.limit is not None and pool.checkedout() >= pool.limit:
+                refuse_endless_wait(opening)
                 connection = pool.connect_in_turn(pool.limit)
             else:
                 connection = pool_class.connect(pool)
@@ -130,13 +132,14 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
             finish()
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
-                failure = replace(POOL_EXHAUSTED, resource=opening.resource)
-                opening.failed(error, failure)
+                opening.failed(error, exhausted(opening))
             raise
         state: ConnectionState = connection.info[KEY]
         took, state.took = state.took, None
         state.lease = lease
         lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
+        if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
+            events.own_locks.watch(connection, lease)
         return connection
 
     # SQLAlchemy's loggers and repr show the original name.
@@ -188,6 +191,8 @@ class PoolEvents:
         #: Connections opened before this time are suspect, because one of them was found dead.
         self._suspect = 0.0
         self._states: weakref.WeakSet[ConnectionState] = weakref.WeakSet()
+        #: Ends waits of nested runs for themselves; None where the server does not tell them.
+        self.own_locks: OwnLocks | None = None
         #: The statements of a PostgreSQL driver; None for other drivers.
         self.flights: Flights | None = None
         self._raw = f"a raw connection of {opening.resource!r}"
@@ -198,6 +203,9 @@ class PoolEvents:
         self._engine = engine
         self._speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
         self._speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
+        if self._speaks_postgresql and self._session_settings:
+            # PgBouncer hides the ids of sessions.
+            self.own_locks = OwnLocks(engine, self.opening, self._states)
         # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
         # On the engine, not its pool: dispose() creates a new pool.
@@ -220,15 +228,39 @@ class PoolEvents:
 
     # Opening.
 
-    def _connects(self, dialect: object, record: Any, arguments: object, parameters: dict[str, Any]) -> None:
+    def creating(self, creator: Callable[..., Any]) -> Callable[[Any], Any]:
+        """Return a ``creator`` that reports a user's, for which SQLAlchemy has no event."""
+        takes_record = _takes_record(creator)
+
+        def create(record: Any) -> Any:
+            record.info[KEY] = ConnectionState()
+            self.opening.descriptors.connecting()
+            return creator(record) if takes_record else creator()
+
+        return create
+
+    def _connects(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> None:
         # The first listener, without a result, so that the user's listeners can change the arguments. It runs before
         # any other work for the connection, such as fetching credentials.
         if record is not None:
             record.info[KEY] = ConnectionState()
-        port: Any = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
-        # Several hosts have a list of ports.
-        self.opening.descriptors.connecting(int(port) if str(port).isdigit() else None)
-        begin(parameters, whole=self._engine.dialect.driver != "pymysql")
+        given: Mapping[str, Any] = parameters
+        if self._speaks_postgresql:
+            given = named(dialect.loaded_dbapi, parameters)
+            if STRINGS[dialect.driver] in parameters:
+                # For a URL without parts SQLAlchemy passes an empty connection string by position.
+                arguments.clear()
+        elif self._speaks_mysql and "unix_socket" not in parameters:
+            given = {"port": 3306, **parameters}
+        self.opening.descriptors.connecting(*ports(given))
+        remaining, timeout = deadline().remaining(), given.get("connect_timeout")
+        if remaining is not None and (self._speaks_postgresql or isinstance(timeout, (int, float))):
+            servers = attempts(given) if self._speaks_postgresql else 1
+            # With one server the watchdog ends the wait, and the driver no earlier. Several share what remains.
+            fits = fitted(timeout, math.ceil(remaining + GRACE) if servers == 1 else remaining, servers)
+            if fits is not timeout:
+                parameters["connect_timeout"] = fits
+        begin(parameters, fractions=dialect.driver == "pymysql")
 
     def _connected(self, connection: Any, record: Any) -> None:
         opening = self.opening
@@ -249,7 +281,8 @@ class PoolEvents:
             try:
                 self._ask(connection, state)
             finally:
-                if not ASKING.get():
+                if ASKING.get() in (None, math.inf):
+                    # A connection that resolves a COMMIT has connect_timeout until its last answer.
                     finish()
         except BaseException:
             finish()
@@ -262,7 +295,7 @@ class PoolEvents:
         opening.created(state.took)
 
     def _known(self, connection: Any, record: Any) -> ConnectionState:
-        # A user's creator connects without an event, and a user's pool may already have connections.
+        # A user's pool connects without an event, and may already have connections.
         state: ConnectionState = record.info.setdefault(KEY, ConnectionState())
         state.lives = self._lifetime.drawn(random.random())
         state.opened(connection, None)
@@ -315,6 +348,8 @@ class PoolEvents:
             # A connection opened for this checkout is used even if a recycle came in between, since SQLAlchemy gives up
             # after a few attempts. It is replaced on checkin.
             state.born = now
+            if self.flights is not None:
+                self.flights.keep_settings(connection, state)
         elif state.begun < self.since:
             raise _Retired("recycled")
         age, idle = now - state.born, 0.0 if state.used is None else now - state.used
@@ -441,6 +476,22 @@ class PoolEvents:
         state: ConnectionState | None = record.info.get(KEY)
         if record.dbapi_connection is not None and state is not None and state.begun < self.since:
             record.invalidate(_Retired("recycled"))
+
+
+def _takes_record(creator: Callable[..., Any]) -> bool:
+    """Return whether SQLAlchemy would pass its record to ``creator``: if it requires one argument."""
+    try:
+        accepted = [
+            one
+            for one in inspect.signature(creator).parameters.values()
+            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        # A builtin without a signature.
+        return False
+    if [(one.name, one.default) for one in accepted] == [("connection_record", None)]:
+        return True
+    return sum(one.default is one.empty for one in accepted) == 1
 
 
 def _purpose() -> str:

@@ -17,7 +17,7 @@ from psycopg.rows import tuple_row
 from workerpools.sqlalchemy._connection import ConnectionState
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["fly", "loose", "tell"]
+__all__ = ["ask", "fly", "loose", "tell"]
 
 IF_ASSIGNED = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
 ASSIGNED = "SELECT pg_current_xact_id()::text, pg_backend_pid()"
@@ -26,6 +26,14 @@ ASSIGNED = "SELECT pg_current_xact_id()::text, pg_backend_pid()"
 def loose(connection: Any) -> bool:
     """Return False: the driver sends BEGIN wherever the server has no transaction."""
     return False
+
+
+def ask(connection: Any, question: str) -> tuple[Any, ...]:
+    """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        row = cursor.execute(question).fetchone()
+        assert row is not None
+        return row
 
 
 def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool]:

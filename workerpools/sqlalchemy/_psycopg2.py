@@ -18,7 +18,7 @@ from psycopg2 import extensions
 from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["FlightConnection", "fly", "flying", "loose", "tell"]
+__all__ = ["FlightConnection", "ask", "fly", "flying", "loose", "tell"]
 
 #: The id of a transaction that may have written nothing yet costs no flush of the WAL, but uses up an id: it is asked
 #: for by statements that do not plainly read. The others run in a savepoint in which the server refuses to write, with
@@ -209,6 +209,13 @@ def flying(factory: type) -> type:
     )
 
 
+def ask(connection: Any, question: str) -> tuple[Any, ...]:
+    """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
+    with extensions.connection.cursor(connection, cursor_factory=extensions.cursor) as cursor:
+        cursor.execute(question)
+        return tuple(cursor.fetchone())
+
+
 def tell(connection: Any, state: ConnectionState) -> None:
     """Have a connection and its cursors tell ``state`` of statements which did not come from the engine."""
     if isinstance(connection, FlightConnection):
@@ -285,7 +292,8 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
 
 def _send(cursor: Any, commands: Any, statement: str, parameters: Any) -> None:
     # The statement starts a line of its own, for the server's messages.
-    cursor.execute(";".join((*commands, "\n")) + statement if commands else statement, parameters)
+    prefix = ";".join((*commands, "\n")) if commands else ""
+    cursor.execute((prefix.replace("%", "%%") if parameters else prefix) + statement, parameters)
 
 
 def _asking(connection: FlightConnection) -> str:

@@ -8,7 +8,6 @@ server that gave it: another cluster, or a copy of this one, has its own transac
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -85,32 +84,25 @@ class Noted:
     noted: float = field(default_factory=time.monotonic)
 
 
-def note(proxied: Any, state: ConnectionState, history: History, *, assign: bool) -> Noted | None:
+def note(ask: Callable[[str], Any], state: ConnectionState, history: History, *, assign: bool) -> Noted | None:
     """Query the current transaction's id; takes one round trip. None if it has none.
 
     Args:
-        proxied: The connection.
-        state: Its state.
+        ask: Asks a question in the transaction; returns the row.
+        state: The connection's state.
         history: The history of its server, as last seen.
         assign: Whether a transaction without an id is given one.
 
     Raises:
         Exception: Any error of the driver.
     """
-    cursor = proxied.cursor()
-    try:
-        cursor.execute(_ASSIGNED if assign else _IF_ASSIGNED)
-        xid, pid, start = cursor.fetchone()
-        if xid is None:
-            return None
-        if start != history.start:
-            # A proxy leads the connection to another server than at its opening.
-            cursor.execute(f"SELECT {_HISTORY}")
-            state.history = history = History(*cursor.fetchone())
-        return Noted(xid, pid, history)
-    finally:
-        with contextlib.suppress(Exception):
-            cursor.close()
+    xid, pid, start = ask(_ASSIGNED if assign else _IF_ASSIGNED)
+    if xid is None:
+        return None
+    if start != history.start:
+        # A proxy leads the connection to another server than at its opening.
+        state.history = history = History(*ask(f"SELECT {_HISTORY}"))
+    return Noted(xid, pid, history)
 
 
 # Which server answers.
