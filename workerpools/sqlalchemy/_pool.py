@@ -474,7 +474,8 @@ class PoolEvents:
             try:
                 self._ask(connection, state)
             finally:
-                if not ASKING.get():
+                if ASKING.get() in (None, math.inf):
+                    # A connection that resolves a COMMIT has connect_timeout until its last answer.
                     finish()
         except BaseException:
             finish()
