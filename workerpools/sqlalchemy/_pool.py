@@ -190,7 +190,10 @@ class DeadlineQueuePool(QueuePool):
                     state.lease = None
                     if (unseen := state.unseen) is not None:
                         state.unseen = None
-                        unseen.settle()
+                        if state.transaction is None and state.connection is not None:
+                            unseen.withdraw()
+                        else:
+                            unseen.settle()
                     state.used = time.monotonic()
         finally:
             with self._lock:
