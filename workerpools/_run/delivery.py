@@ -116,6 +116,10 @@ class Delivery:
     @cached_property
     def deadline(self) -> Deadline:
         """The task's deadline."""
+        if self._request is OUTERMOST:
+            # self.request, without its call.
+            requests = self.terms.requests()
+            self.request = requests[0] if requests else None
         allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
         return NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import PendingRollbackError
 
 from workerpools.adapter import Opening, Phase, current
 from workerpools.sqlalchemy._connection import (
+    COMMITTED,
     IDLE,
     IN_ERROR,
     KEY,
@@ -55,6 +56,11 @@ def resolve_commits(
             with watched(getattr(proxied, "dbapi_connection", proxied)):
                 rollback(proxied)
             return
+        if state.commit is COMMITTED and state.transaction is None and state.status is not None:
+            # Checked in after COMMIT: the driver would send nothing.
+            state.commit = None
+            if state.status() == IDLE:
+                return
         state.phase = Phase.ROLLBACK
         if state.status is not None and state.status() == IDLE:
             # Checked in after COMMIT: the driver sends nothing.
@@ -141,8 +147,10 @@ def resolve_commits(
                     effect.withdraw()
                 state.commit = CommitState(True, outcome, transaction.xid)
                 raise
+            state.commit = COMMITTED
         finally:
-            state.waited()
+            if state.waiting:
+                state.waited()
             state.transaction_ends(undone=undone)
 
     dialect.do_commit = do_commit

@@ -20,6 +20,7 @@ from workerpools.sqlalchemy._texts import NOTHING, Text
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE, Kind, fitting, looks_back, send, send_session
 
 __all__ = [
+    "COMMITTED",
     "IDLE",
     "IN_ERROR",
     "KEY",
@@ -88,6 +89,10 @@ class CommitState(NamedTuple):
     sent: bool
     outcome: str = ""
     xid: str = ""
+
+
+#: Of a COMMIT that the server has acknowledged.
+COMMITTED = CommitState(True, "committed")
 
 
 class Transaction:

@@ -8,13 +8,14 @@ proves, before COMMIT, whether it has written: its id, or the server's refusal t
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 
 from workerpools.adapter import Attempt, Opening, Phase, current
-from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
+from workerpools.sqlalchemy._connection import IDLE, OUTSIDE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import Does, Text, read
 from workerpools.sqlalchemy._timeouts import fitting, send_outside
 
@@ -173,11 +174,52 @@ class Flights:
             transaction.reads = False
         ending = self._opening.effect(self._committed) if text.may_end else None
         try:
-            if fits and self._fly is not None and state.introduced:
-                fits = self._flies(self._fly, state, connection, cursor, statement, parameters, attempt, at, first)
-            else:
+            fly = self._fly
+            if (
+                not fits
+                or fly is None
+                or not state.introduced
+                or text.copies
+                or (first and (text.does is Does.CONTROL or text.may_end))
+            ):
                 fits = False
-            state.listens |= text.listens
+            else:
+                # Without helpers: every statement would pay for the calls.
+                commands: list[str] = []
+                resets = False
+                if first:
+                    read_only = connection.readonly if self._is_psycopg2 else connection.read_only
+                    commands.append(begin(connection.isolation_level, read_only, connection.deferrable))
+                    left = state.left_by
+                    # state.is_anothers(attempt), without the call.
+                    if (
+                        state.resets
+                        and left is not None
+                        and (left() is not attempt or (left is OUTSIDE) != (attempt is None))
+                    ):
+                        if state.listens:
+                            # UNLISTEN takes effect at COMMIT: too late for what is to share its round trip.
+                            self._clean(state, connection, attempt)
+                        else:
+                            resets = True
+                            commands += state.resets
+                            if attempt is not None and state.unlocked_by is not None and state.unlocked_by() is attempt:
+                                # Advisory locks of the attempt itself outlast its rolled back transaction.
+                                commands.pop()
+                timeout = None
+                if at is not None and (state.fits != at or monotonic() > state.fits_until):
+                    effective = state.session if state.local is None else state.local
+                    timeout = fitting(max(0.0, at - monotonic()), effective, state.server)
+                    if timeout is not None:
+                        commands.append(f"SET LOCAL statement_timeout = {timeout}")
+                fits = fly(state, cursor, statement, parameters, text, commands, first)
+                if fits and at is not None:
+                    if timeout is not None:
+                        state.local = timeout
+                    effective = state.session if state.local is None else state.local
+                    state.fits, state.fits_until = at, at - effective / 1000
+                if fits and (resets or state.left_by is None):
+                    state.left_by = state.unlocked_by = OUTSIDE if attempt is None else weakref.ref(attempt)
             if not fits:
                 if first:
                     self._clean(state, connection, attempt)
@@ -185,6 +227,7 @@ class Flights:
                     state.fit(connection, at, statement)
                 transaction.none = False
                 run()
+            state.listens |= text.listens
         except BaseException:
             # The server's error to a single COMMIT means that it did not commit.
             if ending is not None and text.single and not connection.closed and state.status() != _ACTIVE:
@@ -199,51 +242,6 @@ class Flights:
             state.transaction_ends(undone=undone)
         elif ending is not None and text.single:
             ending.withdraw()
-
-    def _flies(
-        self,
-        fly: Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool],
-        state: ConnectionState,
-        connection: Any,
-        cursor: Any,
-        statement: str,
-        parameters: Any,
-        attempt: Attempt | None,
-        at: float | None,
-        first: bool,
-    ) -> bool:
-        # Long, without helpers: every statement would pay for the calls.
-        text = state.text
-        if text.copies or (first and (text.does is Does.CONTROL or text.may_end)):
-            return False
-        commands: list[str] = []
-        resets = False
-        if first:
-            read_only = connection.readonly if self._is_psycopg2 else connection.read_only
-            commands.append(begin(connection.isolation_level, read_only, connection.deferrable))
-            if state.left_by is not None and state.resets and state.is_anothers(attempt):
-                if state.listens:
-                    # UNLISTEN takes effect at COMMIT: too late for what is to share its round trip.
-                    self._clean(state, connection, attempt)
-                else:
-                    resets = True
-                    commands += self._reset(state, attempt)
-        timeout = None
-        if at is not None and (state.fits != at or monotonic() > state.fits_until):
-            effective = state.session if state.local is None else state.local
-            timeout = fitting(max(0.0, at - monotonic()), effective, state.server)
-            if timeout is not None:
-                commands.append(f"SET LOCAL statement_timeout = {timeout}")
-        if not fly(state, cursor, statement, parameters, text, commands, first):
-            return False
-        if at is not None and state.fits != at:
-            if timeout is not None:
-                state.local = timeout
-            state.fitted(at)
-        if resets or state.left_by is None:
-            state.used_by(attempt)
-            state.unlocked_by = state.left_by
-        return True
 
     def _execute_alone(
         self,

@@ -545,7 +545,11 @@ class PoolEvents:
             # after a few attempts. It is replaced on checkin.
             state.born = now
             if self.flights is not None:
-                self.flights.keep_settings(connection, state)
+                state.wait(time.monotonic() + self._connect_timeout)
+                try:
+                    self.flights.keep_settings(connection, state)
+                finally:
+                    state.waited()
         elif state.begun < self.since:
             raise _Retired("recycled")
         age, idle = now - state.born, 0.0 if state.used is None else now - state.used

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
+from workerpools.sqlalchemy._connection import IDLE, ConnectionState
 from workerpools.sqlalchemy._texts import Does, Text
 
 __all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "tell"]
@@ -88,25 +88,25 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
         return super().cursor(name, factory, *arguments, **options)
 
     def commit(self) -> None:
-        if self.begun:
-            self._end("COMMIT")
-        else:
+        if not self.begun:
             super().commit()
-
-    def rollback(self) -> None:
-        if self.begun:
-            self._end("ROLLBACK")
-        else:
-            super().rollback()
-
-    def _end(self, command: str) -> None:
+            return
         try:
             with super().cursor(cursor_factory=extensions.cursor) as cursor:
-                cursor.execute(command)
+                cursor.execute("COMMIT")
         finally:
             self.begun = False
             if not self.closed:
                 _autocommit.__set__(self, False)
+
+    def rollback(self) -> None:
+        if not self.begun:
+            super().rollback()
+            return
+        try:
+            self.send("ROLLBACK")
+        finally:
+            self.ends()
 
     @property
     def autocommit(self) -> bool:
@@ -265,7 +265,11 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
             _autocommit.__set__(connection, True)
             connection.begun = True
         try:
-            string = _with(commands, statement, parameters) if commands else statement
+            string = statement
+            if commands:
+                # _with(), without the call.
+                prefix = ";".join((*commands, "\n"))
+                string = (prefix.replace("%", "%%") if parameters else prefix) + statement
             if type(cursor) is _CURSOR:
                 _execute(cursor, string, parameters)
             else:
@@ -288,7 +292,9 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
             else:
                 raise
         if wants_id:
-            _answered(connection, transaction, before)
+            after = connection.get_parameter_status("application_name")
+            if after != before and (ids := _IDS.search(after or "")):
+                transaction.xid, transaction.pid = ids["xid"], int(ids["pid"])
         return True
 
     return execute
@@ -311,9 +317,3 @@ def _asking(name: str | None) -> str:
     """
     kept = "".join(c for c in _IDS.sub("", name or "")[:_NAME] if c.isalnum() or c in " ._:/=-")
     return f"SELECT set_config('application_name','{kept} xid='||pg_current_xact_id()||'/'||pg_backend_pid(),true)"
-
-
-def _answered(connection: FlightConnection, transaction: Transaction, before: str | None) -> None:
-    after = connection.get_parameter_status("application_name") or ""
-    if after != before and (ids := _IDS.search(after)):
-        transaction.xid, transaction.pid = ids["xid"], int(ids["pid"])

@@ -6,13 +6,13 @@ import inspect
 import logging
 import types
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, overload
 
 import sqlalchemy
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
-from workerpools.adapter import Overridable, Resource, Scoped, current, refusal, require, scoped
+from workerpools.adapter import Overridable, Resource, Scoped, current, refusal, require
 from workerpools.errors import ConfigurationError, NoAttemptError
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ class TaskSession(Overridable[S]):
         attempt = current()
         found: _InAttempt[S] | None = None if attempt is None else attempt.scoped.get(self)
         if found is None:
-            found = self._begin(instance, f"{type(instance).__name__}.{self._name}")
+            title = f"{type(instance).__name__}.{self._name}"
+            attempt = attempt or require(title, _ELSEWHERE)
+            found = attempt.scoped[self] = self._make(instance, title)
         return found.session
 
     def get(self, *arguments: NoReturn, **options: NoReturn) -> S:
@@ -147,18 +149,20 @@ class TaskSession(Overridable[S]):
         attempt = current() or require(title, _ELSEWHERE)
         found: _InAttempt[S] | None = attempt.scoped.get(self)
         if found is None:
-            found = self._begin(attempt.instance, self._where or self._name)
+            found = attempt.scoped[self] = self._make(attempt.instance, self._where or self._name)
         return found.session
-
-    def _begin(self, instance: Any, title: str) -> _InAttempt[S]:
-        return scoped(self, partial(self._make, instance, title), title, _ELSEWHERE)
 
     def _make(self, instance: Any, title: str) -> _InAttempt[S]:
         options = dict(self._options)
         if self._binds:
             options["binds"] = {key: _engine_of(bind, instance, title) for key, bind in self._binds.items()}
-        session = self._class(bind=_engine_of(self._engine, instance, title), **options)
-        return _InAttempt(session, self, title)
+        resource = self._engine
+        engine = resource.get() if instance is None else resource.__get__(instance, type(instance))
+        if not hasattr(engine, "dialect"):
+            _refuse_engine(engine, resource, title)
+        found = _InAttempt[S].__new__(_InAttempt)
+        found.session, found.declared, found.title = self._class(bind=engine, **options), self, title
+        return found
 
     def _refusal(self, name: str) -> str:
         if name not in EVENT_ATTRIBUTES:
@@ -180,16 +184,15 @@ class TaskSession(Overridable[S]):
 class _InAttempt(Scoped, Generic[S]):
     """A session in its attempt, which commits it or rolls it back."""
 
-    def __init__(self, session: S, declared: TaskSession[Any], title: str) -> None:
-        self.session = session
-        self._declared = declared
-        self._title = title
+    session: S
+    declared: TaskSession[Any]
+    title: str
 
     def finish(self) -> bool:
         # Any use of a session begins a transaction.
         if not self.session.in_transaction():
             return False
-        if not self._declared._commits:
+        if not self.declared._commits:
             self._tell()
             return False
         self.session.commit()
@@ -207,27 +210,27 @@ class _InAttempt(Scoped, Generic[S]):
         try:
             session.close()
         finally:
-            session._workerpools_title = self._title
+            session._workerpools_title = self.title
             # Session(close_resets_only=False) would also keep a body from closing its session and going on.
-            session.__class__ = self._declared._ended
+            session.__class__ = self.declared._ended
 
     def _tell(self) -> None:
         attempt = current()
         task = "" if attempt is None else attempt.task
-        if task in self._declared._told:
+        if task in self.declared._told:
             return
         session = self.session
         # An open transaction may only have read. Changes that were never flushed are certainly lost.
         lost = session.new or session.deleted or any(map(session.is_modified, session.dirty))
         level = logging.WARNING if lost else logging.DEBUG
         if logger.isEnabledFor(level):
-            self._declared._told.add(task)
+            self.declared._told.add(task)
             logger.log(
                 level,
                 "%s returned with %s in %s, which is rolled back: with commit=False, the body calls commit()",
                 task,
                 "uncommitted changes" if lost else "an open transaction",
-                self._title,
+                self.title,
             )
 
 
@@ -272,14 +275,18 @@ def _declared(cls: type) -> list[TaskSession[Any]]:
 def _engine_of(resource: Any, instance: Any, title: str) -> Any:
     # A resource from settings depends on the task's app.
     engine = resource.get() if instance is None else resource.__get__(instance, type(instance))
-    # A test may substitute a Connection, which has a dialect too.
     if not hasattr(engine, "dialect"):
-        name = getattr(resource, "name", type(resource).__name__)
-        raise ConfigurationError(
-            f"{title}: the resource {name!r} is a {type(engine).__name__}, "
-            "not a sqlalchemy.Engine; TaskSession needs the resource of an engine"
-        )
+        _refuse_engine(engine, resource, title)
     return engine
+
+
+def _refuse_engine(engine: Any, resource: Any, title: str) -> NoReturn:
+    # A test may substitute a Connection, which has a dialect too.
+    name = getattr(resource, "name", type(resource).__name__)
+    raise ConfigurationError(
+        f"{title}: the resource {name!r} is a {type(engine).__name__}, "
+        "not a sqlalchemy.Engine; TaskSession needs the resource of an engine"
+    )
 
 
 def _is_resource(value: Any) -> bool:

@@ -42,9 +42,13 @@ def watch_statements(engine: sqlalchemy.Engine, opening: Opening, flights: Fligh
     dialect: Any = engine.dialect
     executes = _Plain(engine, opening).execute if flights is None else flights.execute
 
-    def noted(
-        run: Callable[[], object], cursor: Any, statement: Any, parameters: Any, context: Any, fits: bool
+    execute, execute_many, execute_bare = dialect.do_execute, dialect.do_executemany, dialect.do_execute_no_params
+
+    def do_execute(
+        cursor: Any, statement: str, parameters: Any, context: Any = None, run: Callable[[], object] | None = None
     ) -> None:
+        fits = run is None
+        run = run or partial(execute, cursor, statement, parameters, context)
         try:
             proxied = context.root_connection.connection
             state: ConnectionState = proxied.info[KEY]
@@ -81,16 +85,11 @@ def watch_statements(engine: sqlalchemy.Engine, opening: Opening, flights: Fligh
             except IndexError:
                 state.taken()
 
-    execute, execute_many, execute_bare = dialect.do_execute, dialect.do_executemany, dialect.do_execute_no_params
-
-    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
-        noted(partial(execute, cursor, statement, parameters, context), cursor, statement, parameters, context, True)
-
     def do_executemany(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
-        noted(partial(execute_many, cursor, statement, parameters, context), cursor, statement, None, context, False)
+        do_execute(cursor, statement, None, context, partial(execute_many, cursor, statement, parameters, context))
 
     def do_execute_no_params(cursor: Any, statement: str, context: Any = None) -> None:
-        noted(partial(execute_bare, cursor, statement, context), cursor, statement, None, context, False)
+        do_execute(cursor, statement, None, context, partial(execute_bare, cursor, statement, context))
 
     dialect.do_execute = do_execute
     dialect.do_executemany = do_executemany
