@@ -25,7 +25,7 @@ def taken_in(meter: Meter, attempt: Attempt) -> Lease:
     try:
         return meter.taken()
     finally:
-        attempt.leave()
+        attempt.end()
 
 
 def test_a_connection_that_is_opened_used_and_closed() -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "current",
     "deadline",
     "declare_effect",
+    "last_returned",
     "line",
     "note_effect",
     "note_failure",
@@ -43,6 +44,9 @@ MAX_NOTED = 20
 MAX_ROUNDS = 20
 
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
+
+#: The task and the effects of the context's last outermost attempt, if it succeeded.
+last_returned: ContextVar[tuple[Any, Sequence[Effect]] | None] = ContextVar("workerpools_returned", default=None)
 
 
 class Effect:
@@ -139,6 +143,8 @@ class Attempt:
     noted: tuple[Noted, ...] = ()
     #: The budget of the first resource it used, which gets a token for a success without replays.
     budget: Budget | None = None
+    #: The effects noted when its commit began; None before.
+    before_commit: tuple[Effect, ...] | None = None
     #: Whether it has ended.
     ended = False
     #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
@@ -158,6 +164,11 @@ class Attempt:
     def task(self) -> str:
         """The task's name; empty if unknown."""
         return "" if self.delivery is None else self.delivery.terms.name
+
+    @property
+    def instance(self) -> Any:
+        """The task's object, ``self`` in its body; None for a plain function."""
+        return None if self.delivery is None else self.delivery.terms.instance
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -188,7 +199,6 @@ class Attempt:
         """Restore the enclosing attempt as the current one. Idempotent, because a signal may interrupt it."""
         if _current.get() is self:
             _current.set(self.parent)
-        _active.attempts.discard(self)
         self.ended = True
 
     def commit(self) -> None:
@@ -197,6 +207,7 @@ class Attempt:
         Raises:
             Exception: The first failure to commit; nothing is committed after it.
         """
+        self.before_commit = self.noted_effects
         for _ in range(MAX_ROUNDS):
             # A session's commit listeners may use another session, new or already committed.
             committed = False
@@ -235,6 +246,8 @@ class Attempt:
     def end(self) -> None:
         """Leave the attempt unless already done, and run the callbacks.
 
+        Until then it counts as running: threads of the body may have effects while its failure is examined.
+
         Called before a failed attempt is replayed or retried, so that an interruption of a callback ends the task while
         no retry was sent. A second call goes on where a signal struck.
 
@@ -246,6 +259,7 @@ class Attempt:
         if self.scoped:
             # A signal interrupted its closing.
             self.close(rollback=True)
+        _active.attempts.discard(self)
         interruption: BaseException | None = None
         while self.callbacks:
             interruption = self.callbacks[0](self) or interruption

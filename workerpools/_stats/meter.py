@@ -264,6 +264,11 @@ class Meter:
         self.row[_LIMIT] = limit
         self.publish()
 
+    @property
+    def limit(self) -> int:
+        """The maximum number of connections; 0 for no limit."""
+        return int(self.row[_LIMIT])
+
     def checked(self, *, alive: bool) -> None:
         """Count a check of an idle connection."""
         with self.lock:

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -200,6 +201,10 @@ class WatchedTransport(httpx.BaseTransport):
             self._traffic.opening.failed(error, None, phase=Phase.REQUEST, deadline=True)
             return
         failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
+        if failure is not None and failure.kind is FailureKind.POOL_EXHAUSTED:
+            endless = self._traffic.opening.endless_wait()
+            if endless:
+                failure = replace(failure, kind=FailureKind.PERMANENT, known=endless)
         self._traffic.opening.failed(error, failure, phase=failure.phase if failure else Phase.REQUEST)
         if trace.progress.head_failed:
             trace.never_left()

@@ -31,6 +31,7 @@ __all__ = [
     "User",
     "commits_each_statement",
     "state_of",
+    "watchdog",
     "watched",
 ]
 
@@ -53,19 +54,26 @@ def OUTSIDE() -> None:
     """The user of a session outside of every attempt."""
 
 
-_watchdog = Watchdog()
+#: The process's, for every wait on a database's socket.
+watchdog = Watchdog()
 
 
 class History(NamedTuple):
-    """The history that a PostgreSQL server writes.
+    """What tells a PostgreSQL server from others, and what it had written when it was asked.
 
     Attributes:
-        timeline: Eight digits.
-        life: The start of the server's statistics: its creation or its last crash.
+        identifier: The cluster's system identifier, which copies and standbys of it share.
+        timeline: Eight digits; a promoted copy begins a new one. Empty on a standby.
+        start: The start of the server's main process, in seconds since 1970.
+        life: The start of the server's statistics, in seconds since 1970: its creation or its last crash.
+        lsn: The end of the WAL that had reached the disk, in bytes.
     """
 
+    identifier: str
     timeline: str
+    start: str
     life: str | None
+    lsn: int
 
 
 class CommitState(NamedTuple):
@@ -139,6 +147,7 @@ class ConnectionState:
         left_by: The attempt that used its session last; None for a new session.
         listens: Whether its session may have executed LISTEN.
         unlocked_by: The attempt for which its advisory locks were released.
+        direct: Whether its server stays the same: no PgBouncer is in between.
         history: The server's history; None if a lost COMMIT cannot be resolved.
         phase: The current phase.
         read_write: Whether the transaction's READ ONLY may have been revoked.
@@ -164,6 +173,7 @@ class ConnectionState:
         "borrower",
         "commit",
         "connection",
+        "direct",
         "execute_unseen",
         "fits",
         "fits_until",
@@ -211,6 +221,7 @@ class ConnectionState:
         self.text: Text = NOTHING
         self.alone = False
         self.announced = False
+        self.direct = True
         self.execute_unseen: Callable[[Callable[[], Any], Any, Any], Any] | None = None
         self.resets: tuple[str, ...] = ()
         self.left_by: User | None = None
@@ -251,7 +262,7 @@ class ConnectionState:
         self.status = None
         self.waited()
         if self.watch is not None:
-            _watchdog.watched.pop(self.watch, None)
+            watchdog.watched.pop(self.watch, None)
             self.watch = None
 
     # Transactions.
@@ -312,11 +323,11 @@ class ConnectionState:
         now = monotonic()
         ends = (at if now < at else now + FLOOR) + GRACE
         if watch.at != ends:
-            _watchdog.arm(watch, ends)
+            watchdog.arm(watch, ends)
         self.waiting = True
         watch.waiting.append(True)
         if not watch.armed:
-            _watchdog.arm(watch, ends)
+            watchdog.arm(watch, ends)
 
     def waited(self) -> bool:
         """Stop watching the socket; return whether the watchdog shut it down."""
@@ -332,7 +343,7 @@ class ConnectionState:
 
     def taken(self) -> bool:
         """Wait for the watchdog, which took the token; return whether it shut the socket down."""
-        return self.watch is not None and _watchdog.stop_waiting(self.watch)
+        return self.watch is not None and watchdog.stop_waiting(self.watch)
 
     # The server's timeout.
 
@@ -452,11 +463,11 @@ def watched(connection: Any) -> Generator[None, None, None]:
         yield
         return
     now = monotonic()
-    watch = _watchdog.watch(connection.fileno(), (at if now < at else now + FLOOR) + GRACE)
+    watch = watchdog.watch(connection.fileno(), (at if now < at else now + FLOOR) + GRACE)
     try:
         yield
     finally:
-        _watchdog.forget(watch)
+        watchdog.forget(watch)
 
 
 def commits_each_statement(connection: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -12,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
 
 from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, current
+from workerpools.sqlalchemy._connecting import Limit, ended
 from workerpools.sqlalchemy._connection import ConnectionState, commits_each_statement, state_of
 
 __all__ = [
@@ -222,8 +225,18 @@ else:
     from workerpools.adapter import add_note as _note
 
 
-def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    """Classify each error of ``engine`` and report it to ``opening``."""
+def note_errors(
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    nested: Callable[[BaseException, str, ConnectionState | None], bool] | None = None,
+) -> None:
+    """Classify each error of ``engine`` and report it to ``opening``.
+
+    Args:
+        engine: The engine.
+        opening: Its opening.
+        nested: Called with an error of a nested task, its code and its connection; returns whether it has reported it.
+    """
     resource = opening.resource
     commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
 
@@ -237,10 +250,11 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
         if error is None or context.is_pre_ping:
             # Not a driver's error: a time limit, the end of a greenlet, or invalid parameters.
             return
-        if connection is None:
+        limit = ended() if connection is None or state is None else None
+        if connection is None or limit is not None:
             opening.descriptors.gave_up()
             _note(error, f"workerpools: connecting for the resource {resource!r}")
-            opening.failed(error, classify_connect(original, resource=resource))
+            _connecting_failed(error, original, limit, opening)
             return
         code = error_code(original)
         read_only = is_read_only(original, code)
@@ -259,6 +273,8 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             phase = Phase.ROLLBACK if text.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
         lost_commit = context.is_disconnect and phase is Phase.COMMIT
         attempt = current()
+        if nested is not None and attempt is not None and attempt.parent is not None and nested(error, code, state):
+            return
         at = None if attempt is None else attempt.deadline.at
         if at is not None and (shut_down or (not lost_commit and _timed_out(original, code, state, at))):
             _note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
@@ -281,6 +297,23 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
                 f"ask the database: SELECT pg_xact_status('{commit.xid}')",
             )
         opening.failed(error, failure, phase=phase)
+
+
+def _connecting_failed(error: BaseException, original: BaseException, limit: Limit | None, opening: Opening) -> None:
+    failure = classify_connect(original, resource=opening.resource)
+    attempt = current()
+    at = None if attempt is None else attempt.deadline.at
+    if limit is None and failure.timed_out and at is not None and monotonic() >= at:
+        # The driver's connect_timeout, which is shortened to what remains.
+        limit = Limit.DEADLINE
+    if limit is Limit.DEADLINE:
+        _note(error, f"workerpools: the task's deadline ended connecting for the resource {opening.resource!r}")
+        opening.failed(error, None, phase=Phase.CONNECT, deadline=True)
+        return
+    if limit is not None:
+        _note(error, f"workerpools: {limit.value} ended connecting for the resource {opening.resource!r}")
+        failure = replace(failure, timed_out=True)
+    opening.failed(error, failure)
 
 
 def _timed_out(error: BaseException, code: str, state: ConnectionState | None, at: float) -> bool:

@@ -20,17 +20,27 @@ from workerpools.sqlalchemy._timeouts import send_outside
 
 __all__ = ["RESETS", "Flights", "begin"]
 
+_RESET_ALL = "RESET ALL"
+
 #: What PostgreSQL's DISCARD ALL does and a transaction allows, without what a session that is kept profits from:
 #: prepared statements, plans, sequences (PostgreSQL documentation, "DISCARD").
 RESETS = (
     "RESET SESSION AUTHORIZATION",
     "RESET ROLE",
-    "RESET ALL",
+    _RESET_ALL,
     "UNLISTEN *",
     "CLOSE ALL",
     "DISCARD TEMP",
     "SELECT pg_advisory_unlock_all()",
 )
+
+#: The statements that make a session's settings again, a line each. Line breaks in a value would be taken for the end.
+_SETTINGS = r"""
+SELECT concat_ws(E'\n',
+ CASE WHEN current_setting('role') <> 'none' THEN format('SET ROLE %I', current_setting('role')) END,
+ (SELECT string_agg(format('SELECT set_config(%L,%L,false)', name, setting), E'\n') FROM pg_settings
+  WHERE source = 'session' AND name <> 'statement_timeout' AND setting !~ E'\n'))
+"""
 
 _ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
 
@@ -70,23 +80,46 @@ class Flights:
         self._fly: Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool] | None = None
         if batch:
             self._fly = driver.fly()
+        self.ask: Callable[[Any, str], tuple[Any, ...]] = driver.ask
         self._loose: Callable[[Any], bool] = driver.loose
         self._resets = resets
         self._committed = f"COMMIT by {opening.resource!r}"
         self._ended = f"a transaction of {opening.resource!r} that ended past its engine"
         self._alone = f"a statement in autocommit by {opening.resource!r}"
 
-    def joined(self, connection: Any, state: ConnectionState, *, resets: bool) -> None:
+    def joined(self, connection: Any, state: ConnectionState, *, direct: bool) -> None:
         """Take part in the statements of a new connection, and in those that do not come from the engine.
 
         Args:
             connection: The driver's connection.
             state: Its state.
-            resets: Whether its session is reset between attempts.
+            direct: Whether no PgBouncer is in between, whose server connections keep no session.
         """
         state.execute_unseen = partial(self.execute_unseen, state)
-        state.resets = self._resets if resets and state.introduced else ()
+        state.direct = direct
+        state.resets = self._resets if direct and state.introduced else ()
         self._driver.tell(connection, state)
+
+    def keep_settings(self, connection: Any, state: ConnectionState) -> None:
+        """Have resets keep the settings that the driver, its dialect or the user made for a new connection.
+
+        Takes one round trip.
+
+        Raises:
+            Exception: An error of the driver: the connection is lost.
+        """
+        if not state.resets:
+            return
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            (kept,) = self.ask(connection, _SETTINGS)
+        finally:
+            if not connection.closed:
+                connection.autocommit = before
+        if kept:
+            at = state.resets.index(_RESET_ALL) + 1
+            state.resets = (*state.resets[:at], *kept.split("\n"), *state.resets[at:])
 
     def execute(
         self,

@@ -15,17 +15,23 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from workerpools.sqlalchemy._connection import ConnectionState
+from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["fly", "loose", "tell"]
-
-IF_ASSIGNED = "SELECT pg_current_xact_id_if_assigned()::text, pg_backend_pid()"
-ASSIGNED = "SELECT pg_current_xact_id()::text, pg_backend_pid()"
+__all__ = ["ask", "fly", "loose", "tell"]
 
 
 def loose(connection: Any) -> bool:
     """Return False: the driver sends BEGIN wherever the server has no transaction."""
     return False
+
+
+def ask(connection: Any, question: str) -> tuple[Any, ...]:
+    """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        row = cursor.execute(question).fetchone()
+        assert row is not None
+        return row
 
 
 def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool]:
@@ -77,11 +83,11 @@ def _execute(
         raise (first_error or error) from None
     if first_error is not None:
         raise first_error
-    if asked is not None:
+    if asked is not None and state.history is not None:
         with asked:
-            xid, pid = asked.fetchone()
+            xid, pid, start = asked.fetchone()
         transaction.none = xid is None
-        if xid is not None:
+        if xid is not None and start == state.history.start:
             transaction.xid, transaction.pid = xid, pid
     return True
 

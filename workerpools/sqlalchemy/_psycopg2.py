@@ -18,7 +18,7 @@ from psycopg2 import extensions
 from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["FlightConnection", "fly", "flying", "loose", "tell"]
+__all__ = ["FlightConnection", "ask", "fly", "flying", "loose", "tell"]
 
 #: The id of a transaction that may have written nothing yet costs no flush of the WAL, but uses up an id: it is asked
 #: for by statements that do not plainly read. The others run in a savepoint in which the server refuses to write, with
@@ -209,6 +209,13 @@ def flying(factory: type) -> type:
     )
 
 
+def ask(connection: Any, question: str) -> tuple[Any, ...]:
+    """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
+    with extensions.connection.cursor(connection, cursor_factory=extensions.cursor) as cursor:
+        cursor.execute(question)
+        return tuple(cursor.fetchone())
+
+
 def tell(connection: Any, state: ConnectionState) -> None:
     """Have a connection and its cursors tell ``state`` of statements which did not come from the engine."""
     if isinstance(connection, FlightConnection):
@@ -250,9 +257,8 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
                 if transaction.savepoint:
                     commands.insert(0, _RELEASE)
                 transaction.savepoint = transaction.guarded = False
-                wants_id = not transaction.xid and (text.does is not Does.CONTROL)
+                wants_id = state.direct and not transaction.xid and text.does is not Does.CONTROL
                 if wants_id:
-                    transaction.reads = False
                     commands.append(_asking(connection))
         if first:
             connection.begins()
@@ -272,7 +278,7 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
                 if len(writers) < _MAX_WRITERS:
                     writers.add(statement)
                 transaction.savepoint = transaction.guarded = transaction.reads = False
-                wants_id, before = True, connection.get_parameter_status("application_name")
+                wants_id, before = state.direct, connection.get_parameter_status("application_name")
                 _send(cursor, [*_UNDO, _asking(connection)], statement, parameters)
             else:
                 raise
@@ -285,7 +291,8 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
 
 def _send(cursor: Any, commands: Any, statement: str, parameters: Any) -> None:
     # The statement starts a line of its own, for the server's messages.
-    cursor.execute(";".join((*commands, "\n")) + statement if commands else statement, parameters)
+    prefix = ";".join((*commands, "\n")) if commands else ""
+    cursor.execute((prefix.replace("%", "%%") if parameters else prefix) + statement, parameters)
 
 
 def _asking(connection: FlightConnection) -> str:
