@@ -117,6 +117,7 @@ class DeadlineQueuePool(QueuePool):
             connection = QueuePool.connect(self)
             state: ConnectionState = connection.info[KEY]
             took, state.took = state.took, None
+            state.lease = lease
             lease.acquired(creating=took or 0.0, reused=took is None, reclaim=lease.reclaim)
             if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
                 events.own_locks.watch(connection, lease)
@@ -189,6 +190,7 @@ class DeadlineQueuePool(QueuePool):
                     if (unseen := state.unseen) is not None:
                         state.unseen = None
                         unseen.settle()
+                    state.lease = None
                     state.used = time.monotonic()
         finally:
             with self._lock:
