@@ -211,7 +211,7 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
     """
     import gevent
 
-    from workerpools.sqlalchemy._connection import _watchdog
+    from workerpools.sqlalchemy._connection import watchdog
 
     cooperate()
     app = Celery("shop", set_as_current=False)
@@ -281,6 +281,6 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
         "runs": runs.count(2),
         "in use": stats.in_use,
         "open": stats.open,
-        "watched": sum(len(watch.waiting) for watch in _watchdog.watched),
+        "watched": sum(len(watch.waiting) for watch in watchdog.watched),
         "connecting": len(live.opening.descriptors._connecting) if live else 0,
     }

@@ -360,17 +360,16 @@ class Resource(Overridable[T]):
             # Threads of the value, such as a client's monitor, are not the attempt's.
             with of_no_attempt():
                 value = self.adapter.open(opening)
+                self._set_up(value)
                 try:
                     live = _Live(value, opening, born)
-                    self._set_up(value)
-                except BaseException as error:
-                    if is_interruption(error):
-                        # Nobody else knows the value.
-                        self.adapter.close(value, 0.0)
+                    live.attached = self._attached(value)
+                    # Published last: other threads read it without the lock.
+                    self._live = live
+                except BaseException:
+                    # Interrupted: nobody else knows the value.
+                    self.adapter.close(value, 0.0)
                     raise
-            live.attached = self._attached(live.value)
-            # Published last: other threads read it without the lock.
-            self._live = live
             return live
         except Exception as error:
             add_note(error, f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})")

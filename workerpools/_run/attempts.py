@@ -256,10 +256,10 @@ class Attempt:
         """
         if not self.ended:
             self.leave()
+        _active.attempts.discard(self)
         if self.scoped:
             # A signal interrupted its closing.
             self.close(rollback=True)
-        _active.attempts.discard(self)
         interruption: BaseException | None = None
         while self.callbacks:
             interruption = self.callbacks[0](self) or interruption

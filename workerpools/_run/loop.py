@@ -67,8 +67,8 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
                 # The task's own limit took effect through a server or socket timeout: report it as that limit.
                 raise terms.time_limit_exceeded(delivery.request) from error
             if verdict.noted is None or verdict.failure is None:
-                attempt.interrupted = is_interruption(verdict.error)
                 _note_commits(attempt, verdict.error)
+                attempt.interrupted = is_interruption(verdict.error)
                 if verdict.error is error:
                     raise
                 masked = verdict.error

@@ -88,6 +88,8 @@ def resolve_commits(
             )
         at = None if attempt is None else attempt.deadline.at
         state.wait(at)
+        # PostgreSQL answers the COMMIT of an aborted transaction with ROLLBACK.
+        undone = status == IN_ERROR
         try:
             connection = proxied.dbapi_connection
             if status == IDLE:
@@ -96,11 +98,13 @@ def resolve_commits(
                     flights.ended_unseen(state)
                 commit(proxied)
                 return
-            if getattr(connection, "autocommit", None) is not False and commits_each_statement(connection):
+            if flights is None and commits_each_statement(connection):
                 commit(proxied)
                 return
-            transaction = None
-            if state.history is not None and flights is not None:
+            known, transaction = state.transaction, None
+            if known is not None and known.xid and state.history is not None:
+                transaction = Noted(known.xid, known.pid, state.history)
+            elif flights is not None and state.history is not None:
                 if _did_nothing(dialect, connection, state):
                     _commit_nothing(dialect, commit, proxied, state)
                     return
@@ -108,9 +112,9 @@ def resolve_commits(
                 if transaction is None:
                     _commit_nothing(dialect, commit, proxied, state)
                     return
-                if at is not None and time.monotonic() >= at:
-                    # COMMIT gets its own time after the deadline, like every statement.
-                    state.wait(at)
+            if at is not None and time.monotonic() >= at:
+                # COMMIT gets its own time after the deadline, like every statement.
+                state.wait(at)
             effect = opening.effect(committed)
             try:
                 commit(proxied)
@@ -120,6 +124,7 @@ def resolve_commits(
                 if not dialect.is_disconnect(error, proxied, None):
                     # The server replied that it did not commit.
                     effect.withdraw()
+                    undone = True
                     raise
                 state.waited()
                 if transaction is None:
@@ -138,7 +143,7 @@ def resolve_commits(
                 raise
         finally:
             state.waited()
-            state.transaction_ends(undone=False)
+            state.transaction_ends(undone=undone)
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback
@@ -170,8 +175,6 @@ def _did_nothing(dialect: Any, connection: Any, state: ConnectionState) -> bool:
 def _noted(flights: Flights, connection: Any, state: ConnectionState, history: History) -> Noted | None:
     """Return the open transaction, with its id; None if it has none, because it has only read."""
     transaction = state.transaction
-    if transaction is not None and transaction.xid:
-        return Noted(transaction.xid, transaction.pid, history)
     # Without an id before COMMIT a transaction may still notify, or write to a foreign table.
     reads = transaction is not None and transaction.reads
     try:

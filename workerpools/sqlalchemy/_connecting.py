@@ -22,11 +22,13 @@ import sqlalchemy
 
 from workerpools.adapter import Opening, SocketNumber, Watch, deadline
 from workerpools.sqlalchemy._connection import watchdog
+from workerpools.sqlalchemy._driver import named
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE
 
 __all__ = ["ASKING", "Limit", "begin", "bound_connecting", "end", "ended", "finish", "opened"]
 
 #: The end of the time for resolving a COMMIT, set while a connection is opened only for that: it belongs to no attempt.
+#: Infinite for other questions of the adapter's own.
 ASKING: ContextVar[float | None] = ContextVar("workerpools_asking", default=None)
 
 #: How often the watchdog looks for another socket, in seconds: libpq tries a host's next address after each failure.
@@ -140,12 +142,13 @@ def bound_connecting(engine: sqlalchemy.Engine, opening: Opening, connect_timeou
         finish()
         _progress.ended = None
         expected, _progress.expected = _progress.expected, False
-        limits, seconds = _task_limits(), _number(parameters, "connect_timeout") or connect_timeout
+        given = named(dialect.loaded_dbapi, parameters) if libpq else parameters
+        limits, seconds = _task_limits(), _number(given, "connect_timeout") or connect_timeout
         user_timeout = mark = None
         if libpq:
             if limits and _USER_TIMEOUT is not None:
                 # Tells the new socket from those that other threads are opening.
-                user_timeout = int(_number(parameters, "tcp_user_timeout"))
+                user_timeout = int(_number(given, "tcp_user_timeout"))
                 parameters["tcp_user_timeout"] = mark = (user_timeout or 30_000) + next(_marks) % 1000
         else:
             # Their connect_timeout does not cover the server's greeting.

@@ -103,16 +103,14 @@ class Transaction:
         left_by: The attempt whose settings come back if it is rolled back.
     """
 
-    __slots__ = ("guarded", "left_by", "none", "pid", "reads", "savepoint", "xid")
-
-    def __init__(self, left_by: User | None) -> None:
-        self.reads = True
-        self.guarded = False
-        self.savepoint = False
-        self.none = False
-        self.xid = ""
-        self.pid = 0
-        self.left_by = left_by
+    # Class attributes until set: every transaction would pay for a constructor.
+    reads = True
+    guarded = False
+    savepoint = False
+    none = False
+    xid = ""
+    pid = 0
+    left_by: User | None = None
 
     @property
     def did_nothing(self) -> bool:

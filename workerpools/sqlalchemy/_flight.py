@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 
 from workerpools.adapter import Attempt, Opening, Phase, current
 from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import Does, Text, read
-from workerpools.sqlalchemy._timeouts import send_outside
+from workerpools.sqlalchemy._timeouts import fitting, send_outside
 
 __all__ = ["RESETS", "Flights", "begin"]
 
@@ -45,6 +45,7 @@ SELECT concat_ws(E'\n',
 _ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
 
 
+@lru_cache(100)
 def begin(isolation: object, read_only: bool | None, deferrable: bool | None) -> str:
     """Return the BEGIN that a driver would send.
 
@@ -81,7 +82,8 @@ class Flights:
         if batch:
             self._fly = driver.fly()
         self.ask: Callable[[Any, str], tuple[Any, ...]] = driver.ask
-        self._loose: Callable[[Any], bool] = driver.loose
+        self._begins: Callable[[Any], bool] = driver.begins
+        self._is_psycopg2 = driver.__name__.endswith("2")
         self._resets = resets
         self._committed = f"COMMIT by {opening.resource!r}"
         self._ended = f"a transaction of {opening.resource!r} that ended past its engine"
@@ -152,32 +154,36 @@ class Flights:
         """
         state.text = text = read(statement if isinstance(statement, str) else _shown(statement, connection))
         assert state.status is not None
-        idle = state.status() == IDLE
-        if idle and state.transaction is not None:
-            self.ended_unseen(state)
-        if idle and (connection.autocommit or self._loose(connection)):
-            state.alone = True
-            self._opening.effect(self._alone)
-            self._prepare_alone(state, connection, attempt, at)
-            state.listens |= text.listens
-            run()
-            return
-        state.alone = False
+        first = state.status() == IDLE
         transaction = state.transaction
+        if first:
+            if transaction is not None:
+                self.ended_unseen(state)
+                transaction = None
+            if not self._begins(connection):
+                self._execute_alone(run, state, connection, text, attempt, at)
+                return
+        state.alone = False
         if transaction is None:
-            transaction = state.transaction = Transaction(state.left_by)
-            # A transaction that was begun past the engine.
-            transaction.reads = idle
+            transaction = state.transaction = Transaction()
+            transaction.left_by = state.left_by
+            # One that is open already was begun past the engine.
+            transaction.reads = first
         if text.does is Does.OTHER:
             transaction.reads = False
         ending = self._opening.effect(self._committed) if text.may_end else None
         try:
-            if not (
-                fits and state.introduced and self._flies(state, cursor, statement, parameters, text, attempt, at, idle)
-            ):
-                self._prepare(state, connection, attempt, at, statement, idle)
+            if fits and self._fly is not None and state.introduced:
+                fits = self._flies(self._fly, state, connection, cursor, statement, parameters, attempt, at, first)
+            else:
+                fits = False
+            state.listens |= text.listens
+            if not fits:
+                if first:
+                    self._clean(state, connection, attempt)
+                if at is not None and (state.fits != at or monotonic() > state.fits_until):
+                    state.fit(connection, at, statement)
                 transaction.none = False
-                state.listens |= text.listens
                 run()
         except BaseException:
             # The server's error to a single COMMIT means that it did not commit.
@@ -193,6 +199,71 @@ class Flights:
             state.transaction_ends(undone=undone)
         elif ending is not None and text.single:
             ending.withdraw()
+
+    def _flies(
+        self,
+        fly: Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool],
+        state: ConnectionState,
+        connection: Any,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        attempt: Attempt | None,
+        at: float | None,
+        first: bool,
+    ) -> bool:
+        # Long, without helpers: every statement would pay for the calls.
+        text = state.text
+        if text.copies or (first and (text.does is Does.CONTROL or text.may_end)):
+            return False
+        commands: list[str] = []
+        resets = False
+        if first:
+            read_only = connection.readonly if self._is_psycopg2 else connection.read_only
+            commands.append(begin(connection.isolation_level, read_only, connection.deferrable))
+            if state.left_by is not None and state.resets and state.is_anothers(attempt):
+                if state.listens:
+                    # UNLISTEN takes effect at COMMIT: too late for what is to share its round trip.
+                    self._clean(state, connection, attempt)
+                else:
+                    resets = True
+                    commands += self._reset(state, attempt)
+        timeout = None
+        if at is not None and (state.fits != at or monotonic() > state.fits_until):
+            effective = state.session if state.local is None else state.local
+            timeout = fitting(max(0.0, at - monotonic()), effective, state.server)
+            if timeout is not None:
+                commands.append(f"SET LOCAL statement_timeout = {timeout}")
+        if not fly(state, cursor, statement, parameters, text, commands, first):
+            return False
+        if at is not None and state.fits != at:
+            if timeout is not None:
+                state.local = timeout
+            state.fitted(at)
+        if resets or state.left_by is None:
+            state.used_by(attempt)
+            state.unlocked_by = state.left_by
+        return True
+
+    def _execute_alone(
+        self,
+        run: Callable[[], object],
+        state: ConnectionState,
+        connection: Any,
+        text: Text,
+        attempt: Attempt | None,
+        at: float | None,
+    ) -> None:
+        """Execute a statement that is its own transaction."""
+        state.alone = True
+        self._opening.effect(self._alone)
+        if connection.autocommit:
+            self._clean(state, connection, attempt)
+            if state.introduced and (at is not None or state.session != state.server):
+                state.fit_session(connection, at)
+        # Otherwise the driver believes in a transaction that the server has ended.
+        state.listens |= text.listens
+        run()
 
     def execute_unseen(self, state: ConnectionState, run: Callable[[], Any], cursor: Any, statement: Any) -> Any:
         """Execute a statement that did not come from the engine, and return the result of ``run``.
@@ -229,77 +300,12 @@ class Flights:
         self._opening.effect(self._ended)
         state.transaction_ends(undone=False)
 
-    def _flies(
-        self,
-        state: ConnectionState,
-        cursor: Any,
-        statement: str,
-        parameters: Any,
-        text: Text,
-        attempt: Attempt | None,
-        at: float | None,
-        first: bool,
-    ) -> bool:
-        if self._fly is None or (first and (text.does is Does.CONTROL or text.may_end)) or text.copies:
-            return False
-        if first and state.listens:
-            # UNLISTEN takes effect at COMMIT: too late for what is to share its round trip.
-            self._clean(state, cursor.connection, attempt)
-        commands: list[str] = []
-        resets = False
-        if first:
-            connection = cursor.connection
-            read_only = connection.readonly if hasattr(connection, "readonly") else connection.read_only
-            commands.append(begin(connection.isolation_level, read_only, connection.deferrable))
-            if state.resets and state.is_anothers(attempt):
-                resets = True
-                commands += self._reset(state, attempt)
-        timeout = None
-        if at is not None and (state.fits != at or monotonic() > state.fits_until):
-            timeout = state.timeout(at)
-            if timeout is not None:
-                commands.append(f"SET LOCAL statement_timeout = {timeout}")
-        if not self._fly(state, cursor, statement, parameters, text, commands, first):
-            return False
-        state.listens |= text.listens
-        if timeout is not None:
-            state.local = timeout
-        if at is not None:
-            state.fitted(at)
-        if resets or state.left_by is None:
-            state.used_by(attempt)
-            state.unlocked_by = state.left_by
-        return True
-
     def _reset(self, state: ConnectionState, attempt: Attempt | None) -> Sequence[str]:
         # Advisory locks are released at once. Those of the attempt itself outlast its rolled back transaction.
         unlocked = state.unlocked_by
         if attempt is not None and unlocked is not None and unlocked() is attempt:
             return state.resets[:-1]
         return state.resets
-
-    def _prepare(
-        self,
-        state: ConnectionState,
-        connection: Any,
-        attempt: Attempt | None,
-        at: float | None,
-        statement: str,
-        first: bool,
-    ) -> None:
-        if first:
-            self._clean(state, connection, attempt)
-        if at is not None and (state.fits != at or monotonic() > state.fits_until):
-            state.fit(connection, at, statement)
-
-    def _prepare_alone(
-        self, state: ConnectionState, connection: Any, attempt: Attempt | None, at: float | None
-    ) -> None:
-        if self._loose(connection):
-            return
-        self._clean(state, connection, attempt)
-        if state.introduced and (at is not None or state.session != state.server):
-            state.fit_session(connection, at)
 
     def _clean(self, state: ConnectionState, connection: Any, attempt: Attempt | None) -> None:
         """Reset the session in a round trip of its own."""

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import sqlalchemy
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from workerpools.adapter import Attempt, Failure, FailureKind, Lease, Opening, Phase, Sent, Watchdog, add_note
-from workerpools.sqlalchemy._connecting import ASKING
+from workerpools.adapter import Attempt, Failure, FailureKind, Lease, Opening, Phase, Sent, add_note
+from workerpools.sqlalchemy._connecting import ASKING, ended
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
 
@@ -40,8 +40,6 @@ _ACTIVE = 1
 
 # pg_locks is visible to every role.
 _BLOCKED = "SELECT DISTINCT pid, pg_blocking_pids(pid) FROM pg_locks WHERE NOT granted AND pid IS NOT NULL"
-
-_watchdog = Watchdog()
 
 
 def refuse_endless_wait(opening: Opening) -> None:
@@ -165,7 +163,6 @@ class OwnLocks:
                 yield _Held(driver.info.backend_pid, lease.attempt.task)
 
     def _run(self) -> None:
-        ASKING.set(True)
         while True:
             sleep(INTERVAL)
             with self._lock:
@@ -197,20 +194,23 @@ class OwnLocks:
     def _ask(self) -> Mapping[int, Iterable[int]]:
         # A separate connection pool: the engine's may be exhausted.
         pool = self._engine.pool.recreate()
+        ends = monotonic() + TIMEOUT
+        token = ASKING.set(ends)
         try:
             connection = pool.connect()
+            state: ConnectionState = connection.info[KEY]
+            state.wait(ends)
             try:
-                watch = _watchdog.watch(connection.fileno(), monotonic() + TIMEOUT)
-                try:
-                    cursor = connection.cursor()
-                    cursor.execute(_BLOCKED)
-                    return dict(cursor.fetchall())
-                finally:
-                    _watchdog.forget(watch)
+                cursor = connection.cursor()
+                cursor.execute(_BLOCKED)
+                return dict(cursor.fetchall())
             finally:
+                state.waited()
                 with suppress(Exception):
                     connection.invalidate()
         finally:
+            ended()
+            ASKING.reset(token)
             with suppress(Exception):
                 pool.dispose()
 

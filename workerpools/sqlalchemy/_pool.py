@@ -119,7 +119,7 @@ class DeadlineQueuePool(QueuePool):
             took, state.took = state.took, None
             state.lease = lease
             lease.acquired(creating=took or 0.0, reused=took is None, reclaim=lease.reclaim)
-            if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
+            if lease.attempt is not None and lease.attempt.parent is not None and events.own_locks is not None:
                 events.own_locks.watch(connection, lease)
             return connection
         except BaseException as error:
@@ -149,7 +149,7 @@ class DeadlineQueuePool(QueuePool):
                     until = time.monotonic() + self._longest_wait()
                     if self.repair():
                         continue
-                    if lease is not None and self.events is not None:
+                    if self.events is not None:
                         refuse_endless_wait(self.events.opening)
                 remaining = until - time.monotonic()
                 if remaining <= 0:
@@ -187,10 +187,13 @@ class DeadlineQueuePool(QueuePool):
                     events.retire(record)
                 state: ConnectionState | None = record.info.get(KEY)
                 if state is not None:
+                    state.lease = None
                     if (unseen := state.unseen) is not None:
                         state.unseen = None
-                        unseen.settle()
-                    state.lease = None
+                        if state.transaction is None and state.connection is not None:
+                            unseen.withdraw()
+                        else:
+                            unseen.settle()
                     state.used = time.monotonic()
         finally:
             with self._lock:
@@ -325,8 +328,6 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
             took, state.took = state.took, None
             state.lease = lease
             lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
-            if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
-                events.own_locks.watch(connection, lease)
             return connection
         except BaseException as error:
             events.gave_up(lease, error)
@@ -390,6 +391,8 @@ class PoolEvents:
             self.own_locks = OwnLocks(engine, self.opening, self._states)
         # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
+        # A lease of our own pool ends after its record was given back.
+        self._ends_leases = self._counted and isinstance(engine.pool, DeadlineQueuePool)
         # Others end their leases themselves, after the connection was given back.
         checks_in = not (self._counted and isinstance(engine.pool, DeadlineQueuePool))
         # On the engine, not its pool: dispose() creates a new pool.
@@ -474,7 +477,8 @@ class PoolEvents:
             try:
                 self._ask(connection, state)
             finally:
-                if not ASKING.get():
+                if ASKING.get() in (None, math.inf):
+                    # A connection that resolves a COMMIT has connect_timeout until its last answer.
                     finish()
         except BaseException:
             finish()
@@ -589,7 +593,7 @@ class PoolEvents:
         state: ConnectionState | None = record.info.get(KEY)
         if state is None:
             return
-        if (lease := state.lease) is not None:
+        if (lease := state.lease) is not None and not self._ends_leases:
             state.lease = None
             lease.returned()
         if (unseen := state.unseen) is not None:
@@ -601,7 +605,7 @@ class PoolEvents:
     def _detached(self, connection: Any, record: Any) -> None:
         # The pool opens another one in its place; only "close_detached" reports its end.
         state: ConnectionState | None = record.info.get(KEY)
-        if state is not None and state.lease is not None:
+        if state is not None and state.lease is not None and not self._ends_leases:
             lease, state.lease = state.lease, None
             lease.returned()
 

@@ -18,12 +18,12 @@ from workerpools.sqlalchemy._connection import ConnectionState
 from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["ask", "fly", "loose", "tell"]
+__all__ = ["ask", "begins", "fly", "tell"]
 
 
-def loose(connection: Any) -> bool:
-    """Return False: the driver sends BEGIN wherever the server has no transaction."""
-    return False
+def begins(connection: Any) -> bool:
+    """Return whether the driver would send BEGIN before the next statement, where the server has no transaction."""
+    return not connection.autocommit
 
 
 def ask(connection: Any, question: str) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ autocommit until COMMIT or ROLLBACK, and :class:`FlightConnection` behaves as if
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from psycopg2 import extensions
 from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["FlightConnection", "ask", "fly", "flying", "loose", "tell"]
+__all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "tell"]
 
 #: The id of a transaction that may have written nothing yet costs no flush of the WAL, but uses up an id: it is asked
 #: for by statements that do not plainly read. The others run in a savepoint in which the server refuses to write, with
@@ -46,17 +46,6 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
     begun = False
     #: The adapter's state; None before the pool knows the connection.
     workerpools: ConnectionState | None = None
-
-    def ready(self) -> bool:
-        """Return whether the driver would send BEGIN before the next statement."""
-        return (
-            not self.begun and not _autocommit.__get__(self) and bool(_status.__get__(self) == extensions.STATUS_READY)
-        )
-
-    def begins(self) -> None:
-        """Note that the next string begins a transaction."""
-        _autocommit.__set__(self, True)
-        self.begun = True
 
     def ends(self) -> None:
         """Leave the transactions to the driver again."""
@@ -112,9 +101,12 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
 
     def _end(self, command: str) -> None:
         try:
-            self.send(command)
+            with super().cursor(cursor_factory=extensions.cursor) as cursor:
+                cursor.execute(command)
         finally:
-            self.ends()
+            self.begun = False
+            if not self.closed:
+                _autocommit.__set__(self, False)
 
     @property
     def autocommit(self) -> bool:
@@ -174,6 +166,8 @@ for _name in ("isolation_level", "readonly", "deferrable"):
 class _Flying:
     """The part of a cursor that tells its connection's state of statements which did not come from the engine."""
 
+    name: Any
+
 
 def _told(name: str) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -216,15 +210,22 @@ def ask(connection: Any, question: str) -> tuple[Any, ...]:
         return tuple(cursor.fetchone())
 
 
+#: What the cursors of most users are; they are executed without a call of ours.
+_CURSOR = flying(extensions.cursor)
+_execute: Any = extensions.cursor.execute
+
+
 def tell(connection: Any, state: ConnectionState) -> None:
     """Have a connection and its cursors tell ``state`` of statements which did not come from the engine."""
     if isinstance(connection, FlightConnection):
         connection.workerpools = state
 
 
-def loose(connection: Any) -> bool:
-    """Return whether the driver believes in a transaction that the server has ended, and sends no BEGIN."""
-    return bool(connection.status != extensions.STATUS_READY)
+def begins(connection: Any) -> bool:
+    """Return whether the driver would send BEGIN before the next statement, where the server has no transaction."""
+    return not (connection.begun or _autocommit.__get__(connection)) and bool(
+        _status.__get__(connection) == extensions.STATUS_READY
+    )
 
 
 def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool]:
@@ -240,11 +241,9 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
         commands: list[str],
         first: bool,
     ) -> bool:
-        connection = cursor.connection
+        connection: Any = cursor.connection
         transaction = state.transaction
-        if not isinstance(connection, FlightConnection) or not isinstance(cursor, _Flying) or cursor.name is not None:  # type: ignore[attr-defined]
-            return False
-        if (first and not connection.ready()) or transaction is None:
+        if transaction is None or cursor.name is not None or not issubclass(type(cursor), _Flying):
             return False
         wants_id, before = False, None
         if state.history is not None:
@@ -259,27 +258,33 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
                 transaction.savepoint = transaction.guarded = False
                 wants_id = state.direct and not transaction.xid and text.does is not Does.CONTROL
                 if wants_id:
-                    commands.append(_asking(connection))
+                    before = connection.get_parameter_status("application_name")
+                    commands.append(_asking(before))
         if first:
-            connection.begins()
-        if wants_id:
-            before = connection.get_parameter_status("application_name")
+            # The next string begins a transaction.
+            _autocommit.__set__(connection, True)
+            connection.begun = True
         try:
-            _send(cursor, commands, statement, parameters)
+            string = _with(commands, statement, parameters) if commands else statement
+            if type(cursor) is _CURSOR:
+                _execute(cursor, string, parameters)
+            else:
+                cursor.execute(string, parameters)
         except psycopg2.Error as error:
             if connection.closed:
                 raise
             if first and connection.get_transaction_status() == IDLE:
                 # A string with a syntax error is rejected as a whole.
                 connection.send(";".join(commands))
-                _send(cursor, (), statement, parameters)
+                cursor.execute(statement, parameters)
             elif error.pgcode == _REFUSED and transaction.savepoint:
                 # It writes, although its text does not tell.
                 if len(writers) < _MAX_WRITERS:
                     writers.add(statement)
                 transaction.savepoint = transaction.guarded = transaction.reads = False
                 wants_id, before = state.direct, connection.get_parameter_status("application_name")
-                _send(cursor, [*_UNDO, _asking(connection)], statement, parameters)
+                undo = _with([*_UNDO, _asking(before)], statement, parameters)
+                cursor.execute(undo, parameters)
             else:
                 raise
         if wants_id:
@@ -289,20 +294,23 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
     return execute
 
 
-def _send(cursor: Any, commands: Any, statement: str, parameters: Any) -> None:
+def _with(commands: Sequence[str], statement: str, parameters: Any) -> str:
     # The statement starts a line of its own, for the server's messages.
-    prefix = ";".join((*commands, "\n")) if commands else ""
-    cursor.execute((prefix.replace("%", "%%") if parameters else prefix) + statement, parameters)
+    prefix = ";".join((*commands, "\n"))
+    return (prefix.replace("%", "%%") if parameters else prefix) + statement
 
 
-def _asking(connection: FlightConnection) -> str:
+@lru_cache(100)
+def _asking(name: str | None) -> str:
     """Return a command after which the server reports the transaction's id and process in the application's name.
 
     psycopg2 drops the results of all but the last statement; libpq keeps the settings that the server reports.
+
+    Args:
+        name: The application's name.
     """
-    name = _IDS.sub("", connection.get_parameter_status("application_name") or "")[:_NAME]
-    name = "".join(character for character in name if character.isalnum() or character in " ._:/=-")
-    return f"SELECT set_config('application_name','{name} xid='||pg_current_xact_id()||'/'||pg_backend_pid(),true)"
+    kept = "".join(c for c in _IDS.sub("", name or "")[:_NAME] if c.isalnum() or c in " ._:/=-")
+    return f"SELECT set_config('application_name','{kept} xid='||pg_current_xact_id()||'/'||pg_backend_pid(),true)"
 
 
 def _answered(connection: FlightConnection, transaction: Transaction, before: str | None) -> None:
