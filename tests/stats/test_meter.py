@@ -25,6 +25,8 @@ def taken_in(meter: Meter, attempt: Attempt) -> Lease:
     try:
         return meter.taken()
     finally:
+        # Also where it has ended before.
+        attempt.leave()
         attempt.end()
 
 
