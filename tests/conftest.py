@@ -59,7 +59,8 @@ def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
     """A PostgreSQL server for the session. A test that stops or restarts it leaves it running."""
     require_program(postgres_directory)
     # No test pulls the plug of the machine: the disk need not keep up.
-    with PostgresServer(workspace, settings={"fsync": "off", "max_connections": "200"}) as server:
+    settings = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "20"}
+    with PostgresServer(workspace, settings=settings) as server:
         yield server
 
 

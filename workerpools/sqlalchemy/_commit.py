@@ -108,7 +108,13 @@ def resolve_commits(engine: sqlalchemy.Engine, opening: Opening, resolve_timeout
             return
         state.phase, state.commit = Phase.COMMIT, None
         attempt = current()
-        if attempt is not None and state.status is not None and state.status() == IN_ERROR:
+        if state.status is not None and state.status() == IN_ERROR:
+            if attempt is None:
+                # As SQLAlchemy does. Asking for the transaction's id would fail.
+                commit(proxied)
+                return
+            # For SQLAlchemy the transaction has ended: it does not roll back when the connection is checked in.
+            do_rollback(proxied)
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
                 "caught: COMMIT would silently roll it back. Call rollback() where the error is caught, or run the "

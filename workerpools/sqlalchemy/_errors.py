@@ -244,6 +244,9 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             return
         code = error_code(original)
         read_only = is_read_only(original, code)
+        if read_only and _chose_read_only(connection):
+            opening.failed(error, None, phase=Phase.STATEMENT)
+            return
         if read_only or is_client_side(original, code):
             # Either the server is no longer the primary, although pings of this connection would succeed, or the driver
             # lost the connection in a way that SQLAlchemy does not recognise.
@@ -286,6 +289,14 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
 def _timed_out(error: BaseException, code: str, state: ConnectionState | None, at: float) -> bool:
     # The user's own timeout may have been shorter. A COMMIT that timed out in the driver may have succeeded.
     return is_timeout(error, code) and (monotonic() >= at or (state is not None and state.has_timed_out))
+
+
+def _chose_read_only(connection: Connection) -> bool:
+    # ``postgresql_readonly``, which another connection would not have: every server refuses the write.
+    try:
+        return connection.dialect.get_readonly(connection.connection.dbapi_connection) is True
+    except Exception:  # another dialect, or the connection is already gone
+        return False
 
 
 def _in_autocommit(connection: Connection) -> bool:
