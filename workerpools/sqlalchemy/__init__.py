@@ -243,7 +243,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
         resolve_commits(engine, opening, self._resolve_timeout)
         note_statements(engine, opening)
-        note_errors(engine, opening)
+        note_errors(engine, opening, lambda: events.recycle(engine.pool, time.monotonic()))
         self._events[engine] = events
         return engine
 

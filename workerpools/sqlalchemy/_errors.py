@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "classify_unwatched",
     "error_code",
     "is_client_side",
+    "is_outdated_plan",
     "is_read_only",
     "is_timeout",
     "note_errors",
@@ -109,6 +111,16 @@ def is_read_only(error: BaseException, code: str) -> bool:
     return code in _READ_ONLY or (code == "1290" and _READ_ONLY_OPTION.search(str(error)) is not None)
 
 
+def is_outdated_plan(error: BaseException, code: str) -> bool:
+    """Return whether a prepared statement returns other columns since its table was changed.
+
+    Only a fresh connection, or another statement, is of use. 0A000 (feature_not_supported) has many other causes and
+    the message is translated; the server's function is the same in all languages (PostgreSQL, plancache.c).
+    """
+    found = getattr(getattr(error, "diag", None), "source_function", None)
+    return code == "0A000" and found == "RevalidateCachedQuery"
+
+
 def is_timeout(error: BaseException, code: str) -> bool:
     """Return whether a statement took longer than the server, or the driver's read_timeout, allows."""
     return code in _TIMEOUT or (code in ("2006", "2013") and _NO_ANSWER.search(str(error)) is not None)
@@ -169,6 +181,8 @@ def classify_statement(
             known = "the server is read-only, as after a failover"
         elif code in _ABORTED:
             kind, known = FailureKind.ABORTED, f"the server rolled the transaction back ({code})"
+        elif is_outdated_plan(error, code):
+            kind, known = FailureKind.ABORTED, "the table of a prepared statement was changed meanwhile"
         elif code in _UNAVAILABLE:
             kind, known = FailureKind.UNAVAILABLE, "the server accepts no connections at the moment"
         else:
@@ -222,8 +236,14 @@ else:
     from workerpools.adapter import add_note as _note
 
 
-def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    """Classify each error of ``engine`` and report it to ``opening``."""
+def note_errors(engine: sqlalchemy.Engine, opening: Opening, recycle: Callable[[], object]) -> None:
+    """Classify each error of ``engine`` and report it to ``opening``.
+
+    Args:
+        engine: The engine.
+        opening: The engine's opening.
+        recycle: Replaces all of the engine's connections: idle ones now, the others on checkin.
+    """
     resource = opening.resource
     commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
 
@@ -243,6 +263,9 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening) -> None:
             opening.failed(error, classify_connect(original, resource=resource))
             return
         code = error_code(original)
+        if is_outdated_plan(original, code):
+            # The other connections have prepared the same statements.
+            recycle()
         read_only = is_read_only(original, code)
         if read_only and _chose_read_only(connection):
             opening.failed(error, None, phase=Phase.STATEMENT)
