@@ -26,6 +26,10 @@ from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuts", type=int, default=100, help="how many random cuts the soak makes (100)")
+
+
 def pytest_configure() -> None:
     """Note the sockets that this run was started with, before xdist starts its processes."""
     if INHERITED not in os.environ:
