@@ -134,7 +134,7 @@ def test_no_password_is_logged(pools: WorkerPools, database: Database, lines: Li
                 )
                 refused = pools.add(SQLAlchemyEngine(f"postgresql+psycopg2://u:{quoted}@127.0.0.1:{nobody}/x"))
                 wrong = pools.add(
-                    SQLAlchemyEngine(f"postgresql+psycopg2://u:{quoted}@{database.host}/x", connect_args=1)
+                    SQLAlchemyEngine(f"postgresql+psycopg2://u:{quoted}@{database.host}/x", no_such_option=1)
                 )
                 session = TaskSession(db)
                 api = pools.add(HttpxClient(base_url=f"http://user:{quoted}@{host}"))

@@ -77,6 +77,7 @@ def test_exported_members() -> None:
         "meant",
         "redact_url",
         "refusal",
+        "require",
         "scoped",
         "seconds",
         "whole",
@@ -92,6 +93,7 @@ def test_exported_members() -> None:
         "TaskSession",
         "classify",
         "connect_defaults",
+        "current_session",
         "pool_defaults",
     ]
     assert workerpools.testing.__all__ == ["AdapterContract", "TcpProxy", "run_attempt"]

@@ -17,6 +17,7 @@ method           called                                 in the process          
 ``prepare``      before the fork, once per worker       a worker's main process             its main thread
 ``open``         on first use, once per process         each that uses the resource         the task's
 ``recycle``      at the next use after a request        each that has a value               the task's
+``attached``     after ``on_open``, and once replaced   each that has a value               the task's
 ``classify``     after an attempt failed                each                                the task's
 ``close``        at shutdown, or once replaced          each that has a value               one of its own
 ``describe``     for messages                           any                                 any
@@ -97,6 +98,7 @@ __all__ = [
     "meant",
     "redact_url",
     "refusal",
+    "require",
     "scoped",
     "seconds",
     "whole",

@@ -11,8 +11,8 @@ from celery.exceptions import Retry
 from celery.worker.request import Request
 
 from tests.chaos import table
-from tests.chaos.errands import Errands
 from tests.chaos.table import Step
+from tests.support.errands import Errands
 from tests.support.shop import Shop
 from workerpools import FailureKind, RetryPolicy, classify
 from workerpools.events import EventKind

@@ -31,7 +31,8 @@ LIBRARIES = {
     "httpx2": {"httpx2"},
     "opentelemetry": {"opentelemetry"},
     "prometheus": {"prometheus_client"},
-    "sqlalchemy": {"sqlalchemy"},
+    # SQLAlchemy depends on typing_extensions, which has the default of a type variable before Python 3.13.
+    "sqlalchemy": {"sqlalchemy", "typing_extensions"},
     "testing": {"celery", "pytest"},
 }
 

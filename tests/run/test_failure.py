@@ -139,6 +139,6 @@ def test_an_attempt_remembers_the_first_failures() -> None:
         for number in range(100):
             note_failure(LibraryError(), Noted(Failure(FailureKind.STALE, Sent.UNKNOWN, str(number)), Phase.STATEMENT))
     finally:
-        attempt.leave()
+        attempt.end()
     assert [noted.failure.resource for noted in attempt.noted if noted.failure][:2] == ["0", "1"]
     assert len(attempt.noted) == 20

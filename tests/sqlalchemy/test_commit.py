@@ -17,7 +17,6 @@ from tests.support.shop import Shop, insert
 from workerpools import FailureKind, classify
 from workerpools.events import EventKind
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
-from workerpools.sqlalchemy._connection import History
 
 DELIVERED = pytest.mark.parametrize("deliver", [False, True], ids=["server never got it", "server got it"])
 
@@ -106,7 +105,7 @@ def test_a_read_only_transaction_is_not_asked_for_its_id(shop: Shop, deliver: bo
     asked: list[bytes] = []
 
     def is_commit(chunk: bytes) -> bool:
-        if b"pg_current_xact_id_if_assigned" in chunk:
+        if b"pg_current_xact_id" in chunk:
             asked.append(chunk)
         return b"COMMIT" in chunk
 
@@ -267,7 +266,7 @@ def test_an_answer_of_another_history_is_not_believed(shop: Shop) -> None:
     @sqlalchemy.event.listens_for(engine, "checkout")
     def as_if_before_a_failover(connection: object, record: Any, borrower: object) -> None:
         if (state := record.info["workerpools"]).history is not None:
-            state.history = History("0000FFFF", "")
+            state.history = state.history._replace(timeline="0000FFFF")
 
     @shop.task()
     def task(self: Any) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from tests.support.databases import Database
 from tests.support.mariadb import MariaDatabase
 from workerpools.sqlalchemy import SQLAlchemyEngine
-from workerpools.testing import AdapterContract, TcpProxy
+from workerpools.testing import AdapterContract
 
 
 class SQLAlchemyContract(AdapterContract):
@@ -34,14 +34,6 @@ class SQLAlchemyContract(AdapterContract):
 
     def written(self) -> int:
         return int(self.database.execute("SELECT count(*) FROM orders")[0][0])
-
-    @pytest.mark.xfail(reason="connecting has a time-out of its own, which no deadline shortens")
-    def test_deadline_while_connecting(self, resource: Any, proxy: TcpProxy) -> None:
-        super().test_deadline_while_connecting(resource, proxy)
-
-    @pytest.mark.xfail(reason="a silent connection is replaced at checkout, and connecting is not shortened")
-    def test_deadline_over_a_silent_connection(self, resource: Any, proxy: TcpProxy) -> None:
-        super().test_deadline_over_a_silent_connection(resource, proxy)
 
     def hold(self, value: sqlalchemy.Engine) -> object:
         connection = value.connect()
@@ -88,5 +80,4 @@ class TestPyMySQL(SQLAlchemyContract):
 
     def adapter(self, host: str, port: int) -> SQLAlchemyEngine:
         url = sqlalchemy.make_url(self.database.url("pymysql")).set(host=host, port=port)
-        # It bounds the wait for the server's greeting, too.
-        return SQLAlchemyEngine(url.render_as_string(hide_password=False), connect_args={"read_timeout": 4})
+        return SQLAlchemyEngine(url.render_as_string(hide_password=False))

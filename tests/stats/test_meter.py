@@ -25,7 +25,7 @@ def taken_in(meter: Meter, attempt: Attempt) -> Lease:
     try:
         return meter.taken()
     finally:
-        attempt.leave()
+        attempt.end()
 
 
 def test_a_connection_that_is_opened_used_and_closed() -> None:
@@ -234,3 +234,26 @@ def test_what_is_waited_for_and_used_is_seen_before_anything_is_published() -> N
     assert seen().in_use == 0
     meter.attempt_ended(Attempt())
     assert seen().value("reused") == 1
+
+
+def test_threads_close_connections_for_their_own_reasons() -> None:
+    """Blocks that overlap in time neither share their reason nor leave it behind."""
+    meter = Meter()
+    entered, left = threading.Event(), threading.Event()
+
+    def recycles() -> None:
+        with meter.closing("recycled"):
+            entered.set()
+            assert left.wait(10)
+            meter.closed()
+
+    thread = threading.Thread(target=recycles)
+    thread.start()
+    assert entered.wait(10)
+    with meter.closing("lifetime"):
+        meter.closed()
+    left.set()
+    thread.join(10)
+    meter.closed("idle")
+    counted = {reason: n for reason, n in stats(meter).labelled("closed").items() if n}
+    assert counted == {"recycled": 1, "lifetime": 1, "idle": 1}

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from tests.support.cuts import ArmedCut, Cut, Direction, Scope
+from tests.support.databases import HasAddress
 from tests.support.relay import Link
 from tests.support.sockets import Ending, close_listener, drop_in_forked_child
 
@@ -145,9 +146,13 @@ class TcpProxy:
     def blackhole(self) -> None:
         """Accept, keep old and new connections open, and move nothing: no bytes, no end.
 
-        As a program that no longer reads: the kernel goes on acknowledging for it (see `sever`).
+        As a program that no longer reads: the kernel goes on acknowledging for it (see `sever`). May be called by a
+        predicate of `cut_when`: the chunk still passes, and nothing else.
         """
-        self._call(lambda: setattr(self, "_silent", True))
+        if threading.current_thread() is self._thread:
+            self._silent = True
+        else:
+            self._call(lambda: setattr(self, "_silent", True))
 
     def sever(self) -> None:
         """Lose every packet of the open connections from now on, from both of their ends.
@@ -166,6 +171,10 @@ class TcpProxy:
             lose()
         else:
             self._call(lose)
+
+    def lead_to(self, server: HasAddress) -> None:
+        """Connect those that come from now on to another server. May be called by a predicate of `cut_when`."""
+        self._upstream = (server.host, server.port)
 
     def refuse_silently(self) -> None:
         """Lose the packets that would open a connection."""

@@ -12,7 +12,7 @@ from typing_extensions import assert_type
 
 from workerpools import Adapter, DatabaseTask, HTTPTask, PooledTask, Resource, WorkerPools
 from workerpools.httpx import HttpxClient
-from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession, current_session
 
 app = Celery("shop")
 pools = WorkerPools(app)
@@ -30,10 +30,19 @@ def yield_cache() -> Iterator[Cache]:
     yield Cache()
 
 
+class OwnSession(Session):
+    """As SQLModel's, with a method more."""
+
+    def exec(self, statement: str) -> list[int]:
+        return [len(statement)]
+
+
 class ShopTask(PooledTask):
     api = pools.add(HttpxClient(base_url="https://api.example.com"))
     db = pools.add(SQLAlchemyEngine("postgresql+psycopg2://app@db/shop"))
     session = TaskSession(db)
+    own = TaskSession(db, class_=OwnSession, expire_on_commit=False)
+    bound = TaskSession(db, binds={Cache: db}, commit=False)
     cache = pools.add(make_cache)
     other = pools.add(yield_cache, name="other cache")
 
@@ -46,6 +55,9 @@ def body(self: ShopTask) -> None:
     assert_type(self.api, httpx.Client)
     assert_type(self.db, sqlalchemy.Engine)
     assert_type(self.session, Session)
+    assert_type(self.own, OwnSession)
+    assert_type(self.own.exec("select"), list[int])
+    assert_type(self.bound, Session)
     assert_type(self.cache, Cache)
     assert_type(self.other, Cache)
 
@@ -60,6 +72,14 @@ def handles() -> None:
     assert_type(ShopTask.api, Resource[httpx.Client])
     assert_type(ShopTask.api.get(), httpx.Client)
     assert_type(ShopTask.session, TaskSession)
+    assert_type(ShopTask.session, TaskSession[Session])
+    assert_type(ShopTask.session.get(), Session)
+    assert_type(ShopTask.own, TaskSession[OwnSession])
+    assert_type(ShopTask.own.get(), OwnSession)
+    assert_type(DatabaseTask.session.get(), Session)
+    assert_type(current_session(), Session)
+    with ShopTask.own.override(OwnSession()) as own:
+        assert_type(own, OwnSession)
     assert_type(HTTPTask.http.get(), httpx.Client)
     with ShopTask.api.override(httpx.Client()) as fake:
         assert_type(fake, httpx.Client)

@@ -5,11 +5,14 @@ Configured by `SHOP_…` variables, because the library reads and checks every n
 
 from __future__ import annotations
 
+import contextvars
 import json
 import os
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import sqlalchemy
@@ -248,6 +251,45 @@ def decline(self: ShopTask, number: int, seconds: float) -> int:
     declined = {"status": "503", "retry_after": str(seconds)} if self.request.retries == 0 else {}
     self.api.get(f"/echo/{number}", params=declined).raise_for_status()
     return os.getpid()
+
+
+_over = threading.Event()
+_handed_on: set[int] = set()
+_executor = ThreadPoolExecutor(1, thread_name_prefix="module")
+
+
+@app.task(base=ShopTask, bind=True, name="shop.hand_on")
+def hand_on(self: ShopTask, number: int, to: str) -> int:
+    """Have a thread send a request as soon as :func:`release` lets it; lose the session meanwhile, once."""
+    record("body", number)
+
+    def late() -> None:
+        _over.wait(30)
+        self.api.post(f"/echo/{number}").raise_for_status()
+
+    if to in ("thread", "daemon"):
+        threading.Thread(target=late, name="late", daemon=to == "daemon").start()
+    elif to == "copied context":
+        threading.Thread(target=contextvars.copy_context().run, args=(late,), name="late").start()
+    elif to == "executor":
+        _executor.submit(late)
+    elif to == "greenlet":
+        import_module("gevent").spawn(late)
+    elif to == "joined executor":
+        with ThreadPoolExecutor(2) as executor:
+            executor.submit(self.api.get, f"/echo/{number}")
+    self.session.execute(INSERT, {"number": number, "run": 0})
+    if number not in _handed_on:
+        _handed_on.add(number)
+        _end(self.session.scalar(BACKEND), self.session.get_bind())
+    self.session.execute(INSERT, {"number": number, "run": 1})
+    return os.getpid()
+
+
+@app.task(name="shop.release")
+def release() -> None:
+    """Let the threads of :func:`hand_on` go on."""
+    _over.set()
 
 
 _meeting = threading.Barrier(4)

@@ -21,6 +21,8 @@ from typing import Any
 from celery import signals
 
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
+from workerpools._run.attempts import last_returned
+from workerpools._run.loop import log_failed_after_commit
 
 __all__ = ["connect", "execution_pool", "keep_limits", "worker_limits"]
 
@@ -47,6 +49,7 @@ def connect(pools: Any) -> int:
         for signal, forward in _FOLLOWED:
             # The dispatch_uid prevents a second receiver if two threads get here at once.
             signal.connect(_receiver(forward), weak=False, dispatch_uid=f"workerpools-{signal.name}")
+        signals.task_failure.connect(_task_failed, weak=False, dispatch_uid="workerpools-task_failure")
         # A cold shutdown, a script and a web process send no signal.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
@@ -79,6 +82,17 @@ _FOLLOWED: tuple[tuple[Any, Callable[[Any, Any], object]], ...] = (
 )
 
 _at_exit = _receiver(lambda pools, sender: pools.close())
+
+
+def _task_failed(sender: Any = None, exception: Any = None, **_: Any) -> None:
+    """Log what stands of a task that fails although its body had returned: its result cannot be encoded, say."""
+    task, noted = last_returned.get() or (None, ())
+    if task is None or task is not sender:
+        return
+    last_returned.set(None)
+    effects = [effect for effect in noted if not effect.withdrawn]
+    if effects:
+        log_failed_after_commit(str(task.name), exception, effects)
 
 
 def execution_pool(worker: Any) -> ExecutionPool:

@@ -20,7 +20,7 @@ from workerpools._pools.adapter import Adapter, FunctionAdapter
 from workerpools._pools.resource import Resource
 from workerpools._pools.shared import UNKNOWN, ExecutionPool, Shared
 from workerpools._process.bounded import remaining, run_bounded
-from workerpools._run import attempts
+from workerpools._run import attempts, threads
 from workerpools._run.events import Listener
 from workerpools._stats.collector import Collector
 from workerpools._values import WEEK, check_name, seconds
@@ -70,6 +70,7 @@ class WorkerPools:
 
     def __init__(self, app: Celery | None = None) -> None:
         attempts.protect()
+        threads.follow()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._worker: Any = None
         # Without a worker in this process: a spawned child, a script, a web process.

@@ -31,7 +31,7 @@ class TaskTerms(Terms):
     """
 
     def __init__(self, task: Any) -> None:
-        self._task = task
+        self._task = self.instance = task
 
     @property
     def name(self) -> str:  # type: ignore[override]

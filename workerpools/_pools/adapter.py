@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
-from workerpools._run.attempts import MAX_EFFECTS, Effect, current, note_effect, note_failure
+from workerpools._run.attempts import MAX_EFFECTS, Attempt, Effect, current, line, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import CONNECTIONS, EventKind, Listeners
 from workerpools._run.failure import Failure, Noted, Phase, noted_of
@@ -164,6 +166,33 @@ class Opening:
         """
         return self._meter.taken(reclaim)
 
+    def endless_wait(self, *, nested: bool = False) -> str:
+        """Return why a wait for a connection can never end; an empty string if it may.
+
+        It cannot while the calling thread itself has acquired all connections up to the limit (:meth:`limited`), for
+        its attempt or the enclosing ones.
+
+        Args:
+            nested: Whether to look only for an enclosing attempt among them. The attempt itself may have given a
+                connection to another thread.
+        """
+        attempt, limit, thread = current(), self._meter.limit, threading.get_ident()
+        own, leases = line(attempt), self._meter.held_since(math.inf)
+        if not limit or len(leases) < limit:
+            return ""
+        holders: dict[Attempt, None] = {}
+        for lease in leases:
+            if lease.attempt not in own or lease.thread != thread:
+                return ""
+            holders[lease.attempt] = None
+        if list(holders) == [attempt]:
+            return "" if nested else f"all {limit} connections of this process's pool are held by this very run"
+        names = ", ".join(dict.fromkeys(holder.task or "a task" for holder in holders))
+        return (
+            f"all {limit} connections of this process's pool are held by runs that end only after this one, which is "
+            f"nested in them ({names})"
+        )
+
     # Failures and effects.
 
     def failed(
@@ -185,7 +214,7 @@ class Opening:
         phase = phase or (Phase.STATEMENT if failure is None else failure.phase)
         note_failure(error, Noted(failure, phase, deadline, self.budget, self._listeners))
 
-    def effect(self, what: str) -> Effect:
+    def effect(self, what: str, unless: Callable[[], bool] | None = None) -> Effect:
         """Record an irreversible effect, before it happens.
 
         It counts for the attempt of the calling context and its enclosing ones. In a thread without an attempt, it
@@ -193,11 +222,12 @@ class Opening:
 
         Args:
             what: A short phrase without secrets: ``"POST by 'api'"``.
+            unless: For an effect that only shows later: see :class:`Effect`.
 
         Returns:
             The effect; see :meth:`Effect.withdraw`.
         """
-        effect = Effect(what)
+        effect = Effect(what, unless)
         attempt = current()
         if attempt is None or attempt.parent is not None or len(attempt.noted_effects) >= MAX_EFFECTS:
             note_effect(effect)
@@ -275,6 +305,10 @@ class Adapter(Protocol[T]):
             are checked when tasks are bound.
         leak_after: The time after which a connection in use is reported with its stack, in seconds; None for the
             setting ``workerpools_leak_after``.
+        on_open: The user's function, called with every value right after :meth:`open` has returned it, before its first
+            use. If it raises, the value is closed again, and the error is one of opening.
+        event_attributes: The attributes by which the library recognizes objects with events. Asking a handle for one
+            of them raises an error that says ``on_open``.
     """
 
     kind: str = ""
@@ -282,6 +316,8 @@ class Adapter(Protocol[T]):
     libraries: Sequence[str] = ()
     settings: Sequence[Setting] = ()
     leak_after: float | None = None
+    on_open: Callable[[T], object] | None = None
+    event_attributes: Sequence[str] = ()
 
     def prepare(self) -> None:
         """Build everything that needs no socket (a TLS context, the driver's import).
@@ -342,6 +378,20 @@ class Adapter(Protocol[T]):
             Exception: Logged, and treated like False.
         """
         return False
+
+    def attached(self, value: T) -> Iterable[tuple[str, object]]:
+        """Return what user code may have attached to ``value``: listeners, hooks, changed options.
+
+        Called after ``on_open``, and again once another value has replaced this one: what was added in between is lost,
+        and a warning says so. Must not use the network.
+
+        Args:
+            value: The value.
+
+        Returns:
+            Pairs of a name for messages and the attached object, which is compared by ``==``.
+        """
+        return ()
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         """Classify an exception of this library that was not reported to :meth:`Opening.failed`.

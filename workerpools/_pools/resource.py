@@ -20,6 +20,7 @@ from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import Attempt, current, line
 from workerpools._run.events import EventKind
 from workerpools._run.failure import Failure, Noted, is_interruption, know_libraries
+from workerpools._run.threads import of_no_attempt
 from workerpools._stats.meter import Meter
 from workerpools._text import add_note
 from workerpools._values import WEEK, check_name, seconds
@@ -70,14 +71,24 @@ class Overridable(Generic[T]):
             if hasattr(type(self), name):
                 # A property of this class raised an AttributeError: let it propagate unchanged.
                 return object.__getattribute__(self, name)
+            if refusal := self._refusal(name):
+                raise ConfigurationError(refusal)
             hint = "" if name.startswith("_") else f"; {self._misplaced(name)}"
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
-    def _misplaced(self, name: str) -> str:
-        """Return a hint for the access of a value's attribute on the handle."""
+    def _refusal(self, name: str) -> str:
+        """Return why nothing must ask for an attribute of this name; empty for a plain AttributeError."""
+        return ""
+
+    def _place(self) -> tuple[str, str]:
+        """Return the handle as text, and its attribute's name."""
         # Also called on half-initialized objects, by copy for one.
         attribute = self.__dict__.get("_name") or "resource"
-        where = self.__dict__.get("_where") or attribute
+        return self.__dict__.get("_where") or attribute, attribute
+
+    def _misplaced(self, name: str) -> str:
+        """Return a hint for the access of a value's attribute on the handle."""
+        where, attribute = self._place()
         return f"{where} is the handle, not the value: write {where}.get().{name}, or self.{attribute}.{name} in a body"
 
 
@@ -87,6 +98,7 @@ class _Live(Generic[T]):
     Attributes:
         value: The value.
         opening: The object passed to its adapter, with the descriptors of its connections.
+        attached: What its adapter found attached to it after it was opened.
         born: The start of its opening or last recycling, on the clock of :func:`time.monotonic`.
         number: Its position in the order in which this process has opened values.
         version: The latest version of the recycle requests that it complies with.
@@ -95,11 +107,12 @@ class _Live(Generic[T]):
         closed: Whether it was closed while attempts were using it; their next use opens another.
     """
 
-    __slots__ = ("born", "closed", "number", "opening", "outside", "users", "value", "version")
+    __slots__ = ("attached", "born", "closed", "number", "opening", "outside", "users", "value", "version")
 
     def __init__(self, value: T, opening: Opening, born: float) -> None:
         self.value = value
         self.opening = opening
+        self.attached: list[tuple[str, object]] = []
         self.born = born
         self.number = next(_numbers)
         self.version = -1.0
@@ -147,6 +160,14 @@ class Resource(Overridable[T]):
         self._live: _Live[T] | None = None
         #: The number of inherited connections discarded after a fork; None if there was no value.
         self._discarded: int | None = None
+        self._inherited: _Live[T] | None = None
+        self._warned = False
+        on_open = getattr(adapter, "on_open", None)
+        if on_open is not None and not callable(on_open):
+            raise ConfigurationError(
+                f"{type(adapter).__name__}: on_open is {on_open!r}, not a function of one argument; to call several, "
+                "call them in one function"
+            )
         know_libraries(getattr(adapter, "libraries", ()))
         self._forget()
         fork.guard(self)
@@ -159,6 +180,16 @@ class Resource(Overridable[T]):
         #: Replaced values, each until its last user ends.
         self._retired: list[_Live[T]] = []
         self._asked = 0.0
+
+    def _refusal(self, name: str) -> str:
+        adapter = self.__dict__.get("adapter")
+        if name not in getattr(adapter, "event_attributes", ()):
+            return ""
+        where, _ = self._place()
+        return (
+            f"{where} is the handle, not the value, and each process opens a value of its own: attach listeners in "
+            f"{type(adapter).__name__}(on_open=…), which is called with every value opened"
+        )
 
     @property
     def name(self) -> str:
@@ -275,6 +306,7 @@ class Resource(Overridable[T]):
             self._lock.release()
         if replaced is not None:
             self.shared.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
+            self._warn_of_loss(replaced)
             # Without the lock, which closing needs; and before another one is opened.
             if replaced.is_free:
                 self._end(replaced)
@@ -287,11 +319,14 @@ class Resource(Overridable[T]):
                     EventKind.VALUE_DISCARDED, self.name, "inherited by a fork", connections=discarded
                 )
             self.shared.listeners.emit(EventKind.VALUE_OPENED, self.name)
+            inherited, self._inherited = self._inherited, None
+            if inherited is not None:
+                self._warn_of_loss(inherited)
         return live
 
     def _open(self, attempt: Attempt | None) -> _Live[T]:
         if self._opening is not None:
-            raise ConfigurationError(f"{self!r}: its factory uses the resource itself")
+            raise ConfigurationError(f"{self!r}: its factory or its on_open uses the resource itself")
         if self.shared.failure is not None:
             raise self.shared.failure
         born = time.monotonic()
@@ -315,7 +350,13 @@ class Resource(Overridable[T]):
                 notice=self.notice,
                 ended=lambda: self._closed_by_user(descriptors),
             )
-            live = self._live = _Live(self.adapter.open(opening), opening, born)
+            # Threads of the value, such as a client's monitor, are not the attempt's.
+            with of_no_attempt():
+                live = _Live(self.adapter.open(opening), opening, born)
+                self._set_up(live.value)
+            live.attached = self._attached(live.value)
+            # Published last: other threads read it without the lock.
+            self._live = live
             return live
         except Exception as error:
             add_note(error, f"workerpools: while opening the resource {self.name!r} ({self.adapter.describe()})")
@@ -326,6 +367,48 @@ class Resource(Overridable[T]):
                 # Connections acquired by a factory belong to the value, not to the attempt.
                 for used in attempt.values:
                     used.meter.disown(attempt, born)
+
+    def _set_up(self, value: T) -> None:
+        """Call the user's ``on_open``; close a value for which it fails."""
+        on_open = getattr(self.adapter, "on_open", None)
+        if on_open is None:
+            return
+        try:
+            on_open(value)
+        except BaseException as error:
+            add_note(error, "workerpools: on_open failed; the value that it was called with was closed again")
+            try:
+                # Nobody else uses it.
+                self.adapter.close(value, 0.0)
+            except Exception:
+                logger.exception("could not close a value of %r", self)
+            raise
+
+    def _attached(self, value: T) -> list[tuple[str, object]]:
+        # The adapter may not derive from Adapter.
+        attached = getattr(self.adapter, "attached", None)
+        try:
+            return [] if attached is None else list(attached(value))
+        except Exception as error:  # third-party code: the value works without
+            if is_interruption(error):
+                raise
+            logger.exception("%r: could not list what is attached to its value", self)
+            return []
+
+    def _warn_of_loss(self, former: _Live[T]) -> None:
+        """Warn once if user code has attached something to a value that another one replaces."""
+        if self._warned:
+            return
+        lost = dict.fromkeys(name for name, what in self._attached(former.value) if (name, what) not in former.attached)
+        if lost:
+            self._warned = True
+            logger.warning(
+                "the resource %r opens another value without what had been attached to the former one (%s): attach it "
+                "in %s(on_open=…), which is called with every value opened, in each process",
+                self.name,
+                ", ".join(lost),
+                type(self.adapter).__name__,
+            )
 
     def _renew(self, live: _Live[T]) -> bool:
         """Replace the connections of ``live`` if requested; return whether the value remains usable."""
@@ -479,6 +562,7 @@ class Resource(Overridable[T]):
         if self._opening is not None:
             ledgers.append(self._opening)
         kept = (held, ledgers, [ledger.pin() for ledger in ledgers])
+        self._inherited = self._live or self._inherited
         self._live = None
         self._forget()
         inherited = [number for ledger in ledgers for number in ledger.filenos()]

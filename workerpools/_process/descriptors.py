@@ -8,10 +8,11 @@ import socket
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from _socket import socket as native_socket
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
-__all__ = ["Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since", "numbers"]
+__all__ = ["ConnectingSocket", "Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since", "numbers"]
 
 
 class SocketNumber:
@@ -55,17 +56,17 @@ def numbers() -> frozenset[tuple[int, int]]:
     return frozenset((number, inode) for number, inode in found if inode is not None)
 
 
-def made_since(before: frozenset[tuple[int, int]], port: int | None) -> list[int]:
+def made_since(before: frozenset[tuple[int, int]], ports: Collection[int]) -> list[int]:
     """Return the sockets opened since ``before`` that may belong to one new connection.
 
     Args:
         before: The result of :func:`numbers` from before connecting.
-        port: The peer's TCP port; None for any.
+        ports: The peer's possible TCP ports; empty for any.
     """
-    return [number for number, _ in numbers() - before if _may_lead_to(number, port)]
+    return [number for number, _ in numbers() - before if _may_lead_to(number, ports)]
 
 
-def _may_lead_to(number: int, port: int | None) -> bool:
+def _may_lead_to(number: int, ports: Collection[int]) -> bool:
     try:
         # A duplicate: closing this object must not close the original.
         with socket.socket(fileno=os.dup(number)) as asked:
@@ -76,9 +77,55 @@ def _may_lead_to(number: int, port: int | None) -> bool:
         # Still connecting.
         return True
     if isinstance(peer, tuple):
-        return port is None or peer[1] == port
+        return not ports or peer[1] in ports
     # A Unix socket; the ends of a local socketpair() have no name.
     return bool(peer)
+
+
+class ConnectingSocket:
+    """The socket of a connection that a client library is opening, looked for at each call.
+
+    Args:
+        before: The result of :func:`numbers` from before connecting.
+        ports: The peer's possible TCP ports; empty for any.
+        mark: A ``TCP_USER_TIMEOUT``, in milliseconds, that no other socket has; None for none.
+        others: Returns the descriptors of open connections.
+    """
+
+    def __init__(
+        self,
+        before: frozenset[tuple[int, int]],
+        ports: Collection[int],
+        mark: int | None,
+        others: Callable[[], Iterable[int]],
+    ) -> None:
+        self._before, self._ports, self._mark, self._others = before, ports, mark, others
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 if there is none yet, or if it cannot be told apart from others."""
+        # By inode: the same socket may have several descriptors for a moment.
+        found = {inode: number for number, inode in numbers() - self._before if self._is_it(number)}
+        if len(found) > 1:
+            for other in self._others():
+                found.pop(_inode(other) or 0, None)
+        return next(iter(found.values())) if len(found) == 1 else -1
+
+    def _is_it(self, number: int) -> bool:
+        try:
+            # The C class: a patched one belongs to the greenlets of one thread.
+            asked = native_socket(fileno=os.dup(number))
+        except OSError:
+            return False
+        try:
+            if self._mark is not None and asked.family in (socket.AF_INET, socket.AF_INET6):
+                return asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == self._mark
+            peer = asked.getpeername()
+        except OSError:
+            # Still connecting: it may be anyone's.
+            return False
+        finally:
+            asked.close()
+        return (not self._ports or peer[1] in self._ports) if isinstance(peer, tuple) else bool(peer)
 
 
 logger = logging.getLogger("workerpools")
@@ -106,22 +153,31 @@ class Descriptors:
         self._sources: list[Callable[[], Iterable[Any]]] = []
         self._holders: list[Callable[[], Iterable[object]]] = []
         self._kept: list[object] = []
-        self._connecting: dict[int, tuple[frozenset[tuple[int, int]], int | None]] = {}
+        self._connecting: dict[int, tuple[frozenset[tuple[int, int]], Collection[int]]] = {}
         self._seen: weakref.WeakKeyDictionary[object, SocketNumber] = weakref.WeakKeyDictionary()
 
-    def connecting(self, port: int | None) -> None:
+    def connecting(self, *ports: int | None) -> None:
         """Record that the calling thread is connecting, until it calls :meth:`add` or :meth:`gave_up`.
 
         Meanwhile no object exposes the socket, so a fork has to search the sockets created since this call.
 
         Args:
-            port: The peer's TCP port; None if unknown.
+            ports: The peer's TCP port, or those of several servers, one of which will be the peer; None if unknown.
         """
-        self._connecting[threading.get_ident()] = (numbers(), port)
+        self._connecting[threading.get_ident()] = (numbers(), [port for port in ports if port is not None])
 
     def gave_up(self) -> None:
         """Record that the calling thread has stopped connecting."""
         self._connecting.pop(threading.get_ident(), None)
+
+    def in_progress(self, mark: int | None = None) -> ConnectingSocket:
+        """Return the socket that the calling thread is connecting, for a :class:`Watchdog`.
+
+        Args:
+            mark: The socket's ``TCP_USER_TIMEOUT``, in milliseconds, if no other socket has the same; None for none.
+        """
+        before, ports = self._connecting.get(threading.get_ident()) or (numbers(), ())
+        return ConnectingSocket(before, ports, mark, lambda: map(self._fileno, self._open()))
 
     def look(self, connection: Any) -> SocketNumber | None:
         """Find the socket of a connection without a ``fileno()``, just opened by the calling thread.
@@ -204,8 +260,8 @@ class Descriptors:
     def filenos(self) -> list[int]:
         """Return the open descriptors, including those of connections in progress."""
         found = [number for connection in self._open() if (number := self._fileno(connection)) >= 0]
-        for before, port in list(self._connecting.values()):
-            found += made_since(before, port)
+        for before, ports in list(self._connecting.values()):
+            found += made_since(before, ports)
         return found
 
     def _fileno(self, connection: Any) -> int:

@@ -17,7 +17,7 @@ import time
 from _socket import SHUT_RDWR
 from _socket import socket as native_socket
 
-from workerpools._process.descriptors import SocketNumber
+from workerpools._process.descriptors import HasFileno, SocketNumber
 from workerpools._process.greenlets import Threads
 
 __all__ = ["Watch", "Watchdog"]
@@ -34,6 +34,8 @@ class Watch:
 
     Args:
         socket: The socket. Once closed it is left alone, even if its descriptor is reused.
+        every: The time after which it is shut down again, in seconds, if the caller still waits: the client library may
+            go on with another socket. None for once.
 
     Attributes:
         at: The time of the shutdown, on the clock of :func:`time.monotonic`; set by :meth:`Watchdog.arm`.
@@ -42,10 +44,11 @@ class Watch:
         shut_down: Whether the watchdog has shut the socket down since the token was added.
     """
 
-    __slots__ = ("armed", "at", "shut_down", "socket", "waiting")
+    __slots__ = ("armed", "at", "every", "shut_down", "socket", "waiting")
 
-    def __init__(self, socket: SocketNumber) -> None:
+    def __init__(self, socket: HasFileno, every: float | None = None) -> None:
         self.socket = socket
+        self.every = every
         self.at = math.inf
         self.armed = False
         self.waiting: list[bool] = []
@@ -73,17 +76,18 @@ class Watchdog:
         #: Acquired by the caller that starts the thread.
         self._start = self._threads.lock()
 
-    def watch(self, descriptor: int, at: float) -> Watch:
+    def watch(self, socket: int | HasFileno, at: float, every: float | None = None) -> Watch:
         """Shut a socket down at ``at``, unless :meth:`forget` is called before.
 
         Args:
-            descriptor: The socket's descriptor.
+            socket: The socket, or its descriptor.
             at: On the clock of :func:`time.monotonic`.
+            every: As for :class:`Watch`.
 
         Returns:
             The watch to pass to :meth:`forget`.
         """
-        watch = Watch(SocketNumber(descriptor))
+        watch = Watch(SocketNumber(socket) if isinstance(socket, int) else socket, every)
         self.arm(watch, at)
         watch.waiting.append(True)
         if not watch.armed:
@@ -175,10 +179,14 @@ class Watchdog:
                 else:
                     # The token may belong to a later wait, with a later time.
                     if watch.at <= now:
-                        watch.shut_down = True
-                        _shut_down(watch.socket.fileno())
-                        watch.armed = False
-                        watched.pop(watch, None)
+                        if _shut_down(watch.socket) or watch.every is None:
+                            watch.shut_down = True
+                        if watch.every is None:
+                            watch.armed = False
+                            watched.pop(watch, None)
+                        else:
+                            watch.at = now + watch.every
+                            watch.waiting.append(token)
                     else:
                         watch.waiting.append(token)
                 shutting.discard(watch)
@@ -188,11 +196,16 @@ class Watchdog:
             self._signal.acquire(True, -1 if first == math.inf else max(0.0, first - time.monotonic()))
 
 
-def _shut_down(descriptor: int) -> None:
-    # The C class: a patched socket works only in the greenlets of one thread. -1 raises OSError, too.
+def _shut_down(socket: HasFileno) -> bool:
+    # -1 raises OSError, too.
     with contextlib.suppress(OSError):
-        duplicate = native_socket(fileno=os.dup(descriptor))
+        # The C class: a patched socket works only in the greenlets of one thread.
+        duplicate = native_socket(fileno=os.dup(socket.fileno()))
         try:
-            duplicate.shutdown(SHUT_RDWR)
+            # A client library may have closed it meanwhile, and the number may be another one's.
+            if os.path.sameopenfile(socket.fileno(), duplicate.fileno()):
+                duplicate.shutdown(SHUT_RDWR)
+                return True
         finally:
             duplicate.close()
+    return False

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +25,7 @@ __all__ = [
     "current",
     "deadline",
     "declare_effect",
+    "last_returned",
     "line",
     "note_effect",
     "note_failure",
@@ -45,22 +45,42 @@ MAX_ROUNDS = 20
 
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
+#: The task and the effects of the context's last outermost attempt, if it succeeded.
+last_returned: ContextVar[tuple[Any, Sequence[Effect]] | None] = ContextVar("workerpools_returned", default=None)
 
-@dataclass(eq=False)
+
 class Effect:
     """An irreversible effect of an attempt. Effects with the same text are distinct.
 
-    Attributes:
+    Args:
         what: A short phrase without secrets, like ``POST by 'api'``.
-        withdrawn: Whether the effect was found not to have happened. No attempt lists it then.
+        unless: Called when the effects are looked at: returns True while the effect has not happened. None for an
+            effect that has happened, or may have.
+
+    Attributes:
+        what: The phrase.
+        unless: The function; None once the effect is settled.
     """
 
-    what: str
-    withdrawn: bool = False
+    __slots__ = ("_withdrawn", "unless", "what")
+
+    def __init__(self, what: str, unless: Callable[[], bool] | None = None) -> None:
+        self.what = what
+        self.unless = unless
+        self._withdrawn = False
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the effect is known not to have happened. No attempt lists it then."""
+        return self._withdrawn or (self.unless is not None and self.unless())
 
     def withdraw(self) -> None:
         """Withdraw the effect, once it is certain that the server cannot have acted on the request."""
-        self.withdrawn = True
+        self._withdrawn = True
+
+    def settle(self) -> None:
+        """Ask for the last time: the effect counts from now on as it does at this moment."""
+        self._withdrawn, self.unless = self.withdrawn, None
 
     def __repr__(self) -> str:
         return f"Effect({self.what!r})"
@@ -123,6 +143,8 @@ class Attempt:
     noted: tuple[Noted, ...] = ()
     #: The budget of the first resource it used, which gets a token for a success without replays.
     budget: Budget | None = None
+    #: The effects noted when its commit began; None before.
+    before_commit: tuple[Effect, ...] | None = None
     #: Whether it has ended.
     ended = False
 
@@ -140,6 +162,11 @@ class Attempt:
     def task(self) -> str:
         """The task's name; empty if unknown."""
         return "" if self.delivery is None else self.delivery.terms.name
+
+    @property
+    def instance(self) -> Any:
+        """The task's object, ``self`` in its body; None for a plain function."""
+        return None if self.delivery is None else self.delivery.terms.instance
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -170,7 +197,6 @@ class Attempt:
         """Restore the enclosing attempt as the current one. Idempotent, because a signal may interrupt it."""
         if _current.get() is self:
             _current.set(self.parent)
-        _active.attempts.discard(self)
         self.ended = True
 
     def commit(self) -> None:
@@ -179,6 +205,7 @@ class Attempt:
         Raises:
             Exception: The first failure to commit; nothing is committed after it.
         """
+        self.before_commit = self.noted_effects
         for _ in range(MAX_ROUNDS):
             # A session's commit listeners may use another session, new or already committed.
             committed = False
@@ -213,6 +240,8 @@ class Attempt:
     def end(self) -> None:
         """Leave the attempt unless already done, and run the callbacks.
 
+        Until then it counts as running: threads of the body may have effects while its failure is examined.
+
         Called before a failed attempt is replayed or retried, so that an interruption of a callback ends the task while
         no retry was sent. A second call goes on where a signal struck.
 
@@ -221,6 +250,7 @@ class Attempt:
         """
         if not self.ended:
             self.leave()
+        _active.attempts.discard(self)
         interruption: BaseException | None = None
         while self.callbacks:
             interruption = self.callbacks.pop(0)(self) or interruption

@@ -86,6 +86,7 @@ class Situation(NamedTuple):
 
     Attributes:
         effects: The irreversible effects of the attempt.
+        threads: The names of threads that may still work for it.
         idempotent: Whether the task is declared idempotent.
         policy: The task's policy; None if replays are turned off.
         replays: The number of replays so far, in this and earlier deliveries of the task.
@@ -99,6 +100,7 @@ class Situation(NamedTuple):
     """
 
     effects: Sequence[object] = ()
+    threads: Sequence[str] = ()
     idempotent: bool = False
     policy: RetryPolicy | None = DEFAULT_POLICY
     replays: int = 0
@@ -131,8 +133,8 @@ _AT_ONCE = (FailureKind.STALE, FailureKind.ABORTED, FailureKind.INDETERMINATE)
 def decide(failure: Failure, situation: Situation) -> Decision:
     """Decide what follows a failure.
 
-    Nothing that may have taken effect runs again: neither after an effect nor after an unknown outcome, unless the task
-    is idempotent.
+    Nothing that may have taken effect runs again, unless the task is idempotent: neither after an effect, nor after an
+    unknown outcome, nor while a thread may still do its work.
 
     Args:
         failure: The failure.
@@ -148,6 +150,11 @@ def decide(failure: Failure, situation: Situation) -> Decision:
             return _raise("it may have been done, and the task is not declared idempotent")
         if situation.effects:
             return _raise(f"{describe(situation.effects)} had left already, and the task is not declared idempotent")
+        if situation.threads:
+            some = "a thread of it" if len(situation.threads) == 1 else "threads of it"
+            return _raise(
+                f"{some} may still be at work ({describe(situation.threads)}), and the task is not declared idempotent"
+            )
     if failure.kind in _AT_ONCE and situation.replays < policy.replays and situation.affordable:
         delay = 0.0
         if failure.kind is FailureKind.ABORTED:

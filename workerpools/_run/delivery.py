@@ -25,6 +25,8 @@ class Terms:
     name = ""
     idempotent = False
     policy: RetryPolicy | None = None
+    #: The object whose attributes the body uses, as ``self``; None for a plain function.
+    instance: Any = None
 
     def requests(self) -> list[Any]:
         """Return the task's current requests in this thread, the outermost first."""
@@ -142,7 +144,14 @@ class Delivery:
         return self.budget.take(timed_out=noted.failure.timed_out)
 
     def decide(
-        self, failure: Failure, noted: Noted, error: BaseException, *, effects: Sequence[Any], remaining: float | None
+        self,
+        failure: Failure,
+        noted: Noted,
+        error: BaseException,
+        *,
+        effects: Sequence[Any],
+        threads: Sequence[str],
+        remaining: float | None,
     ) -> Decision:
         """Decide what follows a failure of an attempt, and pay for a replay.
 
@@ -151,6 +160,7 @@ class Delivery:
             noted: The adapter's note about it.
             error: The exception the task would raise.
             effects: The attempt's effects.
+            threads: The names of threads that may still work for the attempt.
             remaining: Seconds until the attempt's deadline; None without one.
         """
         expires_in = self.terms.expires_in(self.request)
@@ -160,6 +170,7 @@ class Delivery:
         def situation(affordable: bool) -> Situation:
             return Situation(
                 effects=effects,
+                threads=threads,
                 idempotent=self.terms.idempotent,
                 policy=self.terms.policy,
                 replays=self._used(),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from workerpools._run import attempts
-from workerpools._run.attempts import Attempt
+from workerpools._run import attempts, threads
+from workerpools._run.attempts import Attempt, Effect
 from workerpools._run.budget import Budget
-from workerpools._run.decision import Action
+from workerpools._run.decision import Action, describe
 from workerpools._run.delivery import OUTERMOST, Delivery, Terms
-from workerpools._run.events import EventKind
+from workerpools._run.events import REPLAY, EventKind, write
 from workerpools._run.failure import Failure, Noted, Verdict, judge
 from workerpools._text import add_note
 
-__all__ = ["run"]
+__all__ = ["log_failed_after_commit", "run"]
 
 R = TypeVar("R")
 
@@ -53,15 +54,20 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
             result = _once(attempt, body, args, kwargs)
             if Budget.touched:
                 delivery.succeeded(attempt.budget)
+            if outer is None:
+                attempts.last_returned.set((terms.instance, attempt.noted_effects))
             return result
         except Exception as error:
+            attempts.last_returned.set(None)
             if terms.is_control(error):
+                _note_commits(attempt, error)
                 raise
             verdict = judge(error, attempt.classify)
             if verdict.noted is not None and verdict.noted.deadline:
                 # The task's own limit took effect through a server or socket timeout: report it as that limit.
                 raise terms.time_limit_exceeded(delivery.request) from error
             if verdict.noted is None or verdict.failure is None:
+                _note_commits(attempt, verdict.error)
                 if verdict.error is error:
                     raise
                 masked = verdict.error
@@ -86,7 +92,10 @@ def _replay_retry_or_raise(
     error, terms = verdict.error, delivery.terms
     at = attempt.deadline.at
     remaining = None if at is None else max(0.0, at - time.monotonic())
-    decision = delivery.decide(failure, noted, error, effects=attempt.effects, remaining=remaining)
+    # Before the effects, which a thread may have just before its end.
+    alive = () if terms.idempotent else threads.working(attempt)
+    effects = attempt.effects
+    decision = delivery.decide(failure, noted, error, effects=effects, threads=alive, remaining=remaining)
     # Before acting on it: see Attempt.end().
     attempt.end()
     fields: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
@@ -107,6 +116,29 @@ def _replay_retry_or_raise(
     add_note(error, sentence(failure, reason))
     _emit(noted, EventKind.REPLAY_REFUSED, failure, {**fields, "reason": reason})
     raise error
+
+
+def _note_commits(attempt: Attempt, error: BaseException) -> None:
+    """Say what was committed before a listener of the commit, or a later commit, raised ``error``."""
+    before = attempt.before_commit
+    if before is None:
+        return
+    done = [effect for effect in attempt.effects if effect not in before]
+    if done:
+        add_note(error, f"workerpools: {describe(done)} had left before this was raised, and is not undone.")
+        log_failed_after_commit(attempt.task, error, done)
+
+
+def log_failed_after_commit(task: str, error: BaseException, effects: Sequence[Effect]) -> None:
+    """Log that a task fails although its attempt was committed.
+
+    Args:
+        task: The task's name.
+        error: The error.
+        effects: The effects that stand.
+    """
+    fields = {"task": task, "error": type(error).__name__, "effects": describe(effects)}
+    write(REPLAY, logging.WARNING, "failed_after_commit", fields)
 
 
 def sentence(failure: Failure, reason: str) -> str:

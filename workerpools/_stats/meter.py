@@ -7,7 +7,9 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
+from typing import Any
 
 from workerpools._run.attempts import Attempt, current
 from workerpools._run.failure import FailureKind
@@ -30,6 +32,20 @@ _FAILED = {kind: FIRST["failures"] + n for n, kind in enumerate(FailureKind)}
 _SUM = len(BOUNDS) + 1
 _MAX = _SUM + 1
 _ABSENT = object()
+
+#: The blocks of :meth:`Meter.closing` that surround the caller, the innermost first: (meter, reason, outer block).
+#: Other threads close connections of the same resource for reasons of their own.
+_closing: ContextVar[Any] = ContextVar("workerpools_closing", default=None)
+
+
+def _reason_in_block(meter: Meter) -> str:
+    # The outermost block of the meter decides.
+    found, block = "", _closing.get()
+    while block is not None:
+        within, reason, block = block
+        if within is meter:
+            found = reason
+    return found
 
 
 class Lease:
@@ -158,7 +174,7 @@ class Meter:
         self.waiting: dict[Lease, None] = {}
         #: The time after which a connection in use is reported, in seconds; None for never, and for keeping no stacks.
         self.leak_after: float | None = None
-        self._closing = ""
+        self._reason = ""
         self._slot: Slot | None = None
         #: The published copy of the row, in shared memory; None before :meth:`show`.
         self.shown: memoryview[float] | None = None
@@ -201,7 +217,7 @@ class Meter:
         """
         row = self.row
         with self.lock:
-            why = self._closing or (reason if reason in _CLOSED else "other")
+            why = self._reason or _reason_in_block(self) or (reason if reason in _CLOSED else "other")
             cell = _CLOSED[why]
             row[cell] += 1
             row[_OPEN] = max(0.0, row[_OPEN] - 1)
@@ -222,15 +238,15 @@ class Meter:
     @contextmanager
     def closing(self, reason: str) -> Generator[None, None, None]:
         """Count connections closed in the block as closed for ``reason``."""
-        before, self._closing = self._closing, self._closing or reason
+        token = _closing.set((self, reason, _closing.get()))
         try:
             yield
         finally:
-            self._closing = before
+            _closing.reset(token)
 
     def closes(self, reason: str) -> None:
         """Count connections closed from now on as closed for ``reason``; for their own reasons if it is empty."""
-        self._closing = reason
+        self._reason = reason
 
     # The rest.
 
@@ -238,6 +254,11 @@ class Meter:
         """Set the maximum number of connections; 0 for no limit."""
         self.row[_LIMIT] = limit
         self.publish()
+
+    @property
+    def limit(self) -> int:
+        """The maximum number of connections; 0 for no limit."""
+        return int(self.row[_LIMIT])
 
     def checked(self, *, alive: bool) -> None:
         """Count a check of an idle connection."""

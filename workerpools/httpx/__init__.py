@@ -9,7 +9,7 @@ import socket
 import ssl
 import urllib.request
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from workerpools.adapter import explained
@@ -96,6 +96,8 @@ class HttpxClient(Adapter[httpx.Client]):
             while a connection lives, so this is how changes of DNS or of a load balancer take effect. Responses in
             flight are not interrupted.
         max_lifetime_jitter: The fraction of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        on_open: Called with every client opened, in the process that opens it, before its first use: the place to
+            instrument it. If it raises, the client is closed again and the task gets the error.
         credentials: Called for each request; returns ``(user, password)`` for basic authentication, or a bearer token
             as a string. For secrets that change.
         leak_after: How long a response may stay open, in seconds, before that is logged with the place of the request;
@@ -139,6 +141,7 @@ class HttpxClient(Adapter[httpx.Client]):
         max_lifetime: float | None = 300.0,
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str] | str] | None = None,
+        on_open: Callable[[httpx.Client], object] | None = None,
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
@@ -157,6 +160,7 @@ class HttpxClient(Adapter[httpx.Client]):
             seconds(leak_after, "HttpxClient: leak_after", optional=True)
         _check_timeout(timeout)
         self.leak_after = leak_after
+        self.on_open = on_open
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
         self.server = _server(options.get("base_url", ""))
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
@@ -215,6 +219,23 @@ class HttpxClient(Adapter[httpx.Client]):
         client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
         self._traffic[client] = traffic
         return client
+
+    def attached(self, value: httpx.Client) -> Iterator[tuple[str, object]]:
+        """Return the client's event hooks and options, and what replaces a method of its transports.
+
+        Args:
+            value: The client.
+        """
+        for name, hooks in value.event_hooks.items():
+            for hook in hooks:
+                yield f"event_hooks[{name!r}]", hook
+        yield "headers", value.headers.copy()
+        for name in ("auth", "base_url", "follow_redirects", "max_redirects", "params", "timeout"):
+            yield name, getattr(value, name)
+        # As instrumentation does.
+        for transport in self._traffic[value].transports if value in self._traffic else ():
+            if (replaced := vars(transport).get("handle_request")) is not None:
+                yield "handle_request of a transport", replaced
 
     def _over_network(self, limits: httpx.Limits, proxy: Any) -> httpx.BaseTransport:
         assert self._context is not None

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -188,6 +189,10 @@ class WatchedTransport(httpx.BaseTransport):
             self._traffic.opening.failed(error, None, phase=Phase.REQUEST, deadline=True)
             return
         failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
+        if failure is not None and failure.kind is FailureKind.POOL_EXHAUSTED:
+            endless = self._traffic.opening.endless_wait()
+            if endless:
+                failure = replace(failure, kind=FailureKind.PERMANENT, known=endless)
         self._traffic.opening.failed(error, failure, phase=failure.phase if failure else Phase.REQUEST)
         if trace.progress.head_failed:
             trace.never_left()

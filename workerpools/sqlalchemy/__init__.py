@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,7 +23,9 @@ import sqlalchemy.exc
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool.events import PoolEvents as SQLAlchemyPoolEvents
 
 from workerpools.adapter import (
     WEEK,
@@ -37,14 +41,26 @@ from workerpools.adapter import (
 )
 from workerpools.errors import ConfigurationError
 from workerpools.sqlalchemy._commit import resolve_commits
+from workerpools.sqlalchemy._connecting import bound_connecting
+from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, MYSQL_DRIVERS, check_arguments, named, with_ports
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
+from workerpools.sqlalchemy._flight import RESETS, Flights
 from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
-from workerpools.sqlalchemy._session import TaskSession
-from workerpools.sqlalchemy._statements import note_statements
-from workerpools.sqlalchemy._url import about_driver, check_options, parsed
+from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession, current_session
+from workerpools.sqlalchemy._statements import watch_statements
+from workerpools.sqlalchemy._url import about_driver, check_options, parsed, refuse_async
 
-__all__ = ["SQLAlchemyEngine", "TaskSession", "classify", "connect_defaults", "pool_defaults"]
+__all__ = [
+    "SQLAlchemyEngine",
+    "TaskSession",
+    "classify",
+    "connect_defaults",
+    "current_session",
+    "pool_defaults",
+]
+
+logger = logging.getLogger("workerpools")
 
 #: libpq's bounds, in seconds, but ``tcp_user_timeout`` in milliseconds. Both are needed: keepalives do not bound
 #: unacknowledged data, and ``tcp_user_timeout`` does not bound waiting for a reply (PostgreSQL documentation,
@@ -57,9 +73,6 @@ LIBPQ_DEFAULTS: Mapping[str, Any] = {
     "tcp_user_timeout": 25_000,
 }
 
-_LIBPQ_DRIVERS = frozenset(("psycopg2", "psycopg"))
-_MYSQL_DRIVERS = frozenset(("pymysql", "mysqldb"))
-
 #: Socket timeouts of every statement, in seconds; by default the drivers have none.
 MYSQL_DEFAULTS: Mapping[str, Any] = {"read_timeout": 30, "write_timeout": 30}
 
@@ -70,17 +83,17 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
     Args:
         url: The database's URL. Arguments set in its query are omitted.
         resource: The resource's name, shown by the server in ``application_name`` with this process's id.
-        connect_timeout: In seconds; libpq uses whole seconds, at least 2.
+        connect_timeout: In seconds, for each server; libpq uses whole seconds, at least 2.
     """
     driver = url.get_driver_name()
     whole = max(2, round(connect_timeout))
-    if driver in _LIBPQ_DRIVERS:
+    if driver in LIBPQ_DRIVERS:
         wanted = {
             "connect_timeout": whole,
             "application_name": application_name(resource, os.getpid()),
             **LIBPQ_DEFAULTS,
         }
-    elif driver in _MYSQL_DRIVERS:
+    elif driver in MYSQL_DRIVERS:
         wanted = {"connect_timeout": whole, **MYSQL_DEFAULTS}
     else:
         wanted = {}
@@ -118,7 +131,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     Args:
         url: The database's URL, as for ``sqlalchemy.create_engine``.
-        connect_timeout: Time limit for opening a connection, in seconds.
+        connect_timeout: Time limit for opening a connection, in seconds; with several hosts in the URL, for each.
         acquire_timeout: Time limit for acquiring a connection from the pool, in seconds; SQLAlchemy's
             ``pool_timeout``.
         pool_size: Number of connections that a process keeps; by default 1 under prefork and solo, else the
@@ -133,16 +146,20 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         max_lifetime: Age at which a connection is replaced on checkout, in seconds; None for never.
         max_lifetime_jitter: The fraction of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
         credentials: Called for each new connection; returns its ``(user, password)``. For passwords that change.
+        on_open: Called with every engine opened, in the process that opens it, before its first use: the place to
+            attach event listeners. If it raises, the engine is closed again and the task gets the error.
         pgbouncer: Whether the URL is that of a PgBouncer in transaction mode: no session settings are used, and
             psycopg 3 prepares no statements.
         leak_after: How long a connection may be in use, in seconds, before that is logged with the place of its
             acquisition; None for the setting ``workerpools_leak_after``.
         options: Other options of ``sqlalchemy.create_engine``. They override the defaults, as do ``connect_args`` and
-            the URL's query.
+            the URL's query. With ``creator`` (or ``pool``) the connections are yours: the driver gets neither our
+            arguments nor those of ``connect_args`` and the URL.
 
     Raises:
-        ConfigurationError: ``url`` is not a URL, an option is misspelt, or a number is out of range: timeouts are at
-            most a week, other times at most a year, sizes at most a million.
+        ConfigurationError: ``url`` is not a URL, its driver is asynchronous, an option is misspelt, a driver's argument
+            cannot be right, ``credentials`` is given with ``creator`` or ``pool``, or a number is out of range:
+            timeouts are at most a week, other times at most a year, sizes at most a million.
     """
 
     kind = "database"
@@ -157,6 +174,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         Setting.whole("database_pool_size", "Connections that a process keeps (1, or the concurrency).", least=1),
         Setting.whole("database_max_overflow", "Connections that a process may open beyond ``pool_size`` (1)."),
     )
+    event_attributes = EVENT_ATTRIBUTES
     libraries = ("sqlalchemy", "psycopg2", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "sqlite3")
 
     def __init__(
@@ -174,12 +192,23 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         max_lifetime: float | None = 1800.0,
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str]] | None = None,
+        on_open: Callable[[sqlalchemy.Engine], object] | None = None,
         pgbouncer: bool = False,
+        batch: bool = True,
+        reset_session: bool = True,
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
-        self._url, self._shown = parsed(url)
+        found, self._shown = parsed(url)
+        refuse_async(found, self._shown)
         check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
+        if credentials is not None and (own := [name for name in ("creator", "pool") if options.get(name) is not None]):
+            raise ConfigurationError(
+                f"SQLAlchemyEngine: with {own[0]}=, which opens the connections, credentials= would never be called; "
+                f"leave out one of them"
+            )
+        self._url = with_ports(found, options)
+        check_arguments(self._url, options.get("connect_args"))
         for name, wait in (
             ("connect_timeout", connect_timeout),
             ("acquire_timeout", acquire_timeout),
@@ -198,7 +227,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
         self._credentials = credentials
         self._pgbouncer = pgbouncer
+        self._batch = batch
+        self._reset_session = reset_session
         self.leak_after = leak_after
+        self.on_open = on_open
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
         sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
         self._events: weakref.WeakKeyDictionary[sqlalchemy.Engine, PoolEvents] = weakref.WeakKeyDictionary()
@@ -220,32 +252,93 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             # The user chose SQLAlchemy's own check.
             lifetime = replace(lifetime, check_after=None)
         resolves = self._resolve_timeout > 0
-        events = PoolEvents(opening, lifetime, resolves=resolves, session_settings=not self._pgbouncer)
+        events = PoolEvents(
+            opening,
+            lifetime,
+            resolves=resolves,
+            connect_timeout=self._connect_timeout,
+            session_settings=not self._pgbouncer,
+        )
         if chosen:
             options["poolclass"] = counted(chosen["poolclass"], events)
-        defaults = connect_defaults(self._url, resource=opening.resource, connect_timeout=self._connect_timeout)
-        options["connect_args"] = {**defaults, **options.get("connect_args", {})}
-        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
-            options["connect_args"].setdefault("prepare_threshold", None)
         try:
+            options["connect_args"] = self._connect_args(opening.resource)
+            if (creator := options.get("creator")) is not None:
+                options["creator"] = events.creating(creator)
+                self._say_what_creator_drops(opening.resource)
             engine = sqlalchemy.create_engine(self._url, **options)
         except ImportError as error:
             add_note(error, about_driver(self._url))
             raise
+        events.flights = flights = self._flights(opening)
         opening.limited(_limit(engine, options))
         events.watch(engine)
         suit_greenlets(engine, opening.resource)
+        bound_connecting(engine, opening, self._connect_timeout)
         if (credentials := self._credentials) is not None:
 
             @event.listens_for(engine, "do_connect")
             def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
                 parameters["user"], parameters["password"] = credentials()
 
-        resolve_commits(engine, opening, self._resolve_timeout)
-        note_statements(engine, opening)
-        note_errors(engine, opening, lambda: events.recycle(engine.pool, time.monotonic()))
+        resolve_commits(engine, opening, self._resolve_timeout, flights)
+        watch_statements(engine, opening, flights)
+        note_errors(
+            engine,
+            opening,
+            recycle=lambda: events.recycle(engine.pool, time.monotonic()),
+            nested=None if events.own_locks is None else events.own_locks.ended,
+        )
         self._events[engine] = events
         return engine
+
+    def _connect_args(self, resource: str) -> dict[str, Any]:
+        """Return the driver's arguments: the user's, and our defaults for the others."""
+        own = dict(self._options.get("connect_args") or {})
+        found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
+        given: Mapping[str, Any] = {**self._url.query, **own}
+        if self._url.get_driver_name() in LIBPQ_DRIVERS:
+            # The driver lets arguments override a connection string.
+            given = named(_dialect(self._url).import_dbapi(), given)
+        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
+            found["prepare_threshold"] = None
+        if self._url.get_driver_name() == "psycopg2":
+            from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
+
+            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection))
+        return {**{name: value for name, value in found.items() if name not in given}, **own}
+
+    def _say_what_creator_drops(self, resource: str) -> None:
+        if self._options.get("connect_args"):
+            logger.warning("the resource %r: creator= opens the connections, so connect_args= has no effect", resource)
+        found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
+        logger.debug(
+            "the resource %r: creator= opens the connections, without these arguments: %s", resource, ", ".join(found)
+        )
+
+    def attached(self, value: sqlalchemy.Engine) -> Iterator[tuple[str, object]]:
+        """Return the engine's own event listeners; those of classes, such as ``Engine``, survive a fork.
+
+        Args:
+            value: The engine.
+        """
+        for events, target in (
+            (ConnectionEvents, value),
+            (DialectEvents, value.dialect),
+            (SQLAlchemyPoolEvents, value.pool),
+        ):
+            for name in dir(events):
+                if not name.startswith("_") and name != "dispatch":
+                    for listener in getattr(target.dispatch, name).listeners:
+                        yield name, listener
+
+    def _flights(self, opening: Opening) -> Flights | None:
+        driver = self._url.get_driver_name()
+        if driver not in LIBPQ_DRIVERS:
+            return None
+        # The driver is imported where it is needed.
+        part = importlib.import_module(f"workerpools.sqlalchemy._{driver}")
+        return Flights(opening, part, batch=self._batch, resets=RESETS if self._reset_session else ())
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
         if "pool" in self._options:

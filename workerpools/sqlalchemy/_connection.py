@@ -15,18 +15,23 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from workerpools.adapter import Effect, Lease, Phase, SocketNumber, Watch, Watchdog, current
+from workerpools.adapter import Attempt, Effect, Lease, Phase, SocketNumber, Watch, Watchdog, current
+from workerpools.sqlalchemy._texts import NOTHING, Text
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE, Kind, fitting, looks_back, send, send_session
 
 __all__ = [
     "IDLE",
     "IN_ERROR",
     "KEY",
+    "OUTSIDE",
     "CommitState",
     "ConnectionState",
     "History",
+    "Transaction",
+    "User",
     "commits_each_statement",
     "state_of",
+    "watchdog",
     "watched",
 ]
 
@@ -41,19 +46,34 @@ IN_ERROR = 3
 #: The PQtransactionStatus of a connection without a transaction.
 IDLE = 0
 
-_watchdog = Watchdog()
+#: Returns the attempt that used a session last; None once that is gone.
+User = Callable[[], "Attempt | None"]
+
+
+def OUTSIDE() -> None:
+    """The user of a session outside of every attempt."""
+
+
+#: The process's, for every wait on a database's socket.
+watchdog = Watchdog()
 
 
 class History(NamedTuple):
-    """The history that a PostgreSQL server writes.
+    """What tells a PostgreSQL server from others, and what it had written when it was asked.
 
     Attributes:
-        timeline: Eight digits.
-        life: The start of the server's statistics: its creation or its last crash.
+        identifier: The cluster's system identifier, which copies and standbys of it share.
+        timeline: Eight digits; a promoted copy begins a new one. Empty on a standby.
+        start: The start of the server's main process, in seconds since 1970.
+        life: The start of the server's statistics, in seconds since 1970: its creation or its last crash.
+        lsn: The end of the WAL that had reached the disk, in bytes.
     """
 
+    identifier: str
     timeline: str
+    start: str
     life: str | None
+    lsn: int
 
 
 class CommitState(NamedTuple):
@@ -68,6 +88,36 @@ class CommitState(NamedTuple):
     sent: bool
     outcome: str = ""
     xid: str = ""
+
+
+class Transaction:
+    """What is known of a connection's open transaction.
+
+    Attributes:
+        reads: Whether all its statements plainly read, by their texts.
+        guarded: Whether the server has refused to write since it began.
+        savepoint: Whether it does so in a savepoint of the adapter.
+        none: Whether the server has said, after the last statement, that it has no id.
+        xid: Its id; empty if unknown.
+        pid: Its server process; 0 if unknown.
+        left_by: The attempt whose settings come back if it is rolled back.
+    """
+
+    __slots__ = ("guarded", "left_by", "none", "pid", "reads", "savepoint", "xid")
+
+    def __init__(self, left_by: User | None) -> None:
+        self.reads = True
+        self.guarded = False
+        self.savepoint = False
+        self.none = False
+        self.xid = ""
+        self.pid = 0
+        self.left_by = left_by
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether it is proven to have done nothing: by the server's word about a transaction of plain reads."""
+        return self.reads and not self.xid and (self.guarded or self.none)
 
 
 class ConnectionState:
@@ -86,7 +136,18 @@ class ConnectionState:
         borrower: The pool's proxy for the holder. Held weakly, so that an abandoned one is returned to the pool.
         connection: The ``Connection`` around it; None if it was checked out past the engine.
         thread: The thread that began the last statement on it; 0 before the first.
-        raw: The effect of a checkout past the engine; None once a ``Connection`` holds it.
+        unseen: The effect of what may go past the engine while an attempt holds it; None while it is idle.
+        introduced: Whether its server was recognized as PostgreSQL's own.
+        transaction: Its open transaction; None without one, and with drivers that do not tell.
+        text: What the text of its last statement says.
+        alone: Whether the last statement was its own transaction.
+        announced: Whether the engine is executing a statement on it.
+        execute_unseen: Executes a statement that did not come from the engine.
+        resets: The statements that restore its session's settings; empty for none.
+        left_by: The attempt that used its session last; None for a new session.
+        listens: Whether its session may have executed LISTEN.
+        unlocked_by: The attempt for which its advisory locks were released.
+        direct: Whether its server stays the same: no PgBouncer is in between.
         history: The server's history; None if a lost COMMIT cannot be resolved.
         phase: The current phase.
         read_write: Whether the transaction's READ ONLY may have been revoked.
@@ -105,28 +166,39 @@ class ConnectionState:
 
     __slots__ = (
         "__weakref__",
+        "alone",
+        "announced",
         "begun",
         "born",
         "borrower",
         "commit",
         "connection",
+        "direct",
+        "execute_unseen",
         "fits",
         "fits_until",
         "history",
+        "introduced",
         "kind",
         "lease",
+        "left_by",
+        "listens",
         "lives",
         "local",
         "phase",
-        "raw",
         "read_write",
         "reason",
+        "resets",
         "server",
         "session",
         "started",
         "status",
+        "text",
         "thread",
         "took",
+        "transaction",
+        "unlocked_by",
+        "unseen",
         "used",
         "waiting",
         "watch",
@@ -143,7 +215,18 @@ class ConnectionState:
         self.borrower: weakref.ref[Any] | None = None
         self.connection: weakref.ref[Connection] | None = None
         self.thread = 0
-        self.raw: Effect | None = None
+        self.unseen: Effect | None = None
+        self.introduced = False
+        self.transaction: Transaction | None = None
+        self.text: Text = NOTHING
+        self.alone = False
+        self.announced = False
+        self.direct = True
+        self.execute_unseen: Callable[[Callable[[], Any], Any, Any], Any] | None = None
+        self.resets: tuple[str, ...] = ()
+        self.left_by: User | None = None
+        self.listens = False
+        self.unlocked_by: User | None = None
         self.history: History | None = None
         self.phase = Phase.STATEMENT
         self.read_write = False
@@ -179,16 +262,49 @@ class ConnectionState:
         self.status = None
         self.waited()
         if self.watch is not None:
-            _watchdog.watched.pop(self.watch, None)
+            watchdog.watched.pop(self.watch, None)
             self.watch = None
 
     # Transactions.
 
-    def transaction_ends(self) -> None:
-        """Note that the transaction's settings are no longer in force."""
+    def transaction_ends(self, *, undone: bool) -> None:
+        """Note the end of the transaction, and that its settings are no longer in force.
+
+        Args:
+            undone: Whether it was rolled back.
+        """
         self.read_write = False
+        if (transaction := self.transaction) is not None:
+            self.transaction = None
+            if undone:
+                self.left_by = transaction.left_by
         if self.local is not None:
             self.local = self.fits = None
+
+    def savepoint_undone(self) -> None:
+        """Note that settings made since a savepoint are no longer in force."""
+        if self.local is not None:
+            self.local = self.fits = None
+
+    def nothing_unseen(self) -> bool:
+        """Return whether nothing was committed past the engine, as far as the driver and the server tell."""
+        if self.connection is None:
+            # Taken past the engine: no Connection holds it.
+            return False
+        return self.transaction is None or self.status is None or self.status() != IDLE
+
+    # The session, whose settings outlast a transaction.
+
+    def is_anothers(self, attempt: Attempt | None) -> bool:
+        """Return whether another attempt than ``attempt`` used the session last."""
+        left = self.left_by
+        if left is None:
+            return False
+        return left is not OUTSIDE if attempt is None else left is OUTSIDE or left() is not attempt
+
+    def used_by(self, attempt: Attempt | None) -> None:
+        """Note which attempt uses the session; None for code outside of one."""
+        self.left_by = OUTSIDE if attempt is None else weakref.ref(attempt)
 
     # Waiting: the watchdog ends a wait that the server does not end.
 
@@ -207,11 +323,11 @@ class ConnectionState:
         now = monotonic()
         ends = (at if now < at else now + FLOOR) + GRACE
         if watch.at != ends:
-            _watchdog.arm(watch, ends)
+            watchdog.arm(watch, ends)
         self.waiting = True
         watch.waiting.append(True)
         if not watch.armed:
-            _watchdog.arm(watch, ends)
+            watchdog.arm(watch, ends)
 
     def waited(self) -> bool:
         """Stop watching the socket; return whether the watchdog shut it down."""
@@ -227,7 +343,7 @@ class ConnectionState:
 
     def taken(self) -> bool:
         """Wait for the watchdog, which took the token; return whether it shut the socket down."""
-        return self.watch is not None and _watchdog.stop_waiting(self.watch)
+        return self.watch is not None and watchdog.stop_waiting(self.watch)
 
     # The server's timeout.
 
@@ -257,8 +373,7 @@ class ConnectionState:
         kind = self.kind
         if kind is None:
             return
-        effective = self.session if self.local is None else self.local
-        milliseconds = fitting(max(0.0, at - monotonic()), effective, self.server)
+        milliseconds = self.timeout(at)
         if milliseconds is not None:
             try:
                 if kind.transaction is None:
@@ -275,7 +390,17 @@ class ConnectionState:
                 # The statement itself fails on the same connection, with an error that the caller can catch.
                 logger.debug("could not set a statement timeout: %s", type(error).__name__)
                 return
-            effective = milliseconds
+        self.fitted(at)
+
+    def timeout(self, at: float) -> int | None:
+        """Return the timeout to set for a deadline; None if the one in force fits."""
+        effective = self.session if self.local is None else self.local
+        return fitting(max(0.0, at - monotonic()), effective, self.server)
+
+    def fitted(self, at: float) -> None:
+        """Note that the timeout in force fits a deadline."""
+        effective = self.session if self.local is None else self.local
+        # The remaining time shrinks, the timeout in force does not.
         self.fits, self.fits_until = at, at - effective / 1000
 
     @property
@@ -338,11 +463,11 @@ def watched(connection: Any) -> Generator[None, None, None]:
         yield
         return
     now = monotonic()
-    watch = _watchdog.watch(connection.fileno(), (at if now < at else now + FLOOR) + GRACE)
+    watch = watchdog.watch(connection.fileno(), (at if now < at else now + FLOOR) + GRACE)
     try:
         yield
     finally:
-        _watchdog.forget(watch)
+        watchdog.forget(watch)
 
 
 def commits_each_statement(connection: Any) -> bool:

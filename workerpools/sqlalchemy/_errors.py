@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
 
 from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, current
+from workerpools.sqlalchemy._connecting import Limit, ended
 from workerpools.sqlalchemy._connection import ConnectionState, commits_each_statement, state_of
 
 __all__ = [
@@ -236,13 +238,20 @@ else:
     from workerpools.adapter import add_note as _note
 
 
-def note_errors(engine: sqlalchemy.Engine, opening: Opening, recycle: Callable[[], object]) -> None:
+def note_errors(
+    engine: sqlalchemy.Engine,
+    opening: Opening,
+    *,
+    recycle: Callable[[], object],
+    nested: Callable[[BaseException, str, ConnectionState | None], bool] | None = None,
+) -> None:
     """Classify each error of ``engine`` and report it to ``opening``.
 
     Args:
         engine: The engine.
-        opening: The engine's opening.
-        recycle: Replaces all of the engine's connections: idle ones now, the others on checkin.
+        opening: Its opening.
+        recycle: Replaces all of its connections: idle ones now, the others on checkin.
+        nested: Called with an error of a nested task, its code and its connection; returns whether it has reported it.
     """
     resource = opening.resource
     commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
@@ -257,10 +266,11 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening, recycle: Callable[[
         if error is None or context.is_pre_ping:
             # Not a driver's error: a time limit, the end of a greenlet, or invalid parameters.
             return
-        if connection is None:
+        limit = ended() if connection is None or state is None else None
+        if connection is None or limit is not None:
             opening.descriptors.gave_up()
             _note(error, f"workerpools: connecting for the resource {resource!r}")
-            opening.failed(error, classify_connect(original, resource=resource))
+            _connecting_failed(error, original, limit, opening)
             return
         code = error_code(original)
         if is_outdated_plan(original, code):
@@ -285,6 +295,8 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening, recycle: Callable[[
             phase = Phase.ROLLBACK if text.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
         lost_commit = context.is_disconnect and phase is Phase.COMMIT
         attempt = current()
+        if nested is not None and attempt is not None and attempt.parent is not None and nested(error, code, state):
+            return
         at = None if attempt is None else attempt.deadline.at
         if at is not None and (shut_down or (not lost_commit and _timed_out(original, code, state, at))):
             _note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
@@ -309,6 +321,23 @@ def note_errors(engine: sqlalchemy.Engine, opening: Opening, recycle: Callable[[
         opening.failed(error, failure, phase=phase)
 
 
+def _connecting_failed(error: BaseException, original: BaseException, limit: Limit | None, opening: Opening) -> None:
+    failure = classify_connect(original, resource=opening.resource)
+    attempt = current()
+    at = None if attempt is None else attempt.deadline.at
+    if limit is None and failure.timed_out and at is not None and monotonic() >= at:
+        # The driver's connect_timeout, which is shortened to what remains.
+        limit = Limit.DEADLINE
+    if limit is Limit.DEADLINE:
+        _note(error, f"workerpools: the task's deadline ended connecting for the resource {opening.resource!r}")
+        opening.failed(error, None, phase=Phase.CONNECT, deadline=True)
+        return
+    if limit is not None:
+        _note(error, f"workerpools: {limit.value} ended connecting for the resource {opening.resource!r}")
+        failure = replace(failure, timed_out=True)
+    opening.failed(error, failure)
+
+
 def _timed_out(error: BaseException, code: str, state: ConnectionState | None, at: float) -> bool:
     # The user's own timeout may have been shorter. A COMMIT that timed out in the driver may have succeeded.
     return is_timeout(error, code) and (monotonic() >= at or (state is not None and state.has_timed_out))
@@ -316,8 +345,9 @@ def _timed_out(error: BaseException, code: str, state: ConnectionState | None, a
 
 def _chose_read_only(connection: Connection) -> bool:
     # ``postgresql_readonly``, which another connection would not have: every server refuses the write.
+    dialect: Any = connection.dialect
     try:
-        return connection.dialect.get_readonly(connection.connection.dbapi_connection) is True
+        return dialect.get_readonly(connection.connection.dbapi_connection) is True
     except Exception:  # another dialect, or the connection is already gone
         return False
 

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy
 
 from workerpools.adapter import greenlet_library, greenlet_time_limit
+from workerpools.sqlalchemy._driver import attempts, named, whole_seconds
 
 __all__ = ["advice", "suit_greenlets"]
 
@@ -80,8 +81,9 @@ def _bound_connecting(dialect: Any) -> None:
     connect = dialect.connect
 
     def bounded(*arguments: Any, **parameters: Any) -> Any:
+        given = named(dialect.loaded_dbapi, parameters)
         # libpq applies the timeout per host.
-        seconds = float(parameters.get("connect_timeout") or 0) * (str(parameters.get("host", "")).count(",") + 1)
+        seconds = (whole_seconds(given.get("connect_timeout")) or 0) * attempts(given)
         if seconds <= 0 or _waits_in_c(dialect):
             return connect(*arguments, **parameters)
         with greenlet_time_limit(seconds, dialect.loaded_dbapi.OperationalError("timeout expired")):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
@@ -23,9 +23,12 @@ from sqlalchemy.util import queue
 
 from workerpools.adapter import Due, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
-from workerpools.sqlalchemy._commit import ASKING, introduce
+from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
 from workerpools.sqlalchemy._connection import KEY, ConnectionState
-from workerpools.sqlalchemy._errors import POOL_EXHAUSTED
+from workerpools.sqlalchemy._driver import STRINGS, attempts, fitted, named, ports
+from workerpools.sqlalchemy._flight import Flights
+from workerpools.sqlalchemy._nested import OwnLocks, exhausted, refuse_endless_wait
+from workerpools.sqlalchemy._resolving import introduce
 from workerpools.sqlalchemy._timeouts import ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
@@ -119,21 +122,24 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
         lease = opening.wait()
         try:
             if bounded and pool.limit is not None and pool.checkedout() >= pool.limit:
+                refuse_endless_wait(opening)
                 connection = pool.connect_in_turn(pool.limit)
             else:
                 connection = pool_class.connect(pool)
         except BaseException as error:
             lease.gave_up(timed_out=isinstance(error, (PoolTimeoutError, DeadlineExceeded)))
             # A time limit or the end of a greenlet may have interrupted connecting.
+            finish()
             opening.descriptors.gave_up()
             if isinstance(error, PoolTimeoutError):
-                failure = replace(POOL_EXHAUSTED, resource=opening.resource)
-                opening.failed(error, failure)
+                opening.failed(error, exhausted(opening))
             raise
         state: ConnectionState = connection.info[KEY]
         took, state.took = state.took, None
         state.lease = lease
         lease.acquired(creating=took or 0.0, reused=took is None, reclaim=state.reclaim)
+        if events.own_locks is not None and lease.attempt is not None and lease.attempt.parent is not None:
+            events.own_locks.watch(connection, lease)
         return connection
 
     # SQLAlchemy's loggers and repr show the original name.
@@ -161,17 +167,21 @@ class PoolEvents:
         opening: The engine's opening.
         lifetime: How long connections are kept and trusted.
         resolves: Whether lost COMMITs are resolved.
+        connect_timeout: Time limit of the first questions on a connection, in seconds.
         session_settings: Whether session settings stay with their connection; they do not behind PgBouncer.
 
     Attributes:
         since: Connections begun before this :func:`time.monotonic` time will be replaced; 0 for none.
     """
 
-    def __init__(self, opening: Opening, lifetime: Lifetime, *, resolves: bool, session_settings: bool) -> None:
+    def __init__(
+        self, opening: Opening, lifetime: Lifetime, *, resolves: bool, connect_timeout: float, session_settings: bool
+    ) -> None:
         self.opening = opening
         self.since = 0.0
         self._lifetime = lifetime
         self._resolves = resolves
+        self._connect_timeout = connect_timeout
         self._session_settings = session_settings
         #: Idle time below which only a connection's age needs checking, in seconds.
         self._trusted = min(
@@ -181,6 +191,10 @@ class PoolEvents:
         #: Connections opened before this time are suspect, because one of them was found dead.
         self._suspect = 0.0
         self._states: weakref.WeakSet[ConnectionState] = weakref.WeakSet()
+        #: Ends waits of nested runs for themselves; None where the server does not tell them.
+        self.own_locks: OwnLocks | None = None
+        #: The statements of a PostgreSQL driver; None for other drivers.
+        self.flights: Flights | None = None
         self._raw = f"a raw connection of {opening.resource!r}"
         opening.descriptors.hold(self._borrowers)
 
@@ -189,6 +203,9 @@ class PoolEvents:
         self._engine = engine
         self._speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
         self._speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
+        if self._speaks_postgresql and self._session_settings:
+            # PgBouncer hides the ids of sessions.
+            self.own_locks = OwnLocks(engine, self.opening, self._states)
         # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
         # On the engine, not its pool: dispose() creates a new pool.
@@ -211,17 +228,37 @@ class PoolEvents:
 
     # Opening.
 
-    def _connects(self, dialect: object, record: Any, arguments: object, parameters: dict[str, Any]) -> None:
+    def creating(self, creator: Callable[..., Any]) -> Callable[[Any], Any]:
+        """Return a ``creator`` that reports a user's, for which SQLAlchemy has no event."""
+        takes_record = _takes_record(creator)
+
+        def create(record: Any) -> Any:
+            record.info[KEY] = ConnectionState()
+            self.opening.descriptors.connecting()
+            return creator(record) if takes_record else creator()
+
+        return create
+
+    def _connects(self, dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> None:
         # The first listener, without a result, so that the user's listeners can change the arguments. It runs before
         # any other work for the connection, such as fetching credentials.
         if record is not None:
             record.info[KEY] = ConnectionState()
-        port = parameters.get("port") or (3306 if self._speaks_mysql and "unix_socket" not in parameters else None)
-        self.opening.descriptors.connecting(int(port) if port else None)
-        remaining = deadline().remaining()
-        if remaining is not None and "connect_timeout" in parameters:
-            # libpq uses whole seconds, at least 2.
-            parameters["connect_timeout"] = min(parameters["connect_timeout"], max(2, round(remaining)))
+        given: Mapping[str, Any] = parameters
+        if self._speaks_postgresql:
+            given = named(dialect.loaded_dbapi, parameters)
+            if STRINGS[dialect.driver] in parameters:
+                # For a URL without parts SQLAlchemy passes an empty connection string by position.
+                arguments.clear()
+        elif self._speaks_mysql and "unix_socket" not in parameters:
+            given = {"port": 3306, **parameters}
+        self.opening.descriptors.connecting(*ports(given))
+        # The driver's own timeout is for sockets that the watchdog does not find.
+        remaining, timeout = begin(), given.get("connect_timeout")
+        if remaining is not None and (self._speaks_postgresql or isinstance(timeout, (int, float))):
+            fits = fitted(timeout, remaining, attempts(given) if self._speaks_postgresql else 1)
+            if fits is not timeout:
+                parameters["connect_timeout"] = fits
 
     def _connected(self, connection: Any, record: Any) -> None:
         opening = self.opening
@@ -238,8 +275,14 @@ class PoolEvents:
             opening.descriptors.lend(connection, connection)
             opening.opened(_purpose())
         try:
-            self._ask(connection, state)
+            opened(None if state.watch is None else state.watch.socket, self._connect_timeout)
+            try:
+                self._ask(connection, state)
+            finally:
+                if not ASKING.get():
+                    finish()
         except BaseException:
+            finish()
             # SQLAlchemy then drops the connection without an event.
             state.closed()
             connection.close()
@@ -249,7 +292,7 @@ class PoolEvents:
         opening.created(state.took)
 
     def _known(self, connection: Any, record: Any) -> ConnectionState:
-        # A user's creator connects without an event, and a user's pool may already have connections.
+        # A user's pool connects without an event, and may already have connections.
         state: ConnectionState = record.info.setdefault(KEY, ConnectionState())
         state.lives = self._lifetime.drawn(random.random())
         state.opened(connection, None)
@@ -259,6 +302,8 @@ class PoolEvents:
     def _ask(self, connection: Any, state: ConnectionState) -> None:
         if self._speaks_postgresql and not ASKING.get():
             introduce(connection, state, resolves=self._resolves)
+            if self.flights is not None:
+                self.flights.joined(connection, state, direct=self._session_settings)
         elif self._speaks_mysql and self._session_settings:
             try:
                 found = ask(connection)
@@ -278,14 +323,14 @@ class PoolEvents:
         if not ASKING.get():
             self._examine(connection, state)
         state.borrower = weakref.ref(borrower)
-        state.connection, state.thread = None, 0
+        state.connection, state.thread, state.transaction = None, 0, None
         if ASKING.get():
             return
         if not self._counted:
             state.lease = self.opening.lease(state.reclaim)
         if current() is not None or in_attempt():
             # A connection taken past the engine may be committed on unseen, also in a thread of the body.
-            state.raw = self.opening.effect(self._raw)
+            state.unseen = self.opening.effect(self._raw, state.nothing_unseen)
 
     def _examine(self, connection: Any, state: ConnectionState) -> None:
         """Check a connection and fit its timeout.
@@ -300,6 +345,8 @@ class PoolEvents:
             # A connection opened for this checkout is used even if a recycle came in between, since SQLAlchemy gives up
             # after a few attempts. It is replaced on checkin.
             state.born = now
+            if self.flights is not None:
+                self.flights.keep_settings(connection, state)
         elif state.begun < self.since:
             raise _Retired("recycled")
         age, idle = now - state.born, 0.0 if state.used is None else now - state.used
@@ -313,19 +360,25 @@ class PoolEvents:
         attempt = current()
         at = None if attempt is None else attempt.deadline.at
         try:
-            asked = self._session_settings and state.kind is not None and state.fit_session(connection, at)
+            # PostgreSQL's timeout travels with the first statement.
+            asked = self._speaks_mysql and state.kind is not None and state.fit_session(connection, at)
             if not asked and needs is Due.CHECK:
-                asked = True
+                asked = state.announced = True
                 state.wait(at)
                 try:
                     self._engine.dialect.do_ping(connection)
                 finally:
+                    state.announced = False
                     state.waited()
             if asked:
                 opening.checked(alive=True)
         except self._engine.dialect.loaded_dbapi.Error as error:
             opening.checked(alive=False)
             opening.replaced("stale")
+            if at is not None and now < at <= time.monotonic():
+                # Connecting again would wait for the same server.
+                end(Limit.DEADLINE)
+                raise
             # Idle connections of the same age are suspect.
             raise InvalidatePoolError("this connection is dead") from error
 
@@ -334,9 +387,6 @@ class PoolEvents:
         if state is None:
             return
         state.connection = weakref.ref(connection)
-        if (raw := state.raw) is not None:
-            state.raw = None
-            raw.withdrawn = True
 
     # Checking in.
 
@@ -347,7 +397,9 @@ class PoolEvents:
         if (lease := state.lease) is not None:
             state.lease = None
             lease.returned()
-        state.raw = None
+        if (unseen := state.unseen) is not None:
+            state.unseen = None
+            unseen.settle()
         if connection is not None:
             state.used = time.monotonic()
 
@@ -421,6 +473,22 @@ class PoolEvents:
         state: ConnectionState | None = record.info.get(KEY)
         if record.dbapi_connection is not None and state is not None and state.begun < self.since:
             record.invalidate(_Retired("recycled"))
+
+
+def _takes_record(creator: Callable[..., Any]) -> bool:
+    """Return whether SQLAlchemy would pass its record to ``creator``: if it requires one argument."""
+    try:
+        accepted = [
+            one
+            for one in inspect.signature(creator).parameters.values()
+            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        # A builtin without a signature.
+        return False
+    if [(one.name, one.default) for one in accepted] == [("connection_record", None)]:
+        return True
+    return sum(one.default is one.empty for one in accepted) == 1
 
 
 def _purpose() -> str:

@@ -3,42 +3,359 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
-from typing import Any, NoReturn, Protocol, overload
+import logging
+import types
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, overload
 
 import sqlalchemy
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
-from workerpools.adapter import Overridable, Resource, current, refusal, scoped
+from workerpools.adapter import Overridable, Resource, Scoped, current, refusal, require, scoped
 from workerpools.errors import ConfigurationError, NoAttemptError
 
-__all__ = ["TaskSession"]
+if TYPE_CHECKING:
+    # A dependency of SQLAlchemy. With the default, an annotation ``TaskSession`` needs no argument.
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", bound=Session, default=Session)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
+
+__all__ = ["EVENT_ATTRIBUTES", "TaskSession", "current_session"]
+
+#: ``event.listen()`` recognizes its targets by their type, else by one of these (``sqlalchemy/event/base.py`` and the
+#: ``_accept_with`` of each kind of event).
+EVENT_ATTRIBUTES = ("dispatch", "_no_async_engine_events")
+
+logger = logging.getLogger("workerpools")
+
+_ELSEWHERE = "create your own session: sqlalchemy.orm.Session(engine)"
 
 
-class BodysSession(Session):
-    """A session that its attempt commits or rolls back, unusable once the attempt has ended."""
+class _GivesEngine(Protocol):
+    def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+    def get(self) -> Any: ...
 
-    #: The task's class and the attribute's name.
-    owner: tuple[type, str]
+
+class TaskSession(Overridable[S]):
+    """A task body's session: one per attempt, created on first use and committed when the body returns.
+
+    Otherwise it is rolled back and closed. As a class attribute it returns the session; on the class it is a handle,
+    whose ``get()`` serves helpers without ``self``. A session that ``override()`` puts in its place belongs to the
+    caller: no attempt commits, rolls back or closes it.
+
+    Args:
+        engine: The resource whose engine the session uses.
+        class_: The session's class: ``sqlalchemy.orm.Session`` or a subclass.
+        binds: Resources of other engines, by mapped class, table or base class, as for ``Session(binds=…)``. Each
+            process uses its own engines.
+        commit: Whether the attempt commits the session. If False, the body commits, and what is uncommitted when it
+            returns is rolled back.
+        options: Other options of ``class_``.
+
+    Raises:
+        ConfigurationError: ``engine`` or a value of ``binds`` is not a resource, ``class_`` is not a subclass of
+            ``Session``, or it has no such option.
+    """
+
+    __workerpools__ = True
+
+    @overload
+    def __init__(
+        self,
+        engine: Resource[sqlalchemy.Engine] | _GivesEngine,
+        *,
+        class_: type[S],
+        binds: Mapping[Any, Resource[sqlalchemy.Engine] | _GivesEngine] | None = None,
+        commit: bool = True,
+        **options: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: TaskSession[Session],
+        engine: Resource[sqlalchemy.Engine] | _GivesEngine,
+        *,
+        binds: Mapping[Any, Resource[sqlalchemy.Engine] | _GivesEngine] | None = None,
+        commit: bool = True,
+        **options: Any,
+    ) -> None: ...
+    def __init__(self, engine: Any, *, class_: Any = Session, binds: Any = None, commit: Any = True, **options: Any):
+        super().__init__()
+        if _is_factory(engine):
+            raise ConfigurationError(f"TaskSession: {_instead_of_factory(engine)}")
+        if not _is_resource(engine):
+            raise ConfigurationError(
+                f"TaskSession({_name_of(engine)}): wanted: the resource, so that each process has its own engine: "
+                "TaskSession(pools.add(SQLAlchemyEngine(url)))"
+            )
+        if _is_factory(class_):
+            raise ConfigurationError(f"TaskSession: class_={_instead_of_factory(class_)}")
+        if not (isinstance(class_, type) and issubclass(class_, Session)):
+            raise ConfigurationError(
+                f"TaskSession: class_={_name_of(class_)}; wanted: sqlalchemy.orm.Session or a subclass of it"
+            )
+        if not isinstance(commit, bool):
+            raise ConfigurationError(f"TaskSession: commit={commit!r}; wanted: True or False")
+        _check_options(class_, options)
+        self._engine: Any = engine
+        self._class: Any = class_
+        # mypy takes the __hash__ of instances for that of the class.
+        self._ended: Any = _ended(class_)  # type: ignore[arg-type]
+        self._binds = _checked(binds)
+        self._commits = commit
+        self._options = options
+        self._name = "session"
+        # The tasks whose uncommitted changes were logged.
+        self._told: set[str] = set()
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        self._where = self._where or f"{owner.__name__}.{name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> TaskSession[S]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> S: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> TaskSession[S] | S:
+        if instance is None:
+            return self
+        if self._overrides:
+            return self._overrides[-1]
+        # A shortcut: bodies use their session often.
+        attempt = current()
+        found: _InAttempt[S] | None = None if attempt is None else attempt.scoped.get(self)
+        if found is None:
+            found = self._begin(instance, f"{type(instance).__name__}.{self._name}")
+        return found.session
+
+    def get(self, *arguments: NoReturn, **options: NoReturn) -> S:
+        """Return the session of the current attempt, created on first use: ``self.session`` for code without ``self``.
+
+        Raises:
+            NoAttemptError: No task body runs in the calling thread.
+            TypeError: An argument was passed, probably meant for ``Session.get()``.
+        """
+        title = f"{self._where or self._name}.get()"
+        if arguments or options:
+            raise TypeError(f"{title} takes no arguments; write {title}.get(…), or self.{self._name}.get(…) in a body")
+        if self._overrides:
+            return self._overrides[-1]
+        attempt = current() or require(title, _ELSEWHERE)
+        found: _InAttempt[S] | None = attempt.scoped.get(self)
+        if found is None:
+            found = self._begin(attempt.instance, self._where or self._name)
+        return found.session
+
+    def _begin(self, instance: Any, title: str) -> _InAttempt[S]:
+        return scoped(self, partial(self._make, instance, title), title, _ELSEWHERE)
+
+    def _make(self, instance: Any, title: str) -> _InAttempt[S]:
+        options = dict(self._options)
+        if self._binds:
+            options["binds"] = {key: _engine_of(bind, instance, title) for key, bind in self._binds.items()}
+        session = self._class(bind=_engine_of(self._engine, instance, title), **options)
+        return _InAttempt(session, self, title)
+
+    def _refusal(self, name: str) -> str:
+        if name not in EVENT_ATTRIBUTES:
+            return ""
+        where, attribute = self._place()
+        return (
+            f"{where} is the declaration, and each run has a session of its own: listen to sqlalchemy.orm.Session, or "
+            f"to self.{attribute} in a task body"
+        )
+
+    def _misplaced(self, name: str) -> str:
+        where = self._where or self._name
+        return (
+            f"{where} is the declaration: the session exists in a task body, as self.{self._name}.{name}, or "
+            f"{where}.get().{name} in a helper; elsewhere {_ELSEWHERE}"
+        )
+
+
+class _InAttempt(Scoped, Generic[S]):
+    """A session in its attempt, which commits it or rolls it back."""
+
+    def __init__(self, session: S, declared: TaskSession[Any], title: str) -> None:
+        self.session = session
+        self._declared = declared
+        self._title = title
 
     def finish(self) -> bool:
-        """Commit for the attempt; return whether there was anything to commit. Any use of a session begins one."""
-        if not self.in_transaction():
+        # Any use of a session begins a transaction.
+        if not self.session.in_transaction():
             return False
-        self.commit()
+        if not self._declared._commits:
+            self._tell()
+            return False
+        self.session.commit()
         return True
 
+    def rollback(self) -> None:
+        self.session.rollback()
+
+    def invalidate(self) -> None:
+        self.session.invalidate()
+
     def end(self) -> None:
-        """Close for the attempt, for good."""
+        """Close the session for good."""
+        session: Any = self.session
         try:
-            self.close()
+            session.close()
         finally:
+            session._workerpools_title = self._title
             # Session(close_resets_only=False) would also keep a body from closing its session and going on.
-            self.__class__ = _EndedSession  # pyright: ignore[reportAttributeAccessIssue]
+            session.__class__ = self._declared._ended
+
+    def _tell(self) -> None:
+        attempt = current()
+        task = "" if attempt is None else attempt.task
+        if task in self._declared._told:
+            return
+        session = self.session
+        # An open transaction may only have read. Changes that were never flushed are certainly lost.
+        lost = session.new or session.deleted or any(map(session.is_modified, session.dirty))
+        level = logging.WARNING if lost else logging.DEBUG
+        if logger.isEnabledFor(level):
+            self._declared._told.add(task)
+            logger.log(
+                level,
+                "%s returned with %s in %s, which is rolled back: with commit=False, the body calls commit()",
+                task,
+                "uncommitted changes" if lost else "an open transaction",
+                self._title,
+            )
 
 
-class _EndedSession(BodysSession):
-    """The session of an ended attempt. A separate class, so that live sessions need no check."""
+def current_session() -> Session:
+    """Return the session of the current attempt, for helpers that serve tasks of several bases.
+
+    It is the one session that the attempt has used; before its first use, the only one that its task declares, which
+    is then created. Where there are several, say which: ``ShopTask.session.get()``.
+
+    Raises:
+        NoAttemptError: No task body runs in the calling thread.
+        ConfigurationError: The attempt has several sessions, or its task declares none.
+    """
+    attempt = current() or require("current_session()", _ELSEWHERE)
+    used = [key for key, found in attempt.scoped.items() if isinstance(found, _InAttempt)]
+    candidates: list[Any] = used or _declared(type(attempt.instance))
+    if len(candidates) == 1:
+        session: Session = candidates[0].get()
+        return session
+    task = attempt.task or "the task"
+    if not candidates:
+        raise ConfigurationError(
+            f"current_session(): {task} declares no TaskSession and has used none; ask the class that declares it: "
+            "ShopTask.session.get()"
+        )
+    names = sorted(found._where or found._name for found in candidates)
+    raise ConfigurationError(
+        f"current_session(): {task} {'has used' if used else 'declares'} several sessions ({', '.join(names)}); "
+        f"say which: {names[0]}.get()"
+    )
+
+
+def _declared(cls: type) -> list[TaskSession[Any]]:
+    names = {
+        name for base in cls.__mro__ for name, value in vars(base).items() if hasattr(type(value), "__workerpools__")
+    }
+    # DatabaseTask's is made by this access.
+    found = [getattr(cls, name) for name in sorted(names)]
+    return list(dict.fromkeys(each for each in found if isinstance(each, TaskSession)))
+
+
+def _engine_of(resource: Any, instance: Any, title: str) -> Any:
+    # A resource from settings depends on the task's app.
+    engine = resource.get() if instance is None else resource.__get__(instance, type(instance))
+    # A test may substitute a Connection, which has a dialect too.
+    if not hasattr(engine, "dialect"):
+        name = getattr(resource, "name", type(resource).__name__)
+        raise ConfigurationError(
+            f"{title}: the resource {name!r} is a {type(engine).__name__}, "
+            "not a sqlalchemy.Engine; TaskSession needs the resource of an engine"
+        )
+    return engine
+
+
+def _is_resource(value: Any) -> bool:
+    return not callable(value) and hasattr(type(value), "__get__")
+
+
+def _is_factory(value: Any) -> bool:
+    return isinstance(value, (sessionmaker, scoped_session)) or value is sessionmaker or value is scoped_session
+
+
+def _name_of(value: Any) -> str:
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def _instead_of_factory(factory: Any) -> str:
+    """Return what to write in place of a ``sessionmaker`` or ``scoped_session``."""
+    maker = factory.session_factory if isinstance(factory, scoped_session) else factory
+    # A sessionmaker's class is one of its own, derived from the one that it was given.
+    made = maker.class_.__base__ if isinstance(maker, sessionmaker) else None
+    shown = "" if made in (None, Session) else f"class_={made.__name__}, "
+    return (
+        f"{_name_of(factory)} makes sessions of its own, and a task's session is one per attempt already. Give the "
+        f"resource of its engine, its class and its options instead: TaskSession(resource, {shown}…)"
+    )
+
+
+def _check_options(class_: type[Session], options: Mapping[str, Any]) -> None:
+    if "bind" in options:
+        raise ConfigurationError(
+            "TaskSession: bind= is the first argument, and a resource, so that each process has its own engine: "
+            "TaskSession(pools.add(SQLAlchemyEngine(url))); for several engines, binds={Model: resource}"
+        )
+    known: set[str] = set()
+    for base in class_.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters
+            known.update(parameters)
+            # The options that a subclass does not name are those of its base.
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                break
+    if unknown := options.keys() - known:
+        # Session accepts autocommit only to reject all but False; do not suggest it.
+        shown = refusal(unknown, known - {"autocommit"})
+        module = "sqlalchemy.orm" if class_ is Session else class_.__module__
+        raise ConfigurationError(f"TaskSession: {module}.{class_.__name__} has no option {shown}")
+
+
+def _checked(binds: Any) -> dict[Any, Any]:
+    if binds is None:
+        return {}
+    if not isinstance(binds, Mapping):
+        raise ConfigurationError(
+            f"TaskSession: binds is a {type(binds).__name__}; wanted: a dictionary {{Model: resource}}"
+        )
+    for key, resource in binds.items():
+        if not isinstance(key, (type, sqlalchemy.TableClause, Mapper)):
+            raise ConfigurationError(
+                f"TaskSession: binds has the key {key!r}; wanted: a mapped class, a table, or a base class"
+            )
+        if not _is_resource(resource):
+            model = _name_of(key)
+            raise ConfigurationError(
+                f"TaskSession: binds={{{model}: {_name_of(resource)}}}; wanted: a resource, so that each process has "
+                f"its own engine: {{{model}: pools.add(SQLAlchemyEngine(url))}}"
+            )
+    return dict(binds)
+
+
+class _Ended(Session):
+    """Mixed into a session's class once its attempt has ended. A class of its own: live sessions need no check."""
+
+    _workerpools_title: str
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # The user's class may want arguments for its subclasses.
+        pass
 
     def begin(self, nested: bool = False) -> SessionTransaction:
         self._refuse()
@@ -50,90 +367,11 @@ class _EndedSession(BodysSession):
     def _refuse(self) -> NoReturn:
         self.close()
         raise NoAttemptError(
-            f"{self.owner[0].__name__}.{self.owner[1]}: the run of the task body that this session belonged to has "
-            "ended, and its changes would never be committed. Return data from a body, not its session; elsewhere "
-            "create your own: sqlalchemy.orm.Session(engine)"
+            f"{self._workerpools_title}: the run of the task body that this session belonged to has ended, and its "
+            "changes would never be committed. Return data from a body, not its session; elsewhere " + _ELSEWHERE
         )
 
 
-class _GivesEngine(Protocol):
-    def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
-
-
-class TaskSession(Overridable[Session]):
-    """A task body's session: one per attempt, created on first use and committed when the body returns.
-
-    Otherwise it is rolled back and closed. As a class attribute it returns a ``sqlalchemy.orm.Session``. A session that
-    ``override()`` puts in its place belongs to the caller: no attempt commits, rolls back or closes it.
-
-    Args:
-        engine: The resource whose engine the session uses.
-        options: Options of ``sqlalchemy.orm.Session``.
-
-    Raises:
-        ConfigurationError: ``engine`` is not a resource, or ``Session`` has no such option.
-    """
-
-    __workerpools__ = True
-
-    def __init__(self, engine: Resource[sqlalchemy.Engine] | _GivesEngine, **options: Any) -> None:
-        super().__init__()
-        given: Any = engine
-        if callable(given) or not hasattr(type(given), "__get__"):
-            name = getattr(given, "__name__", type(given).__name__)
-            raise ConfigurationError(
-                f"TaskSession({name}): wanted: the resource, so that each process has its own engine: "
-                "TaskSession(pools.add(SQLAlchemyEngine(url)))"
-            )
-        known = inspect.signature(Session).parameters
-        if unknown := options.keys() - known.keys():
-            # Session accepts autocommit only to reject all but False; do not suggest it.
-            shown = refusal(unknown, known.keys() - {"autocommit"})
-            raise ConfigurationError(f"TaskSession: sqlalchemy.orm.Session has no option {shown}")
-        self._engine = engine
-        self._options = options
-        self._name = "session"
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-        self._where = self._where or f"{owner.__name__}.{name}"
-
-    @overload
-    def __get__(self, instance: None, owner: type | None = None) -> TaskSession: ...
-    @overload
-    def __get__(self, instance: object, owner: type | None = None) -> Session: ...
-    def __get__(self, instance: Any, owner: type | None = None) -> TaskSession | Session:
-        if instance is None:
-            return self
-        if self._overrides:
-            return self._overrides[-1]
-        # A shortcut: bodies use their session often.
-        attempt = current()
-        made: BodysSession | None = None if attempt is None else attempt.scoped.get(self)
-        if made is not None:
-            return made
-        return scoped(
-            self,
-            partial(self._make, instance, owner),
-            f"{type(instance).__name__}.{self._name}",
-            "create your own session: sqlalchemy.orm.Session(engine)",
-        )
-
-    def _make(self, instance: Any, owner: type | None) -> BodysSession:
-        engine = self._engine.__get__(instance, owner)
-        # A test may substitute a Connection, which has a dialect too.
-        if not hasattr(engine, "dialect"):
-            resource = getattr(self._engine, "name", type(self._engine).__name__)
-            raise ConfigurationError(
-                f"{type(instance).__name__}.{self._name}: the resource {resource!r} is a {type(engine).__name__}, "
-                "not a sqlalchemy.Engine; TaskSession needs the resource of an engine"
-            )
-        made = BodysSession(engine, **self._options) if self._options else BodysSession(engine)
-        made.owner = (type(instance), self._name)
-        return made
-
-    def _misplaced(self, name: str) -> str:
-        return (
-            f"{self._where or self._name} is the declaration: the session exists in a task body, as "
-            f"self.{self._name}.{name}; elsewhere create your own: sqlalchemy.orm.Session(engine)"
-        )
+@cache
+def _ended(class_: Any) -> type[Session]:
+    return types.new_class(f"Ended{class_.__name__}", (_Ended, class_))

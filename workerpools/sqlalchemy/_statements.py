@@ -1,41 +1,57 @@
-"""Tracks an engine's statements and transactions, and keeps statements within the task's deadline."""
+"""The statements of an engine: what each does to its transaction, and how long it may take."""
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from workerpools.adapter import Opening, Phase, current
-from workerpools.sqlalchemy._connection import IN_ERROR, KEY, ConnectionState, commits_each_statement, state_of
+from workerpools.sqlalchemy._connection import (
+    IN_ERROR,
+    KEY,
+    ConnectionState,
+    commits_each_statement,
+    state_of,
+    watched,
+)
 from workerpools.sqlalchemy._errors import COMMIT, COMMIT_OR_IMPLICIT
+from workerpools.sqlalchemy._flight import Flights
 
-__all__ = ["note_statements"]
+__all__ = ["watch_statements"]
 
 #: Statements that revoke a transaction's READ ONLY; PostgreSQL refuses them after the first query.
 _READ_WRITE = re.compile(r"\bread\s+write\b|_read_only\b", re.IGNORECASE)
 
 
-def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
-    """Listen to the statements and transactions of ``engine``."""
-    committed = f"COMMIT by {opening.resource!r}"
-    executed = f"a statement in autocommit by {opening.resource!r}"
-    commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
+def watch_statements(engine: sqlalchemy.Engine, opening: Opening, flights: Flights | None) -> None:
+    """Have ``engine`` note its statements, and keep them within the task's deadline.
 
-    @event.listens_for(engine, "before_cursor_execute")
-    def executes(connection: Connection, cursor: object, statement: str, *_: object) -> None:
-        proxied = connection.connection
-        driver = proxied.dbapi_connection
-        if commits.search(statement):
-            opening.effect(committed)
-        elif getattr(driver, "autocommit", None) is not False and commits_each_statement(driver):
-            opening.effect(executed)
-        state: ConnectionState | None = proxied.info.get(KEY)
-        if state is None:
+    Args:
+        engine: The engine, not yet used; its dialect's methods that execute are replaced.
+        opening: The engine's opening.
+        flights: The statements of a PostgreSQL driver; None for other drivers.
+    """
+    dialect: Any = engine.dialect
+    executes = _Plain(engine, opening).execute if flights is None else flights.execute
+
+    def noted(
+        run: Callable[[], object], cursor: Any, statement: Any, parameters: Any, context: Any, fits: bool
+    ) -> None:
+        try:
+            proxied = context.root_connection.connection
+            state: ConnectionState = proxied.info[KEY]
+        except (AttributeError, KeyError, NotImplementedError):
+            # SQLAlchemy's initial queries to a server.
+            with watched(getattr(cursor, "connection", None)):
+                run()
             return
         state.thread = threading.get_ident()
         state.phase = Phase.STATEMENT
@@ -43,19 +59,21 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
             state.read_write = True
         attempt = current()
         at = None if attempt is None else attempt.deadline.at
-        if state.kind is None or (state.status is not None and state.status() == IN_ERROR):
-            at = None
-        state.wait(at)
         if at is not None:
-            state.started = now = monotonic()
-            # After arming the watchdog: the server may never answer this statement either.
-            if state.fits != at or now > state.fits_until:
-                state.fit(driver, at, statement)
-
-    @event.listens_for(engine, "after_cursor_execute")
-    def executed_it(connection: Connection, *_: object) -> None:
-        state: ConnectionState | None = connection.info.get(KEY)
-        if state is not None and state.waiting and state.watch is not None:
+            if state.kind is None or (state.status is not None and state.status() == IN_ERROR):
+                at = None
+            else:
+                state.wait(at)
+                state.started = monotonic()
+        elif state.waiting:
+            state.waited()
+        driver = proxied.dbapi_connection
+        state.announced = True
+        try:
+            executes(run, state, driver, cursor, statement, parameters, attempt, at, fits=fits)
+        finally:
+            state.announced = False
+        if state.waiting and state.watch is not None:
             # state.waited() without its result: the statement has ended, so a shutdown no longer matters.
             state.waiting = False
             try:
@@ -63,18 +81,70 @@ def note_statements(engine: sqlalchemy.Engine, opening: Opening) -> None:
             except IndexError:
                 state.taken()
 
+    execute, execute_many, execute_bare = dialect.do_execute, dialect.do_executemany, dialect.do_execute_no_params
+
+    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        noted(partial(execute, cursor, statement, parameters, context), cursor, statement, parameters, context, True)
+
+    def do_executemany(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        noted(partial(execute_many, cursor, statement, parameters, context), cursor, statement, None, context, False)
+
+    def do_execute_no_params(cursor: Any, statement: str, context: Any = None) -> None:
+        noted(partial(execute_bare, cursor, statement, context), cursor, statement, None, context, False)
+
+    dialect.do_execute = do_execute
+    dialect.do_executemany = do_executemany
+    dialect.do_execute_no_params = do_execute_no_params
+    _watch_transactions(engine, opening)
+
+
+class _Plain:
+    """The statements of drivers that do not tell whether a transaction is open."""
+
+    def __init__(self, engine: sqlalchemy.Engine, opening: Opening) -> None:
+        self._opening = opening
+        self._commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
+        self._committed = f"COMMIT by {opening.resource!r}"
+        self._executed = f"a statement in autocommit by {opening.resource!r}"
+
+    def execute(
+        self,
+        run: Callable[[], object],
+        state: ConnectionState,
+        driver: Any,
+        cursor: object,
+        statement: str,
+        parameters: object,
+        attempt: object,
+        at: float | None,
+        *,
+        fits: bool,
+    ) -> None:
+        if self._commits.search(statement):
+            self._opening.effect(self._committed)
+        elif getattr(driver, "autocommit", None) is not False and commits_each_statement(driver):
+            self._opening.effect(self._executed)
+        if at is not None and (state.fits != at or monotonic() > state.fits_until):
+            # After starting the watchdog: the server may never answer this statement either.
+            state.fit(driver, at, statement)
+        run()
+
+
+def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
+    committed = f"COMMIT by {opening.resource!r}"
+
     @event.listens_for(engine, "rollback_savepoint")
     def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
         # Settings made since the savepoint are undone too.
         state = state_of(connection)
         if state is not None:
-            state.transaction_ends()
+            state.savepoint_undone()
 
     def noted(connection: Connection, phase: Phase) -> None:
         state = state_of(connection)
         if state is not None:
             state.phase = phase
-            state.transaction_ends()
+            state.transaction_ends(undone=False)
 
     # Two-phase events fire before the driver is called.
     @event.listens_for(engine, "prepare_twophase")

@@ -12,7 +12,19 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["FLOOR", "GRACE", "POSTGRESQL", "Kind", "ask", "fitting", "looks_back", "send", "send_session", "slack"]
+__all__ = [
+    "FLOOR",
+    "GRACE",
+    "POSTGRESQL",
+    "Kind",
+    "ask",
+    "fitting",
+    "looks_back",
+    "send",
+    "send_outside",
+    "send_session",
+    "slack",
+]
 
 #: How long a statement may take after the deadline, in seconds: a task that handles its time limit may have to record
 #: that in the database.
@@ -131,11 +143,19 @@ def send_session(connection: Any, kind: Kind, milliseconds: int) -> None:
     if kind.transaction is None:
         send(connection, kind.session(milliseconds))
         return
+    send_outside(connection, kind.session(milliseconds))
+
+
+def send_outside(connection: Any, statements: str) -> None:
+    """Execute statements of PostgreSQL outside a transaction, whose end might undo them.
+
+    Raises:
+        Exception: Any error of the driver.
+    """
     before = connection.autocommit
-    # Outside a transaction, whose end might undo it.
     connection.autocommit = True
     try:
-        send(connection, kind.session(milliseconds))
+        send(connection, statements)
     finally:
         if not connection.closed:
             connection.autocommit = before

@@ -13,10 +13,33 @@ from sqlalchemy.exc import ArgumentError
 from workerpools.adapter import meant
 from workerpools.errors import ConfigurationError
 
-__all__ = ["about_driver", "check_options", "parsed"]
+__all__ = ["about_driver", "check_options", "parsed", "refuse_async"]
 
 #: How to install each driver.
 _PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
+
+#: A driver to write in place of an asynchronous one.
+_SYNCHRONOUS = {
+    "postgresql": "postgresql+psycopg2:// or postgresql+psycopg://",
+    "mysql": "mysql+pymysql://",
+    "mariadb": "mariadb+pymysql://",
+    "sqlite": "sqlite://",
+    "oracle": "oracle+oracledb://",
+    "mssql": "mssql+pyodbc://",
+}
+
+#: Common and synchronous. Loading a dialect takes 60 ms, which a command that imports the application need not spend.
+_KNOWN = frozenset(
+    (
+        "postgresql",
+        "postgresql+psycopg2",
+        "postgresql+psycopg",
+        "mysql+pymysql",
+        "mysql+mysqldb",
+        "mariadb+pymysql",
+        "sqlite",
+    )
+)
 
 _HIDDEN = "not shown here, as it may contain a password"
 _ESCAPE = "escape special characters of a password (urllib.parse.quote_plus)"
@@ -56,6 +79,30 @@ def parsed(url: str | URL | None) -> tuple[URL, str]:
     return found, URL.create(
         found.drivername, found.username, host=found.host, port=found.port, database=found.database
     ).render_as_string()
+
+
+def refuse_async(url: URL, shown: str) -> None:
+    """Refuse an asynchronous driver: an ``Engine`` of it fails at its first use.
+
+    Args:
+        url: The URL.
+        shown: Its text without secrets.
+
+    Raises:
+        ConfigurationError: The URL names an asynchronous driver.
+    """
+    if url.drivername in _KNOWN:
+        return
+    try:
+        asynchronous = url.get_dialect().is_async
+    except Exception:  # no such dialect, or one that cannot be imported: opening the engine says so
+        return
+    if asynchronous:
+        other = _SYNCHRONOUS.get(url.get_backend_name(), "a synchronous driver of the same database")
+        raise ConfigurationError(
+            f"SQLAlchemyEngine({shown}): {url.get_driver_name()!r} is an asynchronous driver, and sqlalchemy.Engine is "
+            f"synchronous, as task bodies are; write {other}"
+        )
 
 
 def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:

@@ -1,0 +1,323 @@
+"""Statements of PostgreSQL's drivers: what is known of their transaction, and what shares their round trip.
+
+libpq's transaction status says before and after each statement, without a round trip, whether a transaction is open.
+BEGIN, the deadline's timeout and the reset of the session travel with a transaction's first statement; so does what
+proves, before COMMIT, whether it has written: its id, or the server's refusal to write.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from workerpools.adapter import Attempt, Opening, Phase, current
+from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
+from workerpools.sqlalchemy._texts import Does, Text, read
+from workerpools.sqlalchemy._timeouts import send_outside
+
+__all__ = ["RESETS", "Flights", "begin"]
+
+_RESET_ALL = "RESET ALL"
+
+#: What PostgreSQL's DISCARD ALL does and a transaction allows, without what a session that is kept profits from:
+#: prepared statements, plans, sequences (PostgreSQL documentation, "DISCARD").
+RESETS = (
+    "RESET SESSION AUTHORIZATION",
+    "RESET ROLE",
+    _RESET_ALL,
+    "UNLISTEN *",
+    "CLOSE ALL",
+    "DISCARD TEMP",
+    "SELECT pg_advisory_unlock_all()",
+)
+
+#: The statements that make a session's settings again, a line each. Line breaks in a value would be taken for the end.
+_SETTINGS = r"""
+SELECT concat_ws(E'\n',
+ CASE WHEN current_setting('role') <> 'none' THEN format('SET ROLE %I', current_setting('role')) END,
+ (SELECT string_agg(format('SELECT set_config(%L,%L,false)', name, setting), E'\n') FROM pg_settings
+  WHERE source = 'session' AND name <> 'statement_timeout' AND setting !~ E'\n'))
+"""
+
+_ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
+
+
+def begin(isolation: object, read_only: bool | None, deferrable: bool | None) -> str:
+    """Return the BEGIN that a driver would send.
+
+    Args:
+        isolation: The driver's isolation level: psycopg2's number or psycopg's enumeration; None for the server's.
+        read_only: Whether the transaction is READ ONLY; None for the server's default.
+        deferrable: Whether it is DEFERRABLE; None for the server's default.
+    """
+    parts = ["BEGIN"]
+    if isolation is not None:
+        name = getattr(isolation, "name", None)
+        parts.append(f"ISOLATION LEVEL {_ISOLATION[isolation] if name is None else name.replace('_', ' ')}")  # type: ignore[index]
+    if read_only is not None:
+        parts.append("READ ONLY" if read_only else "READ WRITE")
+    if deferrable is not None:
+        parts.append("DEFERRABLE" if deferrable else "NOT DEFERRABLE")
+    return " ".join(parts)
+
+
+class Flights:
+    """The statements of one engine.
+
+    Args:
+        opening: The engine's opening.
+        driver: The driver's part: :mod:`workerpools.sqlalchemy._psycopg2` or :mod:`workerpools.sqlalchemy._psycopg`.
+        batch: Whether statements share round trips.
+        resets: The statements that reset a session, the one that releases advisory locks last.
+    """
+
+    def __init__(self, opening: Opening, driver: Any, *, batch: bool, resets: tuple[str, ...]) -> None:
+        self._opening = opening
+        self._driver = driver
+        self._fly: Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool] | None = None
+        if batch:
+            self._fly = driver.fly()
+        self.ask: Callable[[Any, str], tuple[Any, ...]] = driver.ask
+        self._loose: Callable[[Any], bool] = driver.loose
+        self._resets = resets
+        self._committed = f"COMMIT by {opening.resource!r}"
+        self._ended = f"a transaction of {opening.resource!r} that ended past its engine"
+        self._alone = f"a statement in autocommit by {opening.resource!r}"
+
+    def joined(self, connection: Any, state: ConnectionState, *, direct: bool) -> None:
+        """Take part in the statements of a new connection, and in those that do not come from the engine.
+
+        Args:
+            connection: The driver's connection.
+            state: Its state.
+            direct: Whether no PgBouncer is in between, whose server connections keep no session.
+        """
+        state.execute_unseen = partial(self.execute_unseen, state)
+        state.direct = direct
+        state.resets = self._resets if direct and state.introduced else ()
+        self._driver.tell(connection, state)
+
+    def keep_settings(self, connection: Any, state: ConnectionState) -> None:
+        """Have resets keep the settings that the driver, its dialect or the user made for a new connection.
+
+        Takes one round trip.
+
+        Raises:
+            Exception: An error of the driver: the connection is lost.
+        """
+        if not state.resets:
+            return
+        before = connection.autocommit
+        connection.autocommit = True
+        try:
+            (kept,) = self.ask(connection, _SETTINGS)
+        finally:
+            if not connection.closed:
+                connection.autocommit = before
+        if kept:
+            at = state.resets.index(_RESET_ALL) + 1
+            state.resets = (*state.resets[:at], *kept.split("\n"), *state.resets[at:])
+
+    def execute(
+        self,
+        run: Callable[[], object],
+        state: ConnectionState,
+        connection: Any,
+        cursor: Any,
+        statement: Any,
+        parameters: Any,
+        attempt: Attempt | None,
+        at: float | None,
+        *,
+        fits: bool,
+    ) -> None:
+        """Execute a statement, and note what it does to the transaction.
+
+        Args:
+            run: Executes it as the driver does.
+            state: The state of its connection.
+            connection: The driver's connection.
+            cursor: Its cursor.
+            statement: The statement.
+            parameters: Its parameters.
+            attempt: The attempt that executes it.
+            at: The deadline; None for none.
+            fits: Whether it may share a round trip.
+
+        Raises:
+            Exception: The driver's error.
+        """
+        state.text = text = read(statement if isinstance(statement, str) else _shown(statement, connection))
+        assert state.status is not None
+        idle = state.status() == IDLE
+        if idle and state.transaction is not None:
+            self.ended_unseen(state)
+        if idle and (connection.autocommit or self._loose(connection)):
+            state.alone = True
+            self._opening.effect(self._alone)
+            self._prepare_alone(state, connection, attempt, at)
+            state.listens |= text.listens
+            run()
+            return
+        state.alone = False
+        transaction = state.transaction
+        if transaction is None:
+            transaction = state.transaction = Transaction(state.left_by)
+            # A transaction that was begun past the engine.
+            transaction.reads = idle
+        if text.does is Does.OTHER:
+            transaction.reads = False
+        ending = self._opening.effect(self._committed) if text.may_end else None
+        try:
+            if not (
+                fits and state.introduced and self._flies(state, cursor, statement, parameters, text, attempt, at, idle)
+            ):
+                self._prepare(state, connection, attempt, at, statement, idle)
+                transaction.none = False
+                state.listens |= text.listens
+                run()
+        except BaseException:
+            # The server's error to a single COMMIT means that it did not commit.
+            if ending is not None and text.single and not connection.closed and state.status() != _ACTIVE:
+                ending.withdraw()
+            raise
+        if state.status() == IDLE:
+            undone = text.single and cursor.statusmessage == "ROLLBACK"
+            if undone and ending is not None:
+                ending.withdraw()
+            elif not undone and ending is None:
+                self._opening.effect(self._ended)
+            state.transaction_ends(undone=undone)
+        elif ending is not None and text.single:
+            ending.withdraw()
+
+    def execute_unseen(self, state: ConnectionState, run: Callable[[], Any], cursor: Any, statement: Any) -> Any:
+        """Execute a statement that did not come from the engine, and return the result of ``run``.
+
+        Raises:
+            Exception: The driver's error.
+        """
+        attempt = current()
+        at = None if attempt is None else attempt.deadline.at
+        results: list[Any] = []
+        state.thread = threading.get_ident()
+        state.phase = Phase.STATEMENT
+        state.announced = True
+        state.wait(at)
+        try:
+            self.execute(
+                lambda: results.append(run()),
+                state,
+                cursor.connection,
+                cursor,
+                statement,
+                None,
+                attempt,
+                at,
+                fits=False,
+            )
+        finally:
+            state.announced = False
+            state.waited()
+        return results[0]
+
+    def ended_unseen(self, state: ConnectionState) -> None:
+        """Note that the server has no transaction although none was seen to end."""
+        self._opening.effect(self._ended)
+        state.transaction_ends(undone=False)
+
+    def _flies(
+        self,
+        state: ConnectionState,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        text: Text,
+        attempt: Attempt | None,
+        at: float | None,
+        first: bool,
+    ) -> bool:
+        if self._fly is None or (first and (text.does is Does.CONTROL or text.may_end)) or text.copies:
+            return False
+        if first and state.listens:
+            # UNLISTEN takes effect at COMMIT: too late for what is to share its round trip.
+            self._clean(state, cursor.connection, attempt)
+        commands: list[str] = []
+        resets = False
+        if first:
+            connection = cursor.connection
+            read_only = connection.readonly if hasattr(connection, "readonly") else connection.read_only
+            commands.append(begin(connection.isolation_level, read_only, connection.deferrable))
+            if state.resets and state.is_anothers(attempt):
+                resets = True
+                commands += self._reset(state, attempt)
+        timeout = None
+        if at is not None and (state.fits != at or monotonic() > state.fits_until):
+            timeout = state.timeout(at)
+            if timeout is not None:
+                commands.append(f"SET LOCAL statement_timeout = {timeout}")
+        if not self._fly(state, cursor, statement, parameters, text, commands, first):
+            return False
+        state.listens |= text.listens
+        if timeout is not None:
+            state.local = timeout
+        if at is not None:
+            state.fitted(at)
+        if resets or state.left_by is None:
+            state.used_by(attempt)
+            state.unlocked_by = state.left_by
+        return True
+
+    def _reset(self, state: ConnectionState, attempt: Attempt | None) -> Sequence[str]:
+        # Advisory locks are released at once. Those of the attempt itself outlast its rolled back transaction.
+        unlocked = state.unlocked_by
+        if attempt is not None and unlocked is not None and unlocked() is attempt:
+            return state.resets[:-1]
+        return state.resets
+
+    def _prepare(
+        self,
+        state: ConnectionState,
+        connection: Any,
+        attempt: Attempt | None,
+        at: float | None,
+        statement: str,
+        first: bool,
+    ) -> None:
+        if first:
+            self._clean(state, connection, attempt)
+        if at is not None and (state.fits != at or monotonic() > state.fits_until):
+            state.fit(connection, at, statement)
+
+    def _prepare_alone(
+        self, state: ConnectionState, connection: Any, attempt: Attempt | None, at: float | None
+    ) -> None:
+        if self._loose(connection):
+            return
+        self._clean(state, connection, attempt)
+        if state.introduced and (at is not None or state.session != state.server):
+            state.fit_session(connection, at)
+
+    def _clean(self, state: ConnectionState, connection: Any, attempt: Attempt | None) -> None:
+        """Reset the session in a round trip of its own."""
+        if state.resets and state.is_anothers(attempt):
+            send_outside(connection, ";".join(self._reset(state, attempt)))
+            state.listens = False
+            state.used_by(attempt)
+            state.unlocked_by = state.left_by
+        elif state.left_by is None:
+            state.used_by(attempt)
+
+
+#: libpq's PQtransactionStatus while a statement's answer is awaited.
+_ACTIVE = 1
+
+
+def _shown(statement: Any, connection: Any) -> str:
+    if isinstance(statement, bytes):
+        return statement.decode(errors="replace")
+    # Both drivers' ``sql.Composable``.
+    return str(statement.as_string(connection)) if hasattr(statement, "as_string") else str(statement)

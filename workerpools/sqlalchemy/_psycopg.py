@@ -1,0 +1,144 @@
+"""psycopg 3: a transaction's first statement takes BEGIN and what else is due along, in one pipeline.
+
+Commands sent in pipeline mode share a round trip (libpq documentation, "Pipeline Mode"). The driver would wait for the
+answer to its own BEGIN; one that is already under way it neither repeats nor waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.rows import tuple_row
+
+from workerpools.sqlalchemy._connection import ConnectionState
+from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
+from workerpools.sqlalchemy._texts import Does, Text
+
+__all__ = ["ask", "fly", "loose", "tell"]
+
+
+def loose(connection: Any) -> bool:
+    """Return False: the driver sends BEGIN wherever the server has no transaction."""
+    return False
+
+
+def ask(connection: Any, question: str) -> tuple[Any, ...]:
+    """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        row = cursor.execute(question).fetchone()
+        assert row is not None
+        return row
+
+
+def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool]:
+    """Return the function that executes an engine's statements; see :class:`Flights`."""
+    return _execute
+
+
+def _execute(
+    state: ConnectionState,
+    cursor: Any,
+    statement: str,
+    parameters: Any,
+    text: Text,
+    commands: list[str],
+    first: bool,
+) -> bool:
+    connection, transaction = cursor.connection, state.transaction
+    # The extended protocol takes one statement at a time.
+    if transaction is None or not text.single or not _fits(cursor):
+        return False
+    if first and connection.read_only is True:
+        transaction.guarded = True
+    if not transaction.reads:
+        transaction.guarded = False
+    question = ""
+    if state.history is not None and not transaction.xid and not transaction.guarded and text.does is not Does.CONTROL:
+        # After a statement that plainly reads, an id that is not assigned shows that it wrote nothing.
+        question = IF_ASSIGNED if transaction.reads else ASSIGNED
+    if not commands and not question:
+        cursor.execute(statement, parameters)
+        return True
+    asked: Any = None
+    first_error: BaseException | None = None
+    try:
+        with connection.pipeline() as pipeline:
+            try:
+                for command in commands:
+                    # As the driver queues commands of its own; it raises their errors.
+                    connection.pgconn.send_query_params(command.encode(), None)
+                    pipeline.result_queue.append(None)
+                cursor.execute(statement, parameters)
+                if question:
+                    asked = psycopg.Cursor(connection, row_factory=tuple_row)
+                    asked.execute(question)
+            except psycopg.Error as error:
+                # The driver would log the pipeline's own error, which only follows from this one.
+                first_error = error
+    except psycopg.Error as error:
+        raise (first_error or error) from None
+    if first_error is not None:
+        raise first_error
+    if asked is not None and state.history is not None:
+        with asked:
+            xid, pid, start = asked.fetchone()
+        transaction.none = xid is None
+        if xid is not None and start == state.history.start:
+            transaction.xid, transaction.pid = xid, pid
+    return True
+
+
+def _fits(cursor: Any) -> bool:
+    return (
+        isinstance(cursor, psycopg.Cursor)
+        and not isinstance(cursor, (psycopg.ClientCursor, psycopg.ServerCursor))
+        and cursor.connection.pgconn.pipeline_status == pq.PipelineStatus.OFF
+    )
+
+
+class _Telling:
+    """The part of a cursor that tells its connection's state of statements which did not come from the engine."""
+
+
+def _told(name: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        state = self.connection.workerpools
+        run = getattr(super(_Telling, self), name)
+        if state.announced:
+            return run(*arguments, **options)
+        statement = arguments[0] if arguments else options.get("query")
+        return state.execute_unseen(lambda: run(*arguments, **options), self, statement)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+for _name in ("execute", "executemany", "stream", "copy"):
+    setattr(_Telling, _name, _told(_name))
+
+
+@lru_cache(100)
+def _telling(factory: type) -> type:
+    if issubclass(factory, _Telling):
+        return factory
+    return type(
+        factory.__name__, (_Telling, factory), {"__module__": factory.__module__, "__qualname__": factory.__qualname__}
+    )
+
+
+def tell(connection: Any, state: ConnectionState) -> None:
+    """Have the cursors of a connection tell its state of statements which did not come from the engine.
+
+    Args:
+        connection: A connection of psycopg 3.
+        state: Its state.
+    """
+    connection.workerpools = state
+    for name in ("cursor_factory", "server_cursor_factory"):
+        factory = getattr(connection, name)
+        if isinstance(factory, type):
+            setattr(connection, name, _telling(factory))

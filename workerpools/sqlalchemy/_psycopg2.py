@@ -1,0 +1,311 @@
+"""psycopg2: a transaction's first statement takes BEGIN and what else is due along, in one string.
+
+The server runs the statements of a string in one round trip, and psycopg2 keeps the last result (PostgreSQL
+documentation, "Multiple Statements in a Simple Query"). The driver does not see such a BEGIN: its connection is in
+autocommit until COMMIT or ROLLBACK, and :class:`FlightConnection` behaves as if the driver had begun the transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
+from workerpools.sqlalchemy._texts import Does, Text
+
+__all__ = ["FlightConnection", "ask", "fly", "flying", "loose", "tell"]
+
+#: The id of a transaction that may have written nothing yet costs no flush of the WAL, but uses up an id: it is asked
+#: for by statements that do not plainly read. The others run in a savepoint in which the server refuses to write, with
+#: a snapshot taken before: a serializable transaction that may write later must not count as READ ONLY.
+_GUARD = ("SELECT", "SAVEPOINT workerpools", "SET TRANSACTION READ ONLY")
+_RELEASE = "RELEASE SAVEPOINT workerpools"
+_UNDO = ("ROLLBACK TO SAVEPOINT workerpools", _RELEASE)
+
+#: SQLSTATE read_only_sql_transaction.
+_REFUSED = "25006"
+#: The length of the application's name before the ids: PostgreSQL keeps 63 bytes.
+_NAME = 27
+_IDS = re.compile(r" xid=(?P<xid>\d+)/(?P<pid>\d+)$")
+#: The most statements remembered because they write although they plainly read.
+_MAX_WRITERS = 1000
+
+_autocommit: Any = extensions.connection.autocommit
+_status: Any = extensions.connection.status
+
+
+class FlightConnection(extensions.connection):  # type: ignore[misc]
+    """A connection whose transactions may have been begun by a first statement's string."""
+
+    #: Whether the open transaction was begun that way.
+    begun = False
+    #: The adapter's state; None before the pool knows the connection.
+    workerpools: ConnectionState | None = None
+
+    def ready(self) -> bool:
+        """Return whether the driver would send BEGIN before the next statement."""
+        return (
+            not self.begun and not _autocommit.__get__(self) and bool(_status.__get__(self) == extensions.STATUS_READY)
+        )
+
+    def begins(self) -> None:
+        """Note that the next string begins a transaction."""
+        _autocommit.__set__(self, True)
+        self.begun = True
+
+    def ends(self) -> None:
+        """Leave the transactions to the driver again."""
+        self.begun = False
+        if not self.closed:
+            _autocommit.__set__(self, False)
+
+    def release(self) -> None:
+        """Allow writing before a statement that cannot do so itself, in a round trip."""
+        state = self.workerpools
+        if state is not None and state.transaction is not None and state.transaction.savepoint:
+            state.transaction.savepoint = state.transaction.guarded = False
+            self.send(_RELEASE)
+
+    def hand_over(self) -> None:
+        """Have the driver take part in the transaction: its own BEGIN, which comes next, only causes a warning."""
+        self.release()
+        if self.begun:
+            self.ends()
+
+    def send(self, command: str) -> None:
+        """Execute a command of the adapter's own."""
+        with super().cursor(cursor_factory=extensions.cursor) as cursor:
+            cursor.execute(command)
+
+    def _refuse(self, name: str) -> None:
+        if self.begun and self.get_transaction_status() != IDLE:
+            raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction")
+        if self.begun:
+            self.ends()
+
+    # The driver's methods, to which the transaction is to look like the driver's own.
+
+    def cursor(self, name: Any = None, cursor_factory: Any = None, *arguments: Any, **options: Any) -> Any:
+        factory = cursor_factory or self.cursor_factory or extensions.cursor
+        if isinstance(factory, type):
+            factory = flying(factory)
+        else:
+            self.hand_over()
+        return super().cursor(name, factory, *arguments, **options)
+
+    def commit(self) -> None:
+        if self.begun:
+            self._end("COMMIT")
+        else:
+            super().commit()
+
+    def rollback(self) -> None:
+        if self.begun:
+            self._end("ROLLBACK")
+        else:
+            super().rollback()
+
+    def _end(self, command: str) -> None:
+        try:
+            self.send(command)
+        finally:
+            self.ends()
+
+    @property
+    def autocommit(self) -> bool:
+        return not self.begun and bool(_autocommit.__get__(self))
+
+    @autocommit.setter
+    def autocommit(self, value: bool) -> None:
+        self._refuse("autocommit")
+        _autocommit.__set__(self, value)
+
+    @property
+    def status(self) -> int:
+        return extensions.STATUS_BEGIN if self.begun else int(_status.__get__(self))
+
+    def set_session(self, *arguments: Any, **options: Any) -> None:
+        self._refuse("set_session")
+        super().set_session(*arguments, **options)
+
+    def set_isolation_level(self, level: Any) -> None:
+        if self.begun:
+            self.rollback()
+        super().set_isolation_level(level)
+
+    def set_client_encoding(self, encoding: str) -> None:
+        if self.begun:
+            self.rollback()
+        super().set_client_encoding(encoding)
+
+    def reset(self) -> None:
+        if self.begun:
+            self.rollback()
+        super().reset()
+
+    def tpc_begin(self, xid: Any) -> None:
+        self._refuse("tpc_begin")
+        super().tpc_begin(xid)
+
+    def lobject(self, *arguments: Any, **options: Any) -> Any:
+        self.hand_over()
+        return super().lobject(*arguments, **options)
+
+
+def _refusing(name: str) -> property:
+    given: Any = getattr(extensions.connection, name)
+
+    def change(self: FlightConnection, value: Any) -> None:
+        self._refuse(name)
+        given.__set__(self, value)
+
+    return property(given.__get__, change)
+
+
+for _name in ("isolation_level", "readonly", "deferrable"):
+    setattr(FlightConnection, _name, _refusing(_name))
+
+
+class _Flying:
+    """The part of a cursor that tells its connection's state of statements which did not come from the engine."""
+
+
+def _told(name: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        connection = self.connection
+        state = connection.workerpools
+        run = getattr(super(_Flying, self), name)
+        if state is None or state.announced:
+            if self.name is not None:
+                connection.hand_over()
+            return run(*arguments, **options)
+        (connection.release if self.name is None else connection.hand_over)()
+        statement = arguments[0] if arguments else None
+        return state.execute_unseen(lambda: run(*arguments, **options), self, statement)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+for _name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", "copy_to"):
+    setattr(_Flying, _name, _told(_name))
+
+
+@lru_cache(100)
+def flying(factory: type) -> type:
+    """Return the class of a cursor or connection that takes part in flights, for a class of the driver or the user."""
+    if factory is extensions.connection:
+        return FlightConnection
+    part: type = FlightConnection if issubclass(factory, extensions.connection) else _Flying
+    if issubclass(factory, part):
+        return factory
+    return type(
+        factory.__name__, (part, factory), {"__module__": factory.__module__, "__qualname__": factory.__qualname__}
+    )
+
+
+def ask(connection: Any, question: str) -> tuple[Any, ...]:
+    """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
+    with extensions.connection.cursor(connection, cursor_factory=extensions.cursor) as cursor:
+        cursor.execute(question)
+        return tuple(cursor.fetchone())
+
+
+def tell(connection: Any, state: ConnectionState) -> None:
+    """Have a connection and its cursors tell ``state`` of statements which did not come from the engine."""
+    if isinstance(connection, FlightConnection):
+        connection.workerpools = state
+
+
+def loose(connection: Any) -> bool:
+    """Return whether the driver believes in a transaction that the server has ended, and sends no BEGIN."""
+    return bool(connection.status != extensions.STATUS_READY)
+
+
+def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool]:
+    """Return the function that executes an engine's statements; see :class:`Flights`."""
+    writers: set[str] = set()
+
+    def execute(
+        state: ConnectionState,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        text: Text,
+        commands: list[str],
+        first: bool,
+    ) -> bool:
+        connection = cursor.connection
+        transaction = state.transaction
+        if not isinstance(connection, FlightConnection) or not isinstance(cursor, _Flying) or cursor.name is not None:  # type: ignore[attr-defined]
+            return False
+        if (first and not connection.ready()) or transaction is None:
+            return False
+        wants_id, before = False, None
+        if state.history is not None:
+            if text.does is Does.READ and statement not in writers:
+                if first:
+                    transaction.guarded = True
+                    transaction.savepoint = connection.readonly is not True
+                    commands += _GUARD if transaction.savepoint else ()
+            else:
+                if transaction.savepoint:
+                    commands.insert(0, _RELEASE)
+                transaction.savepoint = transaction.guarded = False
+                wants_id = state.direct and not transaction.xid and text.does is not Does.CONTROL
+                if wants_id:
+                    commands.append(_asking(connection))
+        if first:
+            connection.begins()
+        if wants_id:
+            before = connection.get_parameter_status("application_name")
+        try:
+            _send(cursor, commands, statement, parameters)
+        except psycopg2.Error as error:
+            if connection.closed:
+                raise
+            if first and connection.get_transaction_status() == IDLE:
+                # A string with a syntax error is rejected as a whole.
+                connection.send(";".join(commands))
+                _send(cursor, (), statement, parameters)
+            elif error.pgcode == _REFUSED and transaction.savepoint:
+                # It writes, although its text does not tell.
+                if len(writers) < _MAX_WRITERS:
+                    writers.add(statement)
+                transaction.savepoint = transaction.guarded = transaction.reads = False
+                wants_id, before = state.direct, connection.get_parameter_status("application_name")
+                _send(cursor, [*_UNDO, _asking(connection)], statement, parameters)
+            else:
+                raise
+        if wants_id:
+            _answered(connection, transaction, before)
+        return True
+
+    return execute
+
+
+def _send(cursor: Any, commands: Any, statement: str, parameters: Any) -> None:
+    # The statement starts a line of its own, for the server's messages.
+    prefix = ";".join((*commands, "\n")) if commands else ""
+    cursor.execute((prefix.replace("%", "%%") if parameters else prefix) + statement, parameters)
+
+
+def _asking(connection: FlightConnection) -> str:
+    """Return a command after which the server reports the transaction's id and process in the application's name.
+
+    psycopg2 drops the results of all but the last statement; libpq keeps the settings that the server reports.
+    """
+    name = _IDS.sub("", connection.get_parameter_status("application_name") or "")[:_NAME]
+    name = "".join(character for character in name if character.isalnum() or character in " ._:/=-")
+    return f"SELECT set_config('application_name','{name} xid='||pg_current_xact_id()||'/'||pg_backend_pid(),true)"
+
+
+def _answered(connection: FlightConnection, transaction: Transaction, before: str | None) -> None:
+    after = connection.get_parameter_status("application_name") or ""
+    if after != before and (ids := _IDS.search(after)):
+        transaction.xid, transaction.pid = ids["xid"], int(ids["pid"])
