@@ -19,7 +19,7 @@ _LINE = re.compile(r"LINE (\d+): (.*)\n( *)\^")
 _CHANGING = re.compile(r"\bc_[0-9a-f]+_[0-9a-f]+\b|_sa_[0-9a-f]{32}|0x[0-9a-f]+")
 
 _DIAGNOSTICS = (
-    *("severity", "message_primary", "message_detail", "message_hint", "context", "source_function"),
+    *("severity", "message_primary", "message_detail", "message_hint", "context"),
     *("schema_name", "table_name", "column_name", "datatype_name", "constraint_name", "internal_query"),
 )
 
