@@ -109,7 +109,7 @@ def observed(
     for _ in range(2):
         place.renew()
         try:
-            result = plain(mode(lambda: use.run(engine)))
+            result = mode(lambda: plain(use.run(engine)))
         except Exception as error:
             result = {"raised": told(error)}
         assert isinstance(engine.pool, sqlalchemy.pool.QueuePool)

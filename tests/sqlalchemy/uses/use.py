@@ -78,6 +78,9 @@ def plain(value: Any) -> object:
         return [plain(part) for part in value]
     if isinstance(value, sqlalchemy.CursorResult):
         return plain(value.all()) if value.returns_rows else value.rowcount
+    if isinstance(value, str):
+        # SQLAlchemy's bit strings cannot be copied, as Celery does with a result.
+        return "".join(value)
     if isinstance(value, float):
         # NaN differs from itself.
         return repr(value)
