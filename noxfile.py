@@ -63,6 +63,16 @@ def run_tests(session: nox.Session, *pins: str) -> None:
     session.run("pytest", "-n", "4", "--dist", "worksteal", *session.posargs)
 
 
+@nox.session
+@nox.parametrize("sqlalchemy", ["==2.0.5.post1", ">=2.1"])
+def compared(session: nox.Session, sqlalchemy: str) -> None:
+    """The uses of a plain engine and of ours, on the lowest and the newest SQLAlchemy; 2.1 needs Python 3.11."""
+    session.install("-e", ".[all]", *group("test"), f"sqlalchemy{sqlalchemy}")
+    session.run("python", "-c", SHOW_VERSIONS)
+    tests = session.posargs or ["tests/sqlalchemy/test_same_as_plain.py"]
+    session.run("pytest", "-n", "2", *tests)
+
+
 @nox.session(name="tests-current")
 def tests_current(session: nox.Session) -> None:
     """The tests, on the interpreter at hand and the newest releases."""

@@ -26,6 +26,10 @@ from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuts", type=int, default=100, help="how many random cuts the soak makes (100)")
+
+
 def pytest_configure() -> None:
     """Note the sockets that this run was started with, before xdist starts its processes."""
     if INHERITED not in os.environ:
@@ -59,7 +63,8 @@ def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
     """A PostgreSQL server for the session. A test that stops or restarts it leaves it running."""
     require_program(postgres_directory)
     # No test pulls the plug of the machine: the disk need not keep up.
-    with PostgresServer(workspace, settings={"fsync": "off", "max_connections": "200"}) as server:
+    settings = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "20"}
+    with PostgresServer(workspace, settings=settings) as server:
         yield server
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import os
 import socket
 import time
 from collections.abc import Iterator

@@ -128,6 +128,13 @@ def refill(self: StockTask, number: int, ending: str = "return", seconds: float 
     return _order(self, number, ending, seconds)
 
 
+@app.task(base=StockTask, bind=True, name="shop.catalogue")
+def catalogue(self: StockTask, number: int) -> list[str]:
+    """Return the columns of a table, by a statement that is prepared after a few tasks."""
+    record("body", number)
+    return list(self.session.execute(text("select * from catalogue")).keys())
+
+
 def _order(self: Any, number: int, ending: str, seconds: float) -> int:
     record("body", number)
     retries = int(self.request.retries)

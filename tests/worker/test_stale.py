@@ -242,3 +242,19 @@ def test_a_wait_that_would_be_delivered_twice_is_refused(shared: Stand, worker: 
     number = next(numbers)
     assert shared.outcome("decline", number, 1).state == "SUCCESS"
     assert [entry.detail for entry in shared.entries("body")].count(number) == 2
+
+
+def test_a_migration_costs_a_replay_in_each_child(shared: Stand, worker: WorkerProcess) -> None:
+    """psycopg 3 has prepared a statement whose table gets another column: every task after it reads the new one."""
+    shared.database.execute("create table catalogue (sku text)")
+    for _ in range(30):
+        assert shared.call("catalogue", next(numbers)) == ["sku"]
+    before = replays(worker)
+    shared.database.execute("alter table catalogue add column price int")
+    chosen = [next(numbers) for _ in range(20)]
+    sent = [shared.send("catalogue", number) for number in chosen]
+    assert [result.get(timeout=PATIENCE) for result in sent] == [["sku", "price"]] * 20
+    bodies = Counter(entry.detail for entry in shared.entries("body"))
+    replayed = replays(worker) - before
+    assert 1 <= replayed <= CHILDREN
+    assert sum(bodies[number] for number in chosen) == 20 + replayed

@@ -283,7 +283,12 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
         resolve_commits(engine, opening, self._resolve_timeout, flights)
         watch_statements(engine, opening, flights)
-        note_errors(engine, opening, None if events.own_locks is None else events.own_locks.ended)
+        note_errors(
+            engine,
+            opening,
+            recycle=lambda: events.recycle(engine.pool, time.monotonic()),
+            nested=None if events.own_locks is None else events.own_locks.ended,
+        )
         self._events[engine] = events
         return engine
 

@@ -86,7 +86,16 @@ def resolve_commits(
         state.phase, state.commit, state.text = Phase.COMMIT, None, NOTHING
         attempt = current()
         status = None if state.status is None else state.status()
-        if attempt is not None and status == IN_ERROR:
+        if status == IN_ERROR:
+            if attempt is None:
+                # As SQLAlchemy does. Asking for the transaction's id would fail.
+                try:
+                    commit(proxied)
+                finally:
+                    state.transaction_ends(undone=True)
+                return
+            # For SQLAlchemy the transaction has ended: it does not roll back when the connection is checked in.
+            do_rollback(proxied)
             raise PendingRollbackError(
                 f"the transaction of the resource {opening.resource!r} was aborted by an earlier error that the task "
                 "caught: COMMIT would silently roll it back. Call rollback() where the error is caught, or run the "

@@ -26,6 +26,7 @@ __all__ = [
     "classify_unwatched",
     "error_code",
     "is_client_side",
+    "is_outdated_plan",
     "is_read_only",
     "is_timeout",
     "note_errors",
@@ -112,6 +113,16 @@ def is_read_only(error: BaseException, code: str) -> bool:
     return code in _READ_ONLY or (code == "1290" and _READ_ONLY_OPTION.search(str(error)) is not None)
 
 
+def is_outdated_plan(error: BaseException, code: str) -> bool:
+    """Return whether a prepared statement returns other columns since its table was changed.
+
+    Only a fresh connection, or another statement, is of use. 0A000 (feature_not_supported) has many other causes and
+    the message is translated; the server's function is the same in all languages (PostgreSQL, plancache.c).
+    """
+    found = getattr(getattr(error, "diag", None), "source_function", None)
+    return code == "0A000" and found == "RevalidateCachedQuery"
+
+
 def is_timeout(error: BaseException, code: str) -> bool:
     """Return whether a statement took longer than the server, or the driver's read_timeout, allows."""
     return code in _TIMEOUT or (code in ("2006", "2013") and _NO_ANSWER.search(str(error)) is not None)
@@ -172,6 +183,8 @@ def classify_statement(
             known = "the server is read-only, as after a failover"
         elif code in _ABORTED:
             kind, known = FailureKind.ABORTED, f"the server rolled the transaction back ({code})"
+        elif is_outdated_plan(error, code):
+            kind, known = FailureKind.ABORTED, "the table of a prepared statement was changed meanwhile"
         elif code in _UNAVAILABLE:
             kind, known = FailureKind.UNAVAILABLE, "the server accepts no connections at the moment"
         else:
@@ -228,6 +241,8 @@ else:
 def note_errors(
     engine: sqlalchemy.Engine,
     opening: Opening,
+    *,
+    recycle: Callable[[], object],
     nested: Callable[[BaseException, str, ConnectionState | None], bool] | None = None,
 ) -> None:
     """Classify each error of ``engine`` and report it to ``opening``.
@@ -235,6 +250,7 @@ def note_errors(
     Args:
         engine: The engine.
         opening: Its opening.
+        recycle: Replaces all of its connections: idle ones now, the others on checkin.
         nested: Called with an error of a nested task, its code and its connection; returns whether it has reported it.
     """
     resource = opening.resource
@@ -257,7 +273,13 @@ def note_errors(
             _connecting_failed(error, original, limit, opening)
             return
         code = error_code(original)
+        if is_outdated_plan(original, code):
+            # The other connections have prepared the same statements.
+            recycle()
         read_only = is_read_only(original, code)
+        if read_only and _chose_read_only(connection):
+            opening.failed(error, None, phase=Phase.STATEMENT)
+            return
         if read_only or is_client_side(original, code):
             # Either the server is no longer the primary, although pings of this connection would succeed, or the driver
             # lost the connection in a way that SQLAlchemy does not recognise.
@@ -319,6 +341,15 @@ def _connecting_failed(error: BaseException, original: BaseException, limit: Lim
 def _timed_out(error: BaseException, code: str, state: ConnectionState | None, at: float) -> bool:
     # The user's own timeout may have been shorter. A COMMIT that timed out in the driver may have succeeded.
     return is_timeout(error, code) and (monotonic() >= at or (state is not None and state.has_timed_out))
+
+
+def _chose_read_only(connection: Connection) -> bool:
+    # ``postgresql_readonly``, which another connection would not have: every server refuses the write.
+    dialect: Any = connection.dialect
+    try:
+        return dialect.get_readonly(connection.connection.dbapi_connection) is True
+    except Exception:  # another dialect, or the connection is already gone
+        return False
 
 
 def _in_autocommit(connection: Connection) -> bool:
