@@ -16,7 +16,7 @@ from typing import Any
 
 from workerpools.adapter import Attempt, Opening, Phase, current
 from workerpools.sqlalchemy._connection import IDLE, OUTSIDE, ConnectionState, Transaction
-from workerpools.sqlalchemy._texts import Does, Text, read
+from workerpools.sqlalchemy._texts import NOTHING, Does, Text, read
 from workerpools.sqlalchemy._timeouts import fitting, send_outside
 
 __all__ = ["RESETS", "Flights", "begin"]
@@ -221,9 +221,9 @@ class Flights:
                 if fits and (resets or state.left_by is None):
                     state.left_by = state.unlocked_by = OUTSIDE if attempt is None else weakref.ref(attempt)
             if not fits:
-                if first:
+                if first and text is not NOTHING:
                     self._clean(state, connection, attempt)
-                if at is not None and (state.fits != at or monotonic() > state.fits_until):
+                if at is not None and text is not NOTHING and (state.fits != at or monotonic() > state.fits_until):
                     state.fit(connection, at, statement)
                 transaction.none = False
                 run()
@@ -255,7 +255,7 @@ class Flights:
         """Execute a statement that is its own transaction."""
         state.alone = True
         self._opening.effect(self._alone)
-        if connection.autocommit:
+        if connection.autocommit and not self._driver.in_block(connection):
             self._clean(state, connection, attempt)
             if state.introduced and (at is not None or state.session != state.server):
                 state.fit_session(connection, at)
@@ -308,8 +308,12 @@ class Flights:
     def _clean(self, state: ConnectionState, connection: Any, attempt: Attempt | None) -> None:
         """Reset the session in a round trip of its own."""
         if state.resets and state.is_anothers(attempt):
-            send_outside(connection, ";".join(self._reset(state, attempt)))
-            state.listens = False
+            commands = self._reset(state, attempt)
+            if self._driver.in_block(connection):
+                self._driver.send(connection, commands)
+            else:
+                send_outside(connection, ";".join(commands))
+                state.listens = False
             state.used_by(attempt)
             state.unlocked_by = state.left_by
         elif state.left_by is None:

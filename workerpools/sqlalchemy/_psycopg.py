@@ -6,7 +6,7 @@ answer to its own BEGIN; one that is already under way it neither repeats nor wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,18 @@ from workerpools.sqlalchemy._connection import ConnectionState
 from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
 from workerpools.sqlalchemy._texts import Does, Text
 
-__all__ = ["ask", "begins", "fly", "tell"]
+__all__ = ["ask", "begins", "fly", "in_block", "send", "tell"]
+
+
+def in_block(connection: Any) -> bool:
+    """Return whether the user is in a pipeline, in which the answers to statements are awaited later."""
+    return bool(connection.pgconn.pipeline_status != pq.PipelineStatus.OFF)
+
+
+def send(connection: Any, commands: Sequence[str]) -> None:
+    """Execute commands in the transaction, which they begin if there is none."""
+    for command in commands:
+        connection.execute(command)
 
 
 def begins(connection: Any) -> bool:

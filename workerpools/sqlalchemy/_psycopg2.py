@@ -16,9 +16,9 @@ import psycopg2
 from psycopg2 import extensions
 
 from workerpools.sqlalchemy._connection import IDLE, ConnectionState
-from workerpools.sqlalchemy._texts import Does, Text
+from workerpools.sqlalchemy._texts import NOTHING, Does, Text
 
-__all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "tell"]
+__all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "in_block", "send", "tell"]
 
 #: The id of a transaction that may have written nothing yet costs no flush of the WAL, but uses up an id: it is asked
 #: for by statements that do not plainly read. The others run in a savepoint in which the server refuses to write, with
@@ -35,6 +35,9 @@ _IDS = re.compile(r" xid=(?P<xid>\d+)/(?P<pid>\d+)$")
 #: The most statements remembered because they write although they plainly read.
 _MAX_WRITERS = 1000
 
+#: What the driver raises for a statement and parameters that do not fit, before it sends anything.
+_CLIENT_SIDE = (psycopg2.Error, IndexError, KeyError, TypeError, ValueError)
+
 _autocommit: Any = extensions.connection.autocommit
 _status: Any = extensions.connection.status
 
@@ -44,6 +47,8 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
 
     #: Whether the open transaction was begun that way.
     begun = False
+    #: Whether the user is in a ``with`` block of the connection.
+    entered = False
     #: The adapter's state; None before the pool knows the connection.
     workerpools: ConnectionState | None = None
 
@@ -86,6 +91,14 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
         else:
             self.hand_over()
         return super().cursor(name, factory, *arguments, **options)
+
+    def __enter__(self) -> Any:
+        self.entered = True
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> Any:
+        self.entered = False
+        return super().__exit__(*raised)
 
     def commit(self) -> None:
         if not self.begun:
@@ -221,6 +234,16 @@ def tell(connection: Any, state: ConnectionState) -> None:
         connection.workerpools = state
 
 
+def in_block(connection: Any) -> bool:
+    """Return whether the user is in a ``with`` block of the connection: psycopg2 begins a transaction in any case."""
+    return bool(connection.entered)
+
+
+def send(connection: Any, commands: Sequence[str]) -> None:
+    """Execute commands in the transaction, which they begin if there is none."""
+    connection.send(";".join(commands))
+
+
 def begins(connection: Any) -> bool:
     """Return whether the driver would send BEGIN before the next statement, where the server has no transaction."""
     return not (connection.begun or _autocommit.__get__(connection)) and bool(
@@ -243,7 +266,7 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
     ) -> bool:
         connection: Any = cursor.connection
         transaction = state.transaction
-        if transaction is None or cursor.name is not None or not issubclass(type(cursor), _Flying):
+        if transaction is None or text is NOTHING or cursor.name is not None or not issubclass(type(cursor), _Flying):
             return False
         wants_id, before = False, None
         if state.history is not None:
@@ -274,22 +297,30 @@ def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], b
                 _execute(cursor, string, parameters)
             else:
                 cursor.execute(string, parameters)
-        except psycopg2.Error as error:
+        except BaseException as error:
             if connection.closed:
                 raise
-            if first and connection.get_transaction_status() == IDLE:
+            code = getattr(error, "pgcode", None)
+            unsent = first and connection.get_transaction_status() == IDLE
+            if unsent and code is not None:
                 # A string with a syntax error is rejected as a whole.
                 connection.send(";".join(commands))
                 cursor.execute(statement, parameters)
-            elif error.pgcode == _REFUSED and transaction.savepoint:
+            elif code is None and isinstance(error, _CLIENT_SIDE):
+                # Nothing was sent. The driver's own error does not know of the commands.
+                if unsent:
+                    connection.ends()
+                cursor.execute(statement, parameters)
+            elif code == _REFUSED and transaction.savepoint:
                 # It writes, although its text does not tell.
                 if len(writers) < _MAX_WRITERS:
                     writers.add(statement)
                 transaction.savepoint = transaction.guarded = transaction.reads = False
                 wants_id, before = state.direct, connection.get_parameter_status("application_name")
-                undo = _with([*_UNDO, _asking(before)], statement, parameters)
-                cursor.execute(undo, parameters)
+                cursor.execute(_with([*_UNDO, _asking(before)], statement, parameters), parameters)
             else:
+                if unsent:
+                    connection.ends()
                 raise
         if wants_id:
             after = connection.get_parameter_status("application_name")
