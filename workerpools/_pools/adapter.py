@@ -34,6 +34,9 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+_new = object.__new__
+
+
 class Opening:
     """One value in the process of being opened and used: its environment, and the place to report to.
 
@@ -237,7 +240,9 @@ class Opening:
         Returns:
             The effect; see :meth:`Effect.withdraw`.
         """
-        effect = Effect(what, unless)
+        # Without the call of the constructor, as every COMMIT comes here.
+        effect = _new(Effect)
+        effect.what, effect.unless = what, unless
         attempt = current()
         if attempt is None or attempt.parent is not None or len(attempt.noted_effects) >= MAX_EFFECTS:
             note_effect(effect)

@@ -62,12 +62,13 @@ class Effect:
         unless: The function; None once the effect is settled.
     """
 
-    __slots__ = ("_withdrawn", "unless", "what")
+    # Class attributes until set: most tasks have effects, and each would pay for a longer constructor.
+    _withdrawn = False
+    unless: Callable[[], bool] | None = None
 
     def __init__(self, what: str, unless: Callable[[], bool] | None = None) -> None:
         self.what = what
         self.unless = unless
-        self._withdrawn = False
 
     @property
     def withdrawn(self) -> bool:

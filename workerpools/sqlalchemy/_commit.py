@@ -158,8 +158,13 @@ def resolve_commits(
                 raise
             state.commit = COMMITTED
         finally:
-            if state.waiting:
-                state.waited()
+            if state.waiting and state.watch is not None:
+                # state.waited(), without the call.
+                state.waiting = False
+                try:
+                    state.watch.waiting.pop()
+                except IndexError:
+                    state.taken()
             state.transaction_ends(undone=undone)
 
     dialect.do_commit = do_commit

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Connection, ExceptionContext
 from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, current
 from workerpools.sqlalchemy._connecting import Limit, ended
 from workerpools.sqlalchemy._connection import ConnectionState, commits_each_statement, state_of
+from workerpools.sqlalchemy._texts import read
 
 __all__ = [
     "COMMIT",
@@ -254,7 +256,9 @@ def note_errors(
         nested: Called with an error of a nested task, its code and its connection; returns whether it has reported it.
     """
     resource = opening.resource
-    commits = COMMIT_OR_IMPLICIT if engine.dialect.name in ("mysql", "mariadb") else COMMIT
+    phase_of: Callable[[str], Phase] = _phase if engine.dialect.name == "postgresql" else _phase_by_pattern
+    if engine.dialect.name in ("mysql", "mariadb"):
+        phase_of = partial(_phase_by_pattern, commits=COMMIT_OR_IMPLICIT)
 
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
@@ -289,10 +293,8 @@ def note_errors(
         text = context.statement
         if text is None:
             phase = Phase.STATEMENT if state is None else state.phase
-        elif commits.search(text):
-            phase = Phase.COMMIT
         else:
-            phase = Phase.ROLLBACK if text.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
+            phase = phase_of(text)
         lost_commit = context.is_disconnect and phase is Phase.COMMIT
         attempt = current()
         if nested is not None and attempt is not None and attempt.parent is not None and nested(error, code, state):
@@ -308,7 +310,8 @@ def note_errors(
             resource=resource,
             phase=phase,
             disconnected=context.is_disconnect and not read_only,
-            autocommit=phase is Phase.STATEMENT and _in_autocommit(connection),
+            autocommit=phase is Phase.STATEMENT
+            and (_in_autocommit(connection) if state is None or state.execute_unseen is None else state.alone),
             commit_sent=commit is None or commit.sent,
             outcome="" if commit is None else commit.outcome,
         )
@@ -350,6 +353,18 @@ def _chose_read_only(connection: Connection) -> bool:
         return dialect.get_readonly(connection.connection.dbapi_connection) is True
     except Exception:  # another dialect, or the connection is already gone
         return False
+
+
+def _phase(statement: str) -> Phase:
+    """Return the phase in which a statement of PostgreSQL was lost, by its text."""
+    text = read(statement)
+    return Phase.COMMIT if text.may_end else Phase.ROLLBACK if text.undoes else Phase.STATEMENT
+
+
+def _phase_by_pattern(statement: str, commits: re.Pattern[str] = COMMIT) -> Phase:
+    if commits.search(statement):
+        return Phase.COMMIT
+    return Phase.ROLLBACK if statement.lstrip()[:8].upper() == "ROLLBACK" else Phase.STATEMENT
 
 
 def _in_autocommit(connection: Connection) -> bool:

@@ -234,7 +234,7 @@ class Flights:
                 ending.withdraw()
             raise
         if state.status() == IDLE:
-            undone = text.single and cursor.statusmessage == "ROLLBACK"
+            undone = text.undoes or (text.single and cursor.statusmessage == "ROLLBACK")
             if undone and ending is not None:
                 ending.withdraw()
             elif not undone and ending is None:

@@ -191,7 +191,8 @@ class DeadlineQueuePool(QueuePool):
                     if (unseen := state.unseen) is not None:
                         state.unseen = None
                         if state.transaction is None and state.connection is not None:
-                            unseen.withdraw()
+                            # Withdrawn, without the call.
+                            unseen.unless = _nothing
                         else:
                             unseen.settle()
                     state.used = time.monotonic()
@@ -290,6 +291,10 @@ class DeadlineQueuePool(QueuePool):
     def overflow(self) -> int:
         """Return the number of connections beyond ``pool_size``; negative if there are fewer."""
         return len(self._takers) - self.size() if self.size() else 0
+
+
+def _nothing() -> bool:
+    return True
 
 
 class _Retired(DisconnectionError):
@@ -520,7 +525,17 @@ class PoolEvents:
     def _checked_out(self, connection: Any, record: Any, borrower: Any) -> None:
         state: ConnectionState = record.info.get(KEY) or self._known(connection, record)
         if not ASKING.get():
-            self._examine(connection, state)
+            self.opening.notice()
+            now = time.monotonic()
+            if (
+                state.born is None
+                or state.used is None
+                or state.begun < self.since
+                or now - state.used >= self._trusted
+                or (state.lives is not None and now - state.born >= state.lives)
+                or self._speaks_mysql
+            ):
+                self._examine(connection, state, now)
         state.borrower = weakref.ref(borrower)
         state.connection, state.thread, state.transaction = None, 0, None
         if ASKING.get():
@@ -531,15 +546,13 @@ class PoolEvents:
             # A connection taken past the engine may be committed on unseen, also in a thread of the body.
             state.unseen = self.opening.effect(self._raw, state.nothing_unseen)
 
-    def _examine(self, connection: Any, state: ConnectionState) -> None:
+    def _examine(self, connection: Any, state: ConnectionState, now: float) -> None:
         """Check a connection and fit its timeout.
 
         Raises:
             DisconnectionError: The connection must be replaced.
         """
         opening = self.opening
-        opening.notice()
-        now = time.monotonic()
         if state.born is None:
             # A connection opened for this checkout is used even if a recycle came in between, since SQLAlchemy gives up
             # after a few attempts. It is replaced on checkin.

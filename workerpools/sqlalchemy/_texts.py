@@ -33,7 +33,8 @@ class Text(NamedTuple):
         does: What it does.
         single: Whether it is exactly one statement.
         copies: Whether it is a COPY, which needs the driver's own methods.
-        may_end: Whether it may end the transaction.
+        may_end: Whether it may end the transaction by a COMMIT.
+        undoes: Whether it is a ROLLBACK of the whole transaction, and nothing else.
         listens: Whether it may be a LISTEN.
     """
 
@@ -41,6 +42,7 @@ class Text(NamedTuple):
     single: bool = True
     copies: bool = False
     may_end: bool = False
+    undoes: bool = False
     listens: bool = False
 
 
@@ -146,11 +148,12 @@ def read(statement: str) -> Text:
     tokens = statements[0]
     word = tokens[0]
     if word in _CONTROLS:
-        # PREPARE TRANSACTION ends a transaction, PREPARE name AS only names a statement; ROLLBACK TO goes on.
-        prepares = word == "prepare" and tokens[1:2] != ["transaction"]
-        partly = word == "rollback" and "to" in tokens[1:4]
-        does = Does.OTHER if tokens[:2] == ["prepare", "transaction"] else Does.CONTROL
-        return Text(does, may_end=word in _ENDS and not prepares and not partly, listens=word == "listen")
+        after = tokens[1:2]
+        if after == ["prepared"] or tokens[:2] == ["prepare", "transaction"]:
+            return Text(Does.OTHER, may_end=True)
+        # PREPARE name AS only names a statement; ROLLBACK TO goes on.
+        undoes = word in ("abort", "rollback") and "to" not in tokens[1:4]
+        return Text(Does.CONTROL, may_end=word in ("commit", "end"), undoes=undoes, listens=word == "listen")
     reads = word in _READS and _DOES_MORE.isdisjoint(tokens) and all(_known_calls(tokens))
     return Text(Does.READ if reads else Does.OTHER, copies=word == "copy", may_end=word in _MAY_END_ANYWHERE)
 
