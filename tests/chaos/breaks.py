@@ -166,7 +166,7 @@ class DatabaseSite:
     def _before_commit(self, broken: str, happens: Callable[[], object]) -> None:
         if broken == "blackhole":
             # From the answer on that comes right before COMMIT.
-            self._sever_at(b"pg_current_xact_id_if_assigned", "to_client")
+            self._sever_at(b"INSERT 0 1", "to_client")
         else:
             self._before_chunk(b"COMMIT", broken, happens)
 

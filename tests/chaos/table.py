@@ -184,14 +184,10 @@ OVER_PGBOUNCER = (
     _pgbouncer("restart slow", CONNECTING, RETRY),
     _pgbouncer("paused", IDLE, (), remark="for less than `query_wait_timeout`"),
     _pgbouncer(
-        ("paused for long", "pool full"), IDLE, RETRY, drivers=("psycopg",), remark="after `query_wait_timeout`"
-    ),
-    _pgbouncer(
         ("paused for long", "pool full"),
         IDLE,
         REPLAY + RETRY,
-        drivers=("psycopg2",),
-        remark="psycopg2 does not tell PgBouncer's reason",
+        remark="after `query_wait_timeout`; neither psycopg2 nor a pipeline tells PgBouncer's reason",
     ),
     _pgbouncer("terminate", IDLE, (), remark="PgBouncer takes another server connection"),
     _pgbouncer("restart slow", MID_QUERY, REPLAY + RETRY),

@@ -176,6 +176,7 @@ class World:
     expires: float | None
     script: list[Attempt]
     name: str = "task"
+    instance: Any = None
     request: Any = None
     runs: int = 0
     executed: int = 0

@@ -32,7 +32,7 @@ LIBRARIES = {
     "opentelemetry": {"opentelemetry"},
     "prometheus": {"prometheus_client"},
     # SQLAlchemy depends on typing_extensions, which has the default of a type variable before Python 3.13.
-    "sqlalchemy": {"sqlalchemy", "typing_extensions"},
+    "sqlalchemy": {"sqlalchemy", "psycopg", "psycopg2", "typing_extensions"},
     "testing": {"celery", "pytest"},
 }
 

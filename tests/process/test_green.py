@@ -41,7 +41,7 @@ def test_a_switch_while_a_lock_is_held_stops_nobody(database: Database, echo: Ec
     """A garbage collection in the middle of a count may close a connection, and so let another greenlet run: whoever
     wants the lock waits as a greenlet does. With a lock of the system's the process would stop for ever."""
     found = run_green(library, f"{CASES}:switches_while_locks_are_held", database.url(), echo.url)
-    assert list(found.values()) == [["first", "first", "second", "second"]] * 6
+    assert list(found.values()) == [["first", "first", "second", "second"]] * 5
 
 
 @pytest.mark.parametrize(

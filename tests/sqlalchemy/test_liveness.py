@@ -234,20 +234,23 @@ def test_a_later_statement_has_less_time(shop: Shop) -> None:
 
 
 def test_short_tasks_pay_no_round_trip_for_their_deadline(shop: Shop) -> None:
-    """The session's timeout is remembered: the second task of the same limit sends nothing for it."""
+    """The timeout is set in the round trip of the first statement."""
+    ends = b"S\x00\x00\x00\x04"
+    sent: list[bytes] = []
+
+    def is_trip(chunk: bytes) -> bool:
+        if chunk[:1] == b"Q" or ends in chunk:
+            sent.append(chunk)
+        return False
 
     @shop.task(soft_time_limit=30)
-    def task(self: Any) -> None:
-        self.session.scalar(BACKEND)
+    def task(self: Any) -> int:
+        return int(self.session.scalar(text("select setting from pg_settings where name = 'statement_timeout'")))
 
-    def traffic() -> int:
-        before = shop.proxy.bytes_to_server
-        task.apply().get()
-        return shop.proxy.bytes_to_server - before
-
-    first = traffic()
-    assert traffic() < first
-    assert traffic() == traffic()
+    task.apply().get()
+    shop.proxy.cut_when(is_trip, times=None)
+    assert 28_000 < task.apply().get() <= 30_000
+    assert len(sent) == 2
 
 
 def test_the_users_own_shorter_timeout_wins(shop: Shop) -> None:
@@ -285,7 +288,11 @@ def test_a_silent_network_is_given_up_at_the_deadline(shop: Shop, when: str) -> 
         task.apply().get()
     assert time.monotonic() - started < 4.5
     shop.proxy.pass_through()
-    assert shop.rows() == []
+    if when == "commit":
+        # Held back until now: nobody knows whether the server gets it.
+        assert shop.rows() in ([], [1])
+    else:
+        assert shop.rows() == []
 
 
 @pytest.mark.parametrize("freed", [False, True])

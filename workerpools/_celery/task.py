@@ -146,9 +146,13 @@ def _resources(cls: type) -> Iterator[tuple[str, Resource[Any] | ConfiguredResou
                 yield name, value
 
 
+_ABSENT = object()
+
+
 def _check_attribute(cls: type, name: str) -> None:
     for owner, whose in ((Task, "Celery's Task"), (PooledTask, "PooledTask")):
-        if hasattr(owner, name):
+        # Without getattr(): Task.app and Task.backend would bind Celery's class itself to the current app.
+        if inspect.getattr_static(owner, name, _ABSENT) is not _ABSENT:
             raise ConfigurationError(
                 f"{cls.__name__}.{name}: {whose} has an attribute {name!r}, which the resource would hide; "
                 "choose another attribute name"

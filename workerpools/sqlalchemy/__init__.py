@@ -150,6 +150,11 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             attach event listeners. If it raises, the engine is closed again and the task gets the error.
         pgbouncer: Whether the URL is that of a PgBouncer in transaction mode: no session settings are used, and
             psycopg 3 prepares no statements.
+        batch: Whether BEGIN, the deadline's timeout, the reset of the session and the question for the transaction's id
+            share the round trip of a transaction's first statement. PostgreSQL only.
+        reset_session: Whether what an attempt left on a session (settings, role, advisory locks, temporary tables,
+            LISTEN) is gone for the next one; or the statements that reset it, such as ``["RESET ALL"]``. They must be
+            allowed in a transaction. PostgreSQL only, and not behind PgBouncer.
         leak_after: How long a connection may be in use, in seconds, before that is logged with the place of its
             acquisition; None for the setting ``workerpools_leak_after``.
         options: Other options of ``sqlalchemy.create_engine``. They override the defaults, as do ``connect_args`` and
@@ -195,7 +200,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         on_open: Callable[[sqlalchemy.Engine], object] | None = None,
         pgbouncer: bool = False,
         batch: bool = True,
-        reset_session: bool = True,
+        reset_session: bool | Sequence[str] = True,
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
@@ -228,7 +233,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         self._credentials = credentials
         self._pgbouncer = pgbouncer
         self._batch = batch
-        self._reset_session = reset_session
+        self._resets = _resets(reset_session)
         self.leak_after = leak_after
         self.on_open = on_open
         self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
@@ -338,7 +343,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             return None
         # The driver is imported where it is needed.
         part = importlib.import_module(f"workerpools.sqlalchemy._{driver}")
-        return Flights(opening, part, batch=self._batch, resets=RESETS if self._reset_session else ())
+        return Flights(opening, part, batch=self._batch, resets=self._resets)
 
     def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
         if "pool" in self._options:
@@ -399,6 +404,17 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
     def describe(self) -> str:
         return f"SQLAlchemyEngine {self._shown}"
+
+
+def _resets(given: bool | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, bool):
+        return RESETS if given else ()
+    if isinstance(given, str) or not all(isinstance(statement, str) for statement in given):
+        raise ConfigurationError(
+            f"SQLAlchemyEngine: reset_session is {given!r}; wanted: True, False, or a list of statements, such as "
+            '["RESET ALL", "SELECT pg_advisory_unlock_all()"]'
+        )
+    return tuple(statement.strip().rstrip(";") for statement in given)
 
 
 def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:

@@ -262,6 +262,6 @@ def fitted(value: Any, remaining: float, servers: int) -> Any:
     seconds = 0 if value in (None, "") else whole_seconds(value)
     if seconds is None:
         return value
-    # Not before the deadline itself, which is reported as such.
-    fits = max(2, ceil(remaining / servers))
+    # Of one server the deadline itself ends the wait, and is reported as such. Several share what remains.
+    fits = max(2, ceil(remaining) if servers == 1 else int(remaining / servers))
     return value if 0 < seconds <= fits else fits

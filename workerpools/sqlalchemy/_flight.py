@@ -22,6 +22,7 @@ from workerpools.sqlalchemy._timeouts import fitting, send_outside
 __all__ = ["RESETS", "Flights", "begin"]
 
 _RESET_ALL = "RESET ALL"
+_UNLOCK = "SELECT pg_advisory_unlock_all()"
 
 #: What PostgreSQL's DISCARD ALL does and a transaction allows, without what a session that is kept profits from:
 #: prepared statements, plans, sequences (PostgreSQL documentation, "DISCARD").
@@ -32,7 +33,7 @@ RESETS = (
     "UNLISTEN *",
     "CLOSE ALL",
     "DISCARD TEMP",
-    "SELECT pg_advisory_unlock_all()",
+    _UNLOCK,
 )
 
 #: The statements that make a session's settings again, a line each. Line breaks in a value would be taken for the end.
@@ -73,7 +74,7 @@ class Flights:
         opening: The engine's opening.
         driver: The driver's part: :mod:`workerpools.sqlalchemy._psycopg2` or :mod:`workerpools.sqlalchemy._psycopg`.
         batch: Whether statements share round trips.
-        resets: The statements that reset a session, the one that releases advisory locks last.
+        resets: The statements that reset a session.
     """
 
     def __init__(self, opening: Opening, driver: Any, *, batch: bool, resets: tuple[str, ...]) -> None:
@@ -111,7 +112,7 @@ class Flights:
         Raises:
             Exception: An error of the driver: the connection is lost.
         """
-        if not state.resets:
+        if _RESET_ALL not in state.resets:
             return
         before = connection.autocommit
         connection.autocommit = True
@@ -205,17 +206,21 @@ class Flights:
                             commands += state.resets
                             if attempt is not None and state.unlocked_by is not None and state.unlocked_by() is attempt:
                                 # Advisory locks of the attempt itself outlast its rolled back transaction.
-                                commands.pop()
+                                commands = [command for command in commands if command != _UNLOCK]
                 timeout = None
                 if at is not None and (state.fits != at or monotonic() > state.fits_until):
                     effective = state.session if state.local is None else state.local
                     timeout = fitting(max(0.0, at - monotonic()), effective, state.server)
                     if timeout is not None:
                         commands.append(f"SET LOCAL statement_timeout = {timeout}")
+                before = state.local
+                if timeout is not None:
+                    # Set before, so that the statement's own error is told apart.
+                    state.local = timeout
                 fits = fly(state, cursor, statement, parameters, text, commands, first)
-                if fits and at is not None:
-                    if timeout is not None:
-                        state.local = timeout
+                if not fits:
+                    state.local = before
+                elif at is not None:
                     effective = state.session if state.local is None else state.local
                     state.fits, state.fits_until = at, at - effective / 1000
                 if fits and (resets or state.left_by is None):
@@ -302,7 +307,7 @@ class Flights:
         # Advisory locks are released at once. Those of the attempt itself outlast its rolled back transaction.
         unlocked = state.unlocked_by
         if attempt is not None and unlocked is not None and unlocked() is attempt:
-            return state.resets[:-1]
+            return [command for command in state.resets if command != _UNLOCK]
         return state.resets
 
     def _clean(self, state: ConnectionState, connection: Any, attempt: Attempt | None) -> None:

@@ -236,7 +236,7 @@ def tell(connection: Any, state: ConnectionState) -> None:
 
 def in_block(connection: Any) -> bool:
     """Return whether the user is in a ``with`` block of the connection: psycopg2 begins a transaction in any case."""
-    return bool(connection.entered)
+    return isinstance(connection, FlightConnection) and connection.entered
 
 
 def send(connection: Any, commands: Sequence[str]) -> None:
@@ -246,6 +246,9 @@ def send(connection: Any, commands: Sequence[str]) -> None:
 
 def begins(connection: Any) -> bool:
     """Return whether the driver would send BEGIN before the next statement, where the server has no transaction."""
+    if type(connection) is not FlightConnection:
+        # A user's own may be of any class.
+        return bool(not connection.autocommit and connection.status == extensions.STATUS_READY)
     return not (connection.begun or _autocommit.__get__(connection)) and bool(
         _status.__get__(connection) == extensions.STATUS_READY
     )
