@@ -406,7 +406,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         return f"SQLAlchemyEngine {self._shown}"
 
 
-def _resets(given: bool | Sequence[str]) -> tuple[str, ...]:
+def _resets(given: Any) -> tuple[str, ...]:
     if isinstance(given, bool):
         return RESETS if given else ()
     if isinstance(given, str) or not all(isinstance(statement, str) for statement in given):

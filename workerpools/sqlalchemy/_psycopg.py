@@ -39,9 +39,9 @@ def begins(connection: Any) -> bool:
 
 def ask(connection: Any, question: str) -> tuple[Any, ...]:
     """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
-    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
-        row = cursor.execute(question).fetchone()
-        assert row is not None
+    cursor: Any = psycopg.Cursor(connection, row_factory=tuple_row)
+    with cursor:
+        row: tuple[Any, ...] = cursor.execute(question).fetchone()
         return row
 
 

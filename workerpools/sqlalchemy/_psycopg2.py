@@ -220,7 +220,9 @@ def ask(connection: Any, question: str) -> tuple[Any, ...]:
     """Return the one row of a query of the adapter's own, whatever the user's cursors are."""
     with extensions.connection.cursor(connection, cursor_factory=extensions.cursor) as cursor:
         cursor.execute(question)
-        return tuple(cursor.fetchone())
+        row = cursor.fetchone()
+        assert row is not None
+        return tuple(row)
 
 
 #: What the cursors of most users are; they are executed without a call of ours.

@@ -160,9 +160,10 @@ class TaskSession(Overridable[S]):
         engine = resource.get() if instance is None else resource.__get__(instance, type(instance))
         if not hasattr(engine, "dialect"):
             _refuse_engine(engine, resource, title)
-        found = _InAttempt[S].__new__(_InAttempt)
+        found: Any = _InAttempt()
         found.session, found.declared, found.title = self._class(bind=engine, **options), self, title
-        return found
+        made: _InAttempt[S] = found
+        return made
 
     def _refusal(self, name: str) -> str:
         if name not in EVENT_ATTRIBUTES:
