@@ -443,7 +443,7 @@ def test_with_standbys_a_session_that_does_not_commit_is_ended(synchronous: Post
     severed: list[int] = []
 
     def severs(chunk: bytes) -> bool:
-        if b"pg_current_xact_id_if_assigned" in chunk and not severed:
+        if b"INSERT 0 1" in chunk and not severed:
             severed.append(1)
             shop.proxy.sever()
         return False

@@ -47,7 +47,6 @@ SELECT concat_ws(E'\n',
 _ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
 
 
-@lru_cache(100)
 def begin(isolation: object, read_only: bool | None, deferrable: bool | None) -> str:
     """Return the BEGIN that a driver would send.
 
@@ -84,6 +83,8 @@ class Flights:
         if batch:
             self._fly = driver.fly()
         self.ask: Callable[[Any, str], tuple[Any, ...]] = driver.ask
+        # Of its own: the drivers' isolation levels are numbers of different meaning.
+        self._begin = lru_cache(100)(begin)
         self._begins: Callable[[Any], bool] = driver.begins
         self._is_psycopg2 = driver.__name__.endswith("2")
         self._resets = resets
@@ -190,7 +191,7 @@ class Flights:
                 resets = False
                 if first:
                     read_only = connection.readonly if self._is_psycopg2 else connection.read_only
-                    commands.append(begin(connection.isolation_level, read_only, connection.deferrable))
+                    commands.append(self._begin(connection.isolation_level, read_only, connection.deferrable))
                     left = state.left_by
                     # state.is_anothers(attempt), without the call.
                     if (
