@@ -3,9 +3,9 @@
 Tasks run in the tracer, in this process; the proxy is a process of its own. Read: begin, SELECT, commit; write the same
 with an INSERT; READ ONLY: a read whose transaction says that it cannot write.
 
-What the resolver of lost COMMITs costs is one round trip a transaction: before COMMIT the server is asked whether
-something was written, which a SELECT does not tell. It is as much as a pre-ping, for another promise, and it can be
-turned off; what is left then is the processor time of watching and counting.
+By hand a task takes three round trips, with a pre-ping four. Ours takes two: BEGIN, the deadline, the reset of the
+session and what resolves a lost COMMIT travel with the first statement. What is left is the processor time of watching
+and counting.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def run(servers: Servers, *, quick: bool) -> Result:
         # How many times as many tasks in the same time.
         return paired(samples[f"{task} {base}"], samples[f"{task} {side}"], goal)
 
-    gain, none = at_least(1.25), at_least(0.98)
+    gain, none = at_least(1.25), at_least(1.3)
     ratios = {
         "read, pre_ping over no ping": faster("read", "pre_ping", "no_ping"),
         "read, ours checking every time, over pre_ping": faster("read", "checking", "pre_ping"),
         "read, resolver on over off": faster("read", "ours", "unresolved"),
         "write, resolver on over off": faster("write", "ours", "unresolved"),
         "write, ours over pre_ping": faster("write", "ours", "pre_ping"),
-        "write, ours over no ping": faster("write", "ours", "no_ping"),
+        "write, ours over no ping": faster("write", "ours", "no_ping", gain),
         "write, ours without resolver, over pre_ping": faster("write", "unresolved", "pre_ping"),
         "read, ours without resolver, over pre_ping": faster("read", "unresolved", "pre_ping", gain),
         "read, ours without resolver, over no ping": faster("read", "unresolved", "no_ping", none),

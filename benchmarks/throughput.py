@@ -2,9 +2,8 @@
 
 Two children. All workers are up all the time; each in its turn gets a burst of tasks that were published before.
 
-A task of the database benchmark is one SELECT over loopback. Ours pays one round trip more, before COMMIT, so that a
-lost COMMIT can be resolved (`resolve_commit=False` spares it, and so does a transaction that is READ ONLY), and the
-watching and counting of its connection.
+A task of the database benchmark is one SELECT over loopback. Ours takes a round trip less, and pays the processor time
+of watching and counting its connection.
 """
 
 from __future__ import annotations
