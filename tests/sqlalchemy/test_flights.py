@@ -368,3 +368,22 @@ def test_the_drivers_own_interface_sees_a_transaction(shop: Shop) -> None:
         insert(connection, 2)
         connection.commit()
     assert shop.rows() == [2]
+
+
+def test_a_statement_that_the_driver_refused_is_no_effect(shop: Shop) -> None:
+    """Nothing was sent; what follows may be done again."""
+    runs: list[int] = []
+
+    @shop.task()
+    def task(self: Any) -> None:
+        runs.append(1)
+        connection = self.session.connection()
+        with pytest.raises(DBAPIError):
+            connection.exec_driver_sql("select %s", (object(),))
+        insert(self.session, 1)
+        if len(runs) == 1:
+            shop.proxy.close_all()
+        self.session.execute(text("select 1"))
+
+    task()
+    assert (shop.rows(), len(runs)) == ([1], 2)

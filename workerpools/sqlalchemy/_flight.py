@@ -235,9 +235,14 @@ class Flights:
                 run()
             state.listens |= text.listens
         except BaseException:
-            # The server's error to a single COMMIT means that it did not commit.
-            if ending is not None and text.single and not connection.closed and state.status() != _ACTIVE:
-                ending.withdraw()
+            if not connection.closed:
+                status = state.status()
+                if ending is not None and text.single and status != _ACTIVE:
+                    # The server's error to a single COMMIT means that it did not commit.
+                    ending.withdraw()
+                if first and status == IDLE:
+                    # The driver refused the statement before it began a transaction.
+                    state.transaction_ends(undone=True)
             raise
         if state.status() == IDLE:
             undone = text.undoes or (text.single and cursor.statusmessage == "ROLLBACK")
