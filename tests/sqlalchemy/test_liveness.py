@@ -314,3 +314,27 @@ def test_nobody_waits_for_a_free_connection_beyond_the_deadline(shop: Shop, free
                 task.apply().get()
             assert time.monotonic() - started < 30
     assert shop.rows() == ([1] if freed else [])
+
+
+@pytest.mark.parametrize("how", ["slow", "silent"])
+def test_a_late_fetch_ends_at_the_deadline(shop: Shop, how: str) -> None:
+    """The server's timeout begins anew with each FETCH, and a silent server answers none."""
+    sleeps = 20 if how == "slow" else 0
+    rows: list[int] = []
+
+    @shop.task(soft_time_limit=3)
+    def task(self: Any) -> None:
+        query = text(f"select n, pg_sleep(case when n > 150 then {sleeps} else 0 end) from generate_series(1, 200) n")
+        for row in self.session.execute(query, execution_options={"yield_per": 50}):
+            rows.append(row.n)
+            if row.n == 100:
+                time.sleep(2)
+                if how == "silent":
+                    shop.proxy.blackhole()
+
+    started = time.monotonic()
+    with pytest.raises(SoftTimeLimitExceeded):
+        task.apply().get()
+    # Without the watchdog, 2 s later, or never.
+    assert time.monotonic() - started < 4.5
+    assert 100 <= len(rows) <= 150

@@ -145,7 +145,7 @@ class ConnectionState:
         text: What the text of its last statement says.
         alone: Whether the last statement was its own transaction.
         announced: Whether the engine is executing a statement on it.
-        execute_unseen: Executes a statement that did not come from the engine.
+        flights: The statements of its engine; None for drivers other than PostgreSQL's.
         resets: The statements that restore its session's settings; empty for none.
         left_by: The attempt that used its session last; None for a new session.
         listens: Whether its session may have executed LISTEN.
@@ -177,9 +177,9 @@ class ConnectionState:
         "commit",
         "connection",
         "direct",
-        "execute_unseen",
         "fits",
         "fits_until",
+        "flights",
         "history",
         "introduced",
         "kind",
@@ -225,7 +225,7 @@ class ConnectionState:
         self.alone = False
         self.announced = False
         self.direct = True
-        self.execute_unseen: Callable[[Callable[[], Any], Any, Any], Any] | None = None
+        self.flights: Any = None
         self.resets: tuple[str, ...] = ()
         self.left_by: User | None = None
         self.listens = False
@@ -343,6 +343,26 @@ class ConnectionState:
             return False
         except IndexError:
             return self.taken()
+
+    def fetch(self, run: Callable[[], Any]) -> Any:
+        """Return the result of ``run``, which fetches rows from the server, by the deadline.
+
+        The server's timeout begins anew with each fetch. After an error the watchdog's part is known from
+        :meth:`waited`.
+
+        Raises:
+            Exception: The driver's error.
+        """
+        attempt = current()
+        at = None if attempt is None else attempt.deadline.at
+        if at is None:
+            return run()
+        self.phase = Phase.STATEMENT
+        self.started = monotonic()
+        self.wait(at)
+        result = run()
+        self.waited()
+        return result
 
     def taken(self) -> bool:
         """Wait for the watchdog, which took the token; return whether it shut the socket down."""

@@ -311,7 +311,7 @@ def note_errors(
             phase=phase,
             disconnected=context.is_disconnect and not read_only,
             autocommit=phase is Phase.STATEMENT
-            and (_in_autocommit(connection) if state is None or state.execute_unseen is None else state.alone),
+            and (_in_autocommit(connection) if state is None or state.flights is None else state.alone),
             commit_sent=commit is None or commit.sent,
             outcome="" if commit is None else commit.outcome,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import monotonic
 from typing import Any
 
@@ -100,7 +100,7 @@ class Flights:
             state: Its state.
             direct: Whether no PgBouncer is in between, whose server connections keep no session.
         """
-        state.execute_unseen = partial(self.execute_unseen, state)
+        state.flights = self
         state.direct = direct
         state.resets = self._resets if direct and state.introduced else ()
         self._driver.tell(connection, state)

@@ -122,7 +122,7 @@ def _told(name: str) -> Callable[..., Any]:
         if state.announced:
             return run(*arguments, **options)
         statement = arguments[0] if arguments else options.get("query")
-        return state.execute_unseen(lambda: run(*arguments, **options), self, statement)
+        return state.flights.execute_unseen(state, lambda: run(*arguments, **options), self, statement)
 
     method.__name__ = method.__qualname__ = name
     return method
@@ -132,12 +132,29 @@ for _name in ("execute", "executemany", "stream", "copy"):
     setattr(_Telling, _name, _told(_name))
 
 
+class _Fetching(_Telling):
+    """The part of a server-side cursor, whose rows are fetched from the server later."""
+
+
+def _fetched(name: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        run = getattr(super(_Fetching, self), name)
+        return self.connection.workerpools.fetch(lambda: run(*arguments, **options))
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+for _name in ("fetchone", "fetchmany", "fetchall", "scroll"):
+    setattr(_Fetching, _name, _fetched(_name))
+
+
 @lru_cache(100)
-def _telling(factory: type) -> type:
-    if issubclass(factory, _Telling):
+def _telling(factory: type, part: type) -> type:
+    if issubclass(factory, part):
         return factory
     return type(
-        factory.__name__, (_Telling, factory), {"__module__": factory.__module__, "__qualname__": factory.__qualname__}
+        factory.__name__, (part, factory), {"__module__": factory.__module__, "__qualname__": factory.__qualname__}
     )
 
 
@@ -149,7 +166,7 @@ def tell(connection: Any, state: ConnectionState) -> None:
         state: Its state.
     """
     connection.workerpools = state
-    for name in ("cursor_factory", "server_cursor_factory"):
+    for name, part in (("cursor_factory", _Telling), ("server_cursor_factory", _Fetching)):
         factory = getattr(connection, name)
         if isinstance(factory, type):
-            setattr(connection, name, _telling(factory))
+            setattr(connection, name, _telling(factory, part))

@@ -87,7 +87,7 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
     def cursor(self, name: Any = None, cursor_factory: Any = None, *arguments: Any, **options: Any) -> Any:
         factory = cursor_factory or self.cursor_factory or extensions.cursor
         if isinstance(factory, type):
-            factory = flying(factory)
+            factory = flying(factory, name is not None)
         else:
             self.hand_over()
         return super().cursor(name, factory, *arguments, **options)
@@ -193,7 +193,7 @@ def _told(name: str) -> Callable[..., Any]:
             return run(*arguments, **options)
         (connection.release if self.name is None else connection.hand_over)()
         statement = arguments[0] if arguments else None
-        return state.execute_unseen(lambda: run(*arguments, **options), self, statement)
+        return state.flights.execute_unseen(state, lambda: run(*arguments, **options), self, statement)
 
     method.__name__ = method.__qualname__ = name
     return method
@@ -203,12 +203,35 @@ for _name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", 
     setattr(_Flying, _name, _told(_name))
 
 
+class _Fetching(_Flying):
+    """The part of a named cursor, whose rows are fetched from the server later."""
+
+
+def _fetched(name: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        run = getattr(super(_Fetching, self), name)
+        state = self.connection.workerpools
+        return run(*arguments, **options) if state is None else state.fetch(lambda: run(*arguments, **options))
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+for _name in ("fetchone", "fetchmany", "fetchall", "scroll", "__next__"):
+    setattr(_Fetching, _name, _fetched(_name))
+
+
 @lru_cache(100)
-def flying(factory: type) -> type:
-    """Return the class of a cursor or connection that takes part in flights, for a class of the driver or the user."""
+def flying(factory: type, named: bool = False) -> type:
+    """Return the class of a cursor or connection that takes part in flights.
+
+    Args:
+        factory: A class of the driver or the user.
+        named: Whether it is that of a named cursor.
+    """
     if factory is extensions.connection:
         return FlightConnection
-    part: type = FlightConnection if issubclass(factory, extensions.connection) else _Flying
+    part: type = FlightConnection if issubclass(factory, extensions.connection) else _Fetching if named else _Flying
     if issubclass(factory, part):
         return factory
     return type(
