@@ -103,8 +103,7 @@ def resolve_commits(
             )
         at = None if attempt is None else attempt.deadline.at
         state.wait(at)
-        # PostgreSQL answers the COMMIT of an aborted transaction with ROLLBACK.
-        undone = status == IN_ERROR
+        undone = False
         try:
             connection = proxied.dbapi_connection
             if status == IDLE:
