@@ -91,6 +91,9 @@ def _execute(
                 # The driver would log the pipeline's own error, which only follows from this one.
                 first_error = error
     except psycopg.Error as error:
+        if in_block(connection):
+            # The pipeline cannot be left: its server is gone, although the connection is open.
+            connection.close()
         raise (first_error or error) from None
     if first_error is not None:
         raise first_error
@@ -107,7 +110,7 @@ def _fits(cursor: Any) -> bool:
     return (
         isinstance(cursor, psycopg.Cursor)
         and not isinstance(cursor, (psycopg.ClientCursor, psycopg.ServerCursor))
-        and cursor.connection.pgconn.pipeline_status == pq.PipelineStatus.OFF
+        and not in_block(cursor.connection)
     )
 
 
