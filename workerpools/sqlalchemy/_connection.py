@@ -123,6 +123,9 @@ class Transaction:
         return self.reads and not self.xid and (self.guarded or self.none)
 
 
+_STATUS = attrgetter("pgconn.transaction_status")
+
+
 class ConnectionState:
     """One pooled connection: created when connecting begins, gone with the connection.
 
@@ -260,8 +263,9 @@ class ConnectionState:
         if socket is not None:
             self.watch = Watch(socket)
         self.status = getattr(connection, "get_transaction_status", None)
-        if self.status is None and hasattr(getattr(connection, "info", None), "transaction_status"):
-            self.status = partial(attrgetter("info.transaction_status"), connection)
+        if self.status is None and hasattr(getattr(connection, "pgconn", None), "transaction_status"):
+            # As a plain number: ``info.transaction_status`` makes two objects for each answer.
+            self.status = partial(_STATUS, connection)
 
     def closed(self) -> None:
         """Release the driver's connection and its socket, whose number may be reused from now on."""
