@@ -17,7 +17,9 @@ _QUERY = r"(?s)[?#].*$"
 _IN_TEXT = r"://[^\s]*@"
 # The rest of each URL in a text, without the punctuation that follows it.
 _REST_IN_TEXT = r"""(?P<scheme>[\w+.\-]+://)(?P<rest>[^\s]*?)(?=['")\]>.,;:]*(?:\s|$))"""
-# The parts of an HTTP path that are surely not tokens. Webhooks and bots have theirs there.
+# Schemes whose path is not the name of a database.
+_WEB = r"(?i)https?\b"
+# The parts of such a path that are surely not tokens. Webhooks and bots have theirs there.
 _PLAIN = r"|api|rest|graphql|v\d{1,2}(?:\.\d{1,2})?"
 # The same of a URL in a text, which need not be one of ours: plain words are not, either.
 _PLAIN_IN_TEXT = _PLAIN + r"|[a-z]{1,15}"
@@ -46,7 +48,7 @@ def redact_url(url: str) -> str:
 def _redact_rest(scheme: str, rest: str, plain: str = _PLAIN) -> str:
     """Return what follows the user information of a URL, without secrets."""
     host, *path = re.sub(_QUERY, "", rest).split("/")
-    if scheme.lower().startswith("http"):
+    if re.match(_WEB, scheme):
         path = [part if re.fullmatch(plain, part) else "***" for part in path]
     return "/".join((host, *path))
 

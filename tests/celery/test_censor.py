@@ -35,3 +35,11 @@ def test_settings_in_a_report(value: str, shown: str, namespace: str | None) -> 
         assert "s3cret" not in text
         assert shown in text
     assert app.conf.workerpools_http_base_url == value
+
+
+def test_settings_written_as_a_dictionary() -> None:
+    """A worker refuses them; until it does, nothing of them is shown."""
+    app = Celery("censor", set_as_current=False, broker="memory://")
+    WorkerPools(app)
+    app.conf.workerpools = {"http_base_url": "https://me:s3cret@h"}
+    assert "s3cret" not in app.bugreport()

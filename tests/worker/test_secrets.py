@@ -62,7 +62,7 @@ def test_corpus(stand: Stand, tmp_path: Path) -> None:
             assert "workerpools_http_base_url" in said["conf"]
             (pools,) = stand.client.control.broadcast("pools", reply=True, timeout=10.0, limit=1)
             said["pools"] = json.dumps(pools)
-            assert '"r49"' in said["pools"]
+            assert '"r00"' in said["pools"]
 
             (node,) = pools
             for path in ("/", "/workers", f"/worker/{node}", "/tasks", "/pools", "/api/pools", "/metrics", "/broker"):

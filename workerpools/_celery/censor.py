@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from celery.app import utils as celery_utils
@@ -33,6 +34,9 @@ def hide_secrets() -> None:
 
 
 def _censored(key: object, value: Any) -> Any:
+    if isinstance(value, Mapping) and str(key).lower().endswith(PREFIX[:-1]):
+        # Flat settings written as a dictionary, which a worker refuses and a report shows.
+        return _MASK
     if not isinstance(value, str) or PREFIX not in str(key).lower():
         return value
     if "://" in value:
