@@ -49,7 +49,7 @@ from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession, current_session
 from workerpools.sqlalchemy._statements import watch_statements
-from workerpools.sqlalchemy._url import about_driver, check_options, check_types, parsed, refuse_async
+from workerpools.sqlalchemy._url import about_driver, check_options, check_types, parsed, refuse_async, without_secrets
 
 __all__ = [
     "SQLAlchemyEngine",
@@ -221,7 +221,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
                 f"SQLAlchemyEngine: with {own[0]}=, which opens the connections, credentials= would never be called; "
                 f"leave out one of them"
             )
-        self._url = with_ports(found, options)
+        self._url = without_secrets(with_ports(found, options), options)
         check_arguments(self._url, options.get("connect_args"))
         for name, wait in (
             ("connect_timeout", connect_timeout),

@@ -17,7 +17,7 @@ from sqlalchemy.pool import Pool
 from workerpools.adapter import WEEK, meant, seconds, whole
 from workerpools.errors import ConfigurationError
 
-__all__ = ["about_driver", "check_options", "check_types", "parsed", "refuse_async"]
+__all__ = ["about_driver", "check_options", "check_types", "parsed", "refuse_async", "without_secrets"]
 
 #: How to install each driver.
 _PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
@@ -126,6 +126,25 @@ def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
     for option in options:
         if option not in documented and (nearest := meant(option, documented, 0.85)):
             raise ConfigurationError(f"SQLAlchemyEngine: there is no option {option}; did you mean {nearest}?")
+
+
+def without_secrets(url: URL, options: dict[str, Any]) -> URL:
+    """Return a URL whose query has no password: ``repr(engine)`` would show it.
+
+    Args:
+        url: The database's URL.
+        options: The options of ``create_engine``; passwords move to ``connect_args``, which override them.
+    """
+    secrets = {name: value for name, value in url.query.items() if name in _SECRETS and isinstance(value, str)}
+    connect_args = options.get("connect_args")
+    if not secrets or not (connect_args is None or isinstance(connect_args, Mapping)):
+        return url
+    options["connect_args"] = {**secrets, **(connect_args or {})}
+    return url.difference_update_query(list(secrets))
+
+
+#: Of libpq, and of PyMySQL and mysqlclient.
+_SECRETS = frozenset(("password", "passwd", "sslpassword", "ssl_key_password"))
 
 
 def check_types(url: URL, options: Mapping[str, Any], **own: Any) -> None:
