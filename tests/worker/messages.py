@@ -1,0 +1,116 @@
+"""An application whose tasks send messages, and lose their sessions."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, chain, chord, group
+from sqlalchemy import text
+
+from tests.support.recorder import record
+from workerpools import PooledTask, WorkerPools
+from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+
+broker = os.environ["SHOP_BROKER"]
+app = Celery("messages", broker=broker, backend=broker)
+app.conf.broker_connection_retry_on_startup = True
+app.conf.result_chord_retry_interval = 0.1
+pools = WorkerPools(app)
+
+
+class MessagesTask(PooledTask):
+    """A base with a session."""
+
+    db = pools.add(SQLAlchemyEngine(os.environ["SHOP_DATABASE"], check_after=600.0))
+    session = TaskSession(db)
+
+
+@app.task(name="shop.child")
+def child(number: int, *_: object) -> int:
+    """Be seen to run."""
+    record("child", number)
+    return number
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.sends")
+def sends(self: MessagesTask, number: int) -> None:
+    """A body that another one calls."""
+    child.delay(number)
+
+
+def _in_thread(target: Callable[..., object], *args: Any) -> None:
+    thread = threading.Thread(target=target, args=args)
+    thread.start()
+    thread.join()
+
+
+#: Each sends the task `child` once or twice.
+WAYS: dict[str, Callable[[Any, int], object]] = {
+    "delay": lambda self, number: child.delay(number),
+    "countdown": lambda self, number: child.apply_async((number,), countdown=0.01),
+    "signature": lambda self, number: child.s(number)(number) and child.s(number).apply_async(),
+    "by name": lambda self, number: self.app.send_task("shop.child", (number,)),
+    "chain": lambda self, number: chain(child.si(number), child.si(number))(),
+    "group": lambda self, number: group(child.si(number), child.si(number))(),
+    "chord": lambda self, number: chord([child.si(number)], child.si(number))(),
+    "thread": lambda self, number: _in_thread(child.delay, number),
+    "copied context": lambda self, number: _in_thread(contextvars.copy_context().run, child.delay, number),
+    "called": lambda self, number: sends(number),
+    "applied": lambda self, number: sends.apply((number,)).get(disable_sync_subtasks=False),
+    "retry without raising": lambda self, number: self.request.retries or self.retry(countdown=0, throw=False),
+    "state": lambda self, number: self.update_state(state="PROGRESS", meta={"done": 1}),
+    "event": lambda self, number: self.send_event("task-progress", done=1),
+    "nothing": lambda self, number: None,
+}
+
+
+def insert(task: Any, number: int) -> None:
+    record("body", number)
+    task.session.execute(text("insert into orders values (:number, 0)"), {"number": number})
+
+
+def lose(task: Any, number: int, once: str) -> None:
+    """Lose the session, in the first run of its kind."""
+    try:
+        os.close(os.open(f"{os.environ['SHOP_ONCE']}/{once}-{number}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    task.session.execute(text("select pg_terminate_backend(pg_backend_pid())"))
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.parent")
+def parent(self: MessagesTask, number: int, way: str) -> list[str]:
+    """Send a message in one of many ways, then lose the session, once."""
+    insert(self, number)
+    WAYS[way](self, number)
+    lose(self, number, "parent")
+    return [str(effect) for effect in self.effects]
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.replaced")
+def replaced(self: MessagesTask, number: int) -> Any:
+    """Be replaced by another task."""
+    insert(self, number)
+    return self.replace(child.si(number))
+
+
+_met = threading.Event()
+
+
+@app.task(name="shop.meets")
+def meets(*_: object) -> None:
+    """Let `waits` go on."""
+    _met.set()
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.waits")
+def waits(self: MessagesTask, number: int) -> None:
+    """Lose the session once another thread has run tasks and sent their callbacks."""
+    insert(self, number)
+    record("waits", number)
+    _met.wait(30)
+    lose(self, number, "waits")

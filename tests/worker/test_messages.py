@@ -1,0 +1,110 @@
+"""What becomes of the messages that a body sends, in a real worker whose database sessions are ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import chain
+
+from tests.support.stand import Stand, wait_until
+from tests.support.worker import WorkerProcess
+
+pytestmark = pytest.mark.worker
+
+APP = "tests.worker.messages:app"
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {"SHOP_ONCE": str(tmp_path_factory.mktemp("once"))}
+
+
+@pytest.fixture(scope="module")
+def worker(shared: Stand, once: dict[str, str]) -> Iterator[WorkerProcess]:
+    with shared.worker(app=APP, concurrency=1, env=once) as started:
+        yield started
+
+
+def count(stand: Stand, event: str, number: int) -> int:
+    return sum(entry.detail == number for entry in stand.entries(event))
+
+
+def settled(stand: Stand) -> None:
+    """Wait until everything that was sent before has run: there is one process, and tasks run in order."""
+    stand.call("child", 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "way", "children"),
+    [
+        (1, "delay", 1),
+        (2, "countdown", 1),
+        (3, "signature", 2),
+        (4, "by name", 1),
+        (5, "chain", 2),
+        (6, "group", 2),
+        (7, "chord", 2),
+        (8, "thread", 1),
+        (9, "copied context", 1),
+        (10, "called", 1),
+        (11, "applied", 1),
+    ],
+)
+def test_a_message_is_an_effect(shared: Stand, worker: WorkerProcess, number: int, way: str, children: int) -> None:
+    """However it leaves: the body does not run again, the note says why, and nothing runs twice."""
+    result = shared.outcome("parent", number, way)
+    assert result.state == "FAILURE"
+    assert count(shared, "body", number) == 1
+    assert shared.orders(number) == []
+    worker.wait_for_log("message 'shop.child' had left already")
+    wait_until(lambda: count(shared, "child", number) >= children, "the children")
+    settled(shared)
+    assert count(shared, "child", number) == children
+
+
+def test_a_retry_that_the_body_sends_is_one(shared: Stand, worker: WorkerProcess) -> None:
+    """The retry runs; the run that sent it is not replayed beside it."""
+    assert shared.outcome("parent", 12, "retry without raising").state in ("FAILURE", "SUCCESS")
+    wait_until(lambda: shared.orders(12), "the retry")
+    settled(shared)
+    assert (count(shared, "body", 12), shared.orders(12)) == (2, [0])
+
+
+@pytest.mark.parametrize(("number", "way"), [(20, "state"), (21, "event"), (22, "nothing")])
+def test_what_is_no_effect(shared: Stand, worker: WorkerProcess, number: int, way: str) -> None:
+    """A state is overwritten by the next one, an event is for monitors: the body runs again."""
+    assert shared.call("parent", number, way) == []
+    assert (count(shared, "body", number), shared.orders(number)) == (2, [0])
+
+
+@pytest.mark.parametrize(("number", "link"), [(30, True), (31, False)])
+def test_what_celery_sends_after_the_body(shared: Stand, worker: WorkerProcess, number: int, link: bool) -> None:
+    """Callbacks and the next task of a chain follow the last run, once."""
+    following = shared.client.signature("shop.child", (number,), immutable=True)
+    if link:
+        shared.call("parent", number, "nothing", link=following)
+    else:
+        chain(shared.client.signature("shop.parent", (number, "nothing")), following).apply_async()
+    wait_until(lambda: count(shared, "child", number), "what follows")
+    settled(shared)
+    assert (count(shared, "body", number), count(shared, "child", number), shared.orders(number)) == (2, 1, [0])
+
+
+def test_a_replacement(shared: Stand, worker: WorkerProcess) -> None:
+    """It runs once, in the task's place."""
+    assert shared.call("replaced", 40) == 40
+    settled(shared)
+    assert (count(shared, "body", 40), count(shared, "child", 40)) == (1, 1)
+
+
+def test_callbacks_of_another_thread(stand: Stand, tmp_path: Path) -> None:
+    """What Celery sends after a task in one thread is no effect of the body in another one."""
+    with stand.worker(app=APP, pool="threads", concurrency=3, env={"SHOP_ONCE": str(tmp_path)}):
+        waiting = stand.send("waits", 50)
+        stand.wait_for_entry("waits", 50)
+        last = stand.client.signature("shop.meets")
+        chain(stand.client.signature("shop.sends", (50,)), last).apply_async()
+        waiting.get(timeout=60)
+        assert (count(stand, "body", 50), count(stand, "child", 50), stand.orders(50)) == (2, 1, [0])
