@@ -52,7 +52,7 @@ def _in_thread(target: Callable[..., object], *args: Any) -> None:
 WAYS: dict[str, Callable[[Any, int], object]] = {
     "delay": lambda self, number: child.delay(number),
     "countdown": lambda self, number: child.apply_async((number,), countdown=0.01),
-    "signature": lambda self, number: child.s(number)(number) and child.s(number).apply_async(),
+    "signature": lambda self, number: child.s(number).delay() and child.s(number).apply_async(),
     "by name": lambda self, number: self.app.send_task("shop.child", (number,)),
     "chain": lambda self, number: chain(child.si(number), child.si(number))(),
     "group": lambda self, number: group(child.si(number), child.si(number))(),
@@ -114,3 +114,69 @@ def waits(self: MessagesTask, number: int) -> None:
     record("waits", number)
     _met.wait(30)
     lose(self, number, "waits")
+
+
+class HoldingTask(MessagesTask):
+    """Its bodies hold every message."""
+
+    publish = "on_commit"
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.looks")
+def looks(self: MessagesTask, number: int, what: str = "") -> list[Any]:
+    """See what of its parent is there when it runs."""
+    found = self.session.scalar(text("select count(*) from orders where number = :number"), {"number": number})
+    record("looks", [number, what, found])
+    return [number, what, found]
+
+
+@app.task(base=HoldingTask, bind=True, name="shop.holding")
+def holding(self: HoldingTask, number: int, way: str, ending: str = "lose") -> list[str]:
+    """Send a message in one of many ways, then lose the session, once; or end in another way."""
+    insert(self, number)
+    WAYS[way](self, number)
+    return _end(self, number, ending)
+
+
+@app.task(base=HoldingTask, bind=True, name="shop.holding_replaced")
+def holding_replaced(self: HoldingTask, number: int) -> Any:
+    """Be replaced by another task."""
+    insert(self, number)
+    looks.delay(number, "dropped")
+    return self.replace(group(child.si(number), child.si(number)))
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.defers")
+def defers(self: MessagesTask, number: int, ending: str) -> list[str]:
+    """Send three messages once it is committed, from here, a helper and a nested task, then end in one of many ways."""
+    first = looks.delay_on_commit(number, "first")
+    insert(self, number)
+    _helper(number)
+    third = looks.apply_async_on_commit((number,), {"what": "third"}, task_id=f"third-{self.request.id}")
+    pools.on_commit(lambda: record("called", number))
+    _end(self, number, ending)
+    return [first.id, third.id]
+
+
+@app.task(base=MessagesTask, bind=True, name="shop.defers_second")
+def _second(self: MessagesTask, number: int) -> None:
+    pools.on_commit(lambda: 1 / 0)
+    looks.delay_on_commit(number, "second")
+
+
+def _helper(number: int) -> None:
+    _second(number)
+
+
+def _end(task: Any, number: int, ending: str) -> list[str]:
+    if ending == "lose":
+        lose(task, number, "end")
+    elif ending == "fail":
+        raise ValueError(f"order {number}")
+    elif ending == "retry" and not task.request.retries:
+        raise task.retry(countdown=0)
+    elif ending == "unencodable":
+        looks.delay_on_commit(number, object())
+    elif ending == "wrong call":
+        looks.delay_on_commit()
+    return [str(effect) for effect in task.effects]

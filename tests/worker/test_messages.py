@@ -108,3 +108,86 @@ def test_callbacks_of_another_thread(stand: Stand, tmp_path: Path) -> None:
         chain(stand.client.signature("shop.sends", (50,)), last).apply_async()
         waiting.get(timeout=60)
         assert (count(stand, "body", 50), count(stand, "child", 50), stand.orders(50)) == (2, 1, [0])
+
+
+@pytest.mark.parametrize(
+    ("number", "way", "children"),
+    [
+        (101, "delay", 1),
+        (102, "countdown", 1),
+        (103, "signature", 2),
+        (104, "by name", 1),
+        (105, "chain", 2),
+        (106, "group", 2),
+        (107, "chord", 2),
+        (108, "thread", 1),
+        (109, "copied context", 1),
+        (110, "called", 1),
+        (112, "retry without raising", 0),
+    ],
+)
+def test_a_body_that_holds_its_messages(
+    shared: Stand, worker: WorkerProcess, number: int, way: str, children: int
+) -> None:
+    """However it sends them, none is an effect: the body runs again, and the messages of its last run leave."""
+    retries = way.startswith("retry")
+    result = shared.outcome("holding", number, way)
+    wait_until(lambda: shared.orders(number), "the row")
+    wait_until(lambda: count(shared, "child", number) >= children, "the children")
+    settled(shared)
+    assert (count(shared, "body", number), shared.orders(number)) == (2, [0])
+    assert count(shared, "child", number) == children
+    assert retries or result.result == []
+
+
+@pytest.mark.parametrize(("number", "ending", "bodies"), [(120, "fail", 1), (121, "retry", 2)])
+def test_held_messages_of_what_is_undone(
+    shared: Stand, worker: WorkerProcess, number: int, ending: str, bodies: int
+) -> None:
+    """They are dropped; the retry itself leaves."""
+    shared.outcome("holding", number, "group", ending)
+    wait_until(lambda: count(shared, "body", number) == bodies, "the bodies")
+    children = 2 if ending == "retry" else 0
+    wait_until(lambda: count(shared, "child", number) >= children, "the children")
+    settled(shared)
+    assert (count(shared, "child", number), len(shared.orders(number))) == (children, children // 2)
+
+
+def test_a_replacement_is_not_held(shared: Stand, worker: WorkerProcess) -> None:
+    """It takes the place of the run that sends it, which commits nothing; what else the run sent is dropped."""
+    assert shared.call("holding_replaced", 130) == [130, 130]
+    settled(shared)
+    assert (count(shared, "child", 130), shared.orders(130)) == (2, [])
+    assert [entry for entry in shared.entries("looks") if entry.detail[0] == 130] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "ending", "bodies"),
+    [
+        (201, "return", 1),
+        (202, "lose", 2),
+        (203, "retry", 2),
+        (204, "fail", 1),
+        (205, "unencodable", 1),
+        (206, "wrong call", 1),
+    ],
+)
+def test_messages_on_commit(shared: Stand, worker: WorkerProcess, number: int, ending: str, bodies: int) -> None:
+    """Sent in order after the commit of the run that lasts, whose rows they find; a function that fails is logged."""
+    result = shared.outcome("defers", number, ending)
+    fails = bodies == 1 and ending != "return"
+    if not fails:
+        wait_until(lambda: count(shared, "called", number), "the function")
+    settled(shared)
+    seen = [entry.detail for entry in shared.entries("looks") if entry.detail[0] == number]
+    assert seen == ([] if fails else [[number, what, 1] for what in ("first", "second", "third")])
+    assert (count(shared, "body", number), count(shared, "called", number)) == (bodies, int(not fails))
+    if fails:
+        assert (result.state, shared.orders(number)) == ("FAILURE", [])
+        return
+    worker.wait_for_log("on_commit_failed task=shop.defers what=_second.<locals>.<lambda> error=ZeroDivisionError")
+    if ending == "return":
+        first, third = result.result
+        assert third == f"third-{result.id}"
+        for message, what in ((first, "first"), (third, "third")):
+            assert shared.client.AsyncResult(message).get(timeout=60) == [number, what, 1]

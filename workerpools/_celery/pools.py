@@ -270,6 +270,18 @@ class WorkerPools:
         self.collector.recycle([] if name is None else [name])
         return names if name is None else [name]
 
+    def on_commit(self, function: Callable[[], object]) -> None:
+        """Call ``function`` once the task body that calls this is committed, after its last session.
+
+        Functions and messages that wait are called in their order, outside the attempt; not at all if the body is
+        rolled back, replayed or retried. Where no body runs, ``function`` is called at once. An exception that it
+        raises after a commit is logged, and keeps nothing else from being called.
+
+        Args:
+            function: Called without arguments.
+        """
+        messages.call_on_commit(function)
+
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` with every event of these resources, in this process and the children it forks later.
 

@@ -178,6 +178,7 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
             result = body(*args, **kwargs)
             if attempt.scoped:
                 attempt.commit()
+            attempt.committed = True
         except BaseException:
             attempt.close(rollback=True)
             raise
