@@ -21,7 +21,7 @@ from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 app = Celery("load", broker=os.environ["LOAD_BROKER"], backend=os.environ["LOAD_BROKER"])
 pools = WorkerPools(app)
 
-#: Outlasts a server that is away for a few seconds: with full jitter the eight delays add up to 12 s on average.
+#: Outlasts a server that is away for a few seconds: the eight delays add up to 17 s on average.
 POLICY = RetryPolicy(replays=2, max_retries=8, backoff=0.5, backoff_max=4.0)
 
 

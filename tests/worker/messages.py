@@ -10,9 +10,10 @@ from typing import Any
 
 from celery import Celery, chain, chord, group
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from tests.support.recorder import record
-from workerpools import PooledTask, WorkerPools
+from workerpools import PooledTask, RetryPolicy, WorkerPools
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
 broker = os.environ["SHOP_BROKER"]
@@ -180,3 +181,45 @@ def _end(task: Any, number: int, ending: str) -> list[str]:
     elif ending == "wrong call":
         looks.delay_on_commit()
     return [str(effect) for effect in task.effects]
+
+
+class FilteringTask(MessagesTask):
+    """Sends nothing while a run of it is in progress, as celery-singleton does."""
+
+    replay = RetryPolicy(replays=0, max_retries=1, backoff=0.1)
+    filters = True
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        if self.filters and self.request.id:
+            return self.AsyncResult(self.request.id)
+        return super().apply_async(*args, **options)
+
+
+@app.task(base=FilteringTask, bind=True, name="shop.filtered")
+def filtered(self: FilteringTask, number: int) -> int:
+    """Lose the session in the first run; the retry is dropped."""
+    insert(self, number)
+    lose(self, number, "filtered")
+    return number
+
+
+@app.task(base=FilteringTask, bind=True, name="shop.unfiltered", filters=False)
+def unfiltered(self: FilteringTask, number: int) -> int:
+    """The same, and the retry is sent."""
+    insert(self, number)
+    lose(self, number, "filtered")
+    return number
+
+
+@app.task(
+    base=MessagesTask,
+    bind=True,
+    name="shop.autoretried",
+    autoretry_for=(OperationalError,),
+    retry_kwargs={"max_retries": 1, "countdown": 0},
+)
+def autoretried(self: MessagesTask, number: int) -> None:
+    """Send a message and lose the session, in every run."""
+    insert(self, number)
+    child.delay(number)
+    self.session.execute(text("select pg_terminate_backend(pg_backend_pid())"))

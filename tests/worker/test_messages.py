@@ -191,3 +191,24 @@ def test_messages_on_commit(shared: Stand, worker: WorkerProcess, number: int, e
         assert third == f"third-{result.id}"
         for message, what in ((first, "first"), (third, "third")):
             assert shared.client.AsyncResult(message).get(timeout=60) == [number, what, 1]
+
+
+def test_a_retry_that_does_not_leave(shared: Stand, worker: WorkerProcess) -> None:
+    """The task fails with its error, and is not lost in silence; where the message leaves, it is retried."""
+    result = shared.outcome("filtered", 301)
+    assert result.state == "FAILURE"
+    assert "OperationalError" in str(result.traceback)
+    worker.wait_for_log("reason=the task's own apply_async() returned without having sent the retry")
+    assert (count(shared, "body", 301), shared.orders(301)) == (1, [])
+    assert shared.call("unfiltered", 302) == 302
+    assert (count(shared, "body", 302), shared.orders(302)) == (2, [0])
+    assert [line for line in worker.log().splitlines() if "task_retried" in line and "shop.filtered" in line] == []
+
+
+def test_what_celery_retries_after_an_effect(shared: Stand, worker: WorkerProcess) -> None:
+    """``autoretry_for`` does not know of effects: the reason says that Celery runs it again, as long as it does."""
+    assert shared.outcome("autoretried", 303).state == "FAILURE"
+    wait_until(lambda: count(shared, "child", 303) == 2, "the children of both runs")
+    lines = [line for line in worker.log().splitlines() if "replay_refused" in line and "shop.autoretried" in line]
+    assert ["Celery runs it again" in line for line in lines] == [True, False]
+    assert all("message 'shop.child' had left already" in line for line in lines)

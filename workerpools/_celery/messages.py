@@ -18,7 +18,7 @@ from workerpools._run import attempts
 from workerpools._run.attempts import Attempt, Effect, note_effect
 from workerpools._run.on_commit import attempt_here, on_commit
 
-__all__ = ["PUBLISH", "at_once", "call_on_commit", "follow", "hold", "send_on_commit"]
+__all__ = ["PUBLISH", "at_once", "call_on_commit", "follow", "has_left", "hold", "send_on_commit"]
 
 #: The values of a task's option ``publish``.
 PUBLISH = ("at_once", "on_commit")
@@ -34,6 +34,7 @@ _at_once: ContextVar[object] = ContextVar("workerpools_at_once", default=_NONE)
 def follow() -> None:
     """Note from now on every task message that a body sends. Idempotent."""
     signals.before_task_publish.connect(_leaves, weak=False, dispatch_uid="workerpools-before_task_publish")
+    signals.after_task_publish.connect(_has_left, weak=False, dispatch_uid="workerpools-after_task_publish")
 
 
 def _leaves(sender: Any = None, **_: Any) -> None:
@@ -41,6 +42,34 @@ def _leaves(sender: Any = None, **_: Any) -> None:
     # or is in a body of another base. Any other thread may be one of a body.
     if attempts.current() is not None or not current_task:
         note_effect(Effect(f"message {sender!r}"))
+
+
+#: Whether messages that are waited for have left, by their ids.
+_awaited: dict[str, bool] = {}
+
+
+def has_left(message_id: str, send: Callable[[], object]) -> bool:
+    """Call ``send``; return whether it published a message with this id.
+
+    What ``apply_async()`` returns proves nothing: a subclass may drop the message (celery-singleton, a filter).
+
+    Args:
+        message_id: The id of the task.
+        send: Sends it.
+    """
+    _awaited[message_id] = False
+    try:
+        send()
+    finally:
+        left = _awaited.pop(message_id)
+    return left
+
+
+def _has_left(headers: Any = None, body: Any = None, **_: Any) -> None:
+    # In version 1 of the message protocol the id is in the body.
+    found = (headers or {}).get("id") or (body.get("id") if isinstance(body, Mapping) else None)
+    if found in _awaited:
+        _awaited[found] = True
 
 
 def _attempt() -> Attempt | None:

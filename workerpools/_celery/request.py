@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+from celery import Task
 from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate, TimeLimitExceeded
 from celery.utils.time import maybe_iso8601
 
 from workerpools._celery.lifecycle import worker_limits
+from workerpools._celery.messages import has_left
 from workerpools._celery.settings import read_setting
 from workerpools._run.deadline import seconds_allowed
 from workerpools._run.decision import RetryPolicy
-from workerpools._run.delivery import Terms
+from workerpools._run.delivery import NotSent, Terms
 
 __all__ = ["TaskTerms", "check_times"]
 
@@ -43,7 +46,11 @@ class TaskTerms(Terms):
 
     @property
     def policy(self) -> RetryPolicy | None:  # type: ignore[override]
-        return RetryPolicy.of(self._task.replay, self.name)
+        policy = RetryPolicy.of(self._task.replay, self.name)
+        most = _own_max_retries(self._task)
+        if policy is None or most is None or most >= policy.max_retries:
+            return policy
+        return replace(policy, max_retries=most)
 
     def requests(self) -> list[Any]:
         found: list[Any] = self._task.request_stack.stack
@@ -71,13 +78,29 @@ class TaskTerms(Terms):
         task = self._task
         if request is None or request.called_directly:
             return "it was called directly, without a broker to retry through"
-        if request.is_eager:
+        if request.is_eager or task.app.conf.task_always_eager:
             return "it runs eagerly, without a broker to retry through"
-        wanted: Any = tuple(getattr(task, "autoretry_for", ()))
-        unwanted: Any = tuple(getattr(task, "dont_autoretry_for", ()))
-        if isinstance(error, wanted) and not isinstance(error, unwanted):
+        if not self._autoretries(error):
+            return ""
+        if self.runs_again(request, error):
             return "the task's autoretry_for handles this error"
-        return ""
+        return "the task's autoretry_for lists this error, and its retries are used up"
+
+    def _autoretries(self, error: BaseException) -> bool:
+        wanted: Any = tuple(getattr(self._task, "autoretry_for", ()))
+        unwanted: Any = tuple(getattr(self._task, "dont_autoretry_for", ()))
+        return isinstance(error, wanted) and not isinstance(error, unwanted)
+
+    def runs_again(self, request: Any, error: BaseException) -> str:
+        if request is None or request.called_directly or not self._autoretries(error):
+            return ""
+        task = self._task
+        # As celery.app.autoretry and Task.retry() count.
+        most = getattr(task, "override_max_retries", (getattr(task, "retry_kwargs", None) or {}).get("max_retries"))
+        most = task.max_retries if most is None else most
+        if most is not None and self.retries(request) >= most:
+            return ""
+        return "Celery runs it again: the task's autoretry_for lists this error"
 
     def allowed(self, request: Any, elapsed: float) -> float | None:
         if request is None or request.called_directly:
@@ -117,9 +140,21 @@ class TaskTerms(Terms):
         # Not Task.retry(): it counts against the task's own max_retries and, with autoretry_for, keeps a max_retries
         # argument for later calls.
         signature = self._task.signature_from_request(request, countdown=delay, retries=self.retries(request) + 1)
-        signature.apply_async()
+        if not has_left(request.id, signature.apply_async):
+            raise NotSent
         retry: Exception = Retry(exc=error, when=delay, is_eager=False, sig=signature)
         return retry
+
+
+def _own_max_retries(task: Any) -> int | None:
+    """Return the ``max_retries`` that a task or its base says; None for Celery's default, and for no limit."""
+    for owner in (task, *type(task).__mro__):
+        if owner is Task:
+            break
+        if "max_retries" in vars(owner):
+            most = vars(owner)["max_retries"]
+            return max(0, int(most)) if isinstance(most, (int, float)) else None
+    return None
 
 
 def _seconds_until(expires: Any) -> float | None:

@@ -13,7 +13,11 @@ from workerpools._run.deadline import NO_DEADLINE, Deadline
 from workerpools._run.decision import Action, Decision, RetryPolicy, Situation, decide
 from workerpools._run.failure import Failure, Noted
 
-__all__ = ["Delivery", "Terms"]
+__all__ = ["Delivery", "NotSent", "Terms"]
+
+
+class NotSent(Exception):
+    """Sending a retry succeeded, but no message left."""
 
 
 class Terms:
@@ -51,6 +55,10 @@ class Terms:
         """Return the reason why the task cannot go back to the broker after ``error``; empty if it can."""
         return "it was called directly, and has no broker to wait at"
 
+    def runs_again(self, request: Any, error: BaseException) -> str:
+        """Return a sentence that says why the task system itself runs the task again; empty if it does not."""
+        return ""
+
     def allowed(self, request: Any, elapsed: float) -> float | None:
         """Return the time the task may take, in seconds from its start; None without a limit.
 
@@ -76,6 +84,7 @@ class Terms:
         """Put the task back on the broker, to run in ``delay`` seconds; return the exception to raise.
 
         Raises:
+            NotSent: The task's own way to send it sent no message.
             Exception: The broker did not accept it.
         """
         raise NotImplementedError
