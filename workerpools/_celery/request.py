@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -24,6 +25,9 @@ DEADLINE_MARGIN = 0.1
 
 #: The message header that carries the number of used replays to later deliveries.
 REPLAYS = "workerpools_replays"
+
+#: The one that carries the idempotency keys of its requests to its next retry: the retry's number, and the keys.
+KEYS = "workerpools_keys"
 
 
 class TaskTerms(Terms):
@@ -73,6 +77,23 @@ class TaskTerms(Terms):
         if request is not None:
             # Celery copies a request's headers to every retry: ours, the body's and autoretry_for's.
             request.headers = {**(request.headers or {}), REPLAYS: replays}
+
+    def task_id(self, request: Any) -> str:
+        return str(getattr(request, "id", None) or "")
+
+    def keys(self, request: Any) -> list[Any]:
+        # Of the delivery just before: Celery copies the header to retries of the body's own, too, and those mean it.
+        carried = (getattr(request, "headers", None) or {}).get(KEYS)
+        try:
+            retries, sent = carried
+            return [[str(part) for part in each] for each in sent if len(each) == 3 and retries == request.retries]
+        except (TypeError, ValueError):
+            return []
+
+    def carry_keys(self, request: Any, sent: Sequence[Any]) -> None:
+        if request is not None and sent:
+            carried = [self.retries(request) + 1, [list(each) for each in sent]]
+            request.headers = {**(request.headers or {}), KEYS: carried}
 
     def no_broker(self, request: Any, error: BaseException) -> str:
         task = self._task

@@ -162,6 +162,25 @@ class PooledTask(Task):
         """
         declare_effect(what)
 
+    def idempotency_key(self, name: str) -> str:
+        """Return a key for a request of this task that is the same however often the task runs.
+
+        It is derived from the task's id, its name and ``name``: the same in replays, retries and further deliveries.
+        Send it as ``Idempotency-Key``.
+
+        Args:
+            name: What the request does, once per task: ``"charge"``; where a body does it several times, with what
+                differs: ``f"charge-{order_id}"``.
+
+        Raises:
+            ConfigurationError: ``name`` is empty or not a text.
+            NoAttemptError: No task body runs in the calling thread.
+        """
+        if not isinstance(cast(Any, name), str) or not name.strip():
+            raise ConfigurationError(f"idempotency_key({name!r}); wanted: what the request does, like 'charge'")
+        attempt = attempts.current() or attempts.require("idempotency_key()")
+        return "" if attempt.delivery is None else attempt.delivery.key(str(self.name), name)
+
     @property
     def effects(self) -> tuple[Effect, ...]:
         """The effects of the current attempt; empty outside an attempt."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from workerpools._run.budget import Budget
 from workerpools._run.deadline import NO_DEADLINE, Deadline
 from workerpools._run.decision import Action, Decision, RetryPolicy, Situation, decide
 from workerpools._run.failure import Failure, Noted
+from workerpools._run.keys import Keys, derive
 
 __all__ = ["Delivery", "NotSent", "Terms"]
 
@@ -50,6 +52,17 @@ class Terms:
 
     def carry(self, request: Any, replays: int) -> None:
         """Pass the number of replays on to later deliveries of the task."""
+
+    def task_id(self, request: Any) -> str:
+        """Return the task's id, the same in all its deliveries; empty if it has none."""
+        return ""
+
+    def keys(self, request: Any) -> list[Any]:
+        """Return the idempotency keys that the delivery before carried over."""
+        return []
+
+    def carry_keys(self, request: Any, sent: Sequence[Any]) -> None:
+        """Pass the idempotency keys on to the retry that comes next."""
 
     def no_broker(self, request: Any, error: BaseException) -> str:
         """Return the reason why the task cannot go back to the broker after ``error``; empty if it can."""
@@ -131,6 +144,32 @@ class Delivery:
             self.request = requests[0] if requests else None
         allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
         return NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The idempotency keys of its requests."""
+        return Keys(self.terms.keys(self.request))
+
+    @cached_property
+    def task_id(self) -> str:
+        """The task's id, the same in all its deliveries; of its own where there is no task's."""
+        return self.terms.task_id(self.request) or str(uuid.uuid4())
+
+    def key(self, task: str, name: str) -> str:
+        """Return the idempotency key of an act of this task.
+
+        Args:
+            task: The task's name.
+            name: The act's name.
+        """
+        made = derive(self.task_id, task, name)
+        self.keys.derived.add(made)
+        return made
+
+    def runs_again(self) -> None:
+        """Note that the body runs again in this delivery."""
+        if "keys" in self.__dict__:
+            self.keys.run_again()
 
     def _used(self) -> int:
         if self._before is None:

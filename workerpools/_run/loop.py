@@ -111,11 +111,14 @@ def _replay_retry_or_raise(
     fields: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count_replay()
+        delivery.runs_again()
         _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, fields)
         time.sleep(decision.delay)
         return
     reason = decision.reason
     if decision.action is Action.RETRY:
+        if "keys" in delivery.__dict__:
+            terms.carry_keys(delivery.request, delivery.keys.sent)
         try:
             retry = terms.retry(delivery.request, error, decision.delay)
         except NotSent:
