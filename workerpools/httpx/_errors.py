@@ -38,8 +38,8 @@ def is_repeated(request: httpx.Request) -> bool:
     if request.method.upper() in IDEMPOTENT_METHODS or not is_idempotent(request):
         return is_idempotent(request)
     key = request.headers["idempotency-key"]
-    # Not read before it is sent: an iterator, a form with files, whose boundary is another one each time.
-    content = request.content if isinstance(request.stream, httpx.ByteStream) else None
+    # Not known before it is sent: an iterator, a form with files, whose boundary is another one each time.
+    content = b"".join(request.stream) if isinstance(request.stream, httpx.ByteStream) else None
     kept = kept_key(f"{request.method} {request.url}", content, key)
     if kept is not None and kept != key:
         request.headers["Idempotency-Key"] = kept
