@@ -86,7 +86,7 @@ class TaskTerms(Terms):
 
     def keys(self, request: Any) -> list[Any]:
         # Of the delivery just before: Celery copies the header to retries of the body's own, too, and those mean it.
-        carried = (getattr(request, "headers", None) or {}).get(KEYS)
+        carried: Any = (getattr(request, "headers", None) or {}).get(KEYS)
         try:
             retries, sent = carried
             return [[str(part) for part in each] for each in sent if len(each) == 3 and retries == request.retries]
