@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
 from celery import Task
 from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate, TimeLimitExceeded
@@ -86,9 +86,9 @@ class TaskTerms(Terms):
 
     def keys(self, request: Any) -> list[Any]:
         # Of the delivery just before: Celery copies the header to retries of the body's own, too, and those mean it.
-        carried: Any = (getattr(request, "headers", None) or {}).get(KEYS)
+        headers = cast(Any, getattr(request, "headers", None) or {})
         try:
-            retries, sent = carried
+            retries, sent = headers.get(KEYS)
             return [[str(part) for part in each] for each in sent if len(each) == 3 and retries == request.retries]
         except (TypeError, ValueError):
             return []
