@@ -288,12 +288,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
         resolve_commits(engine, opening, self._resolve_timeout, flights)
         watch_statements(engine, opening, flights)
-        note_errors(
+        failed = note_errors(
             engine,
             opening,
             recycle=lambda: events.recycle(engine.pool, time.monotonic()),
             nested=None if events.own_locks is None else events.own_locks.ended,
         )
+        if flights is not None:
+            flights.failed = failed
         self._events[engine] = events
         return engine
 
