@@ -74,6 +74,7 @@ def test_exported_members() -> None:
         "greenlet_library",
         "greenlet_time_limit",
         "in_attempt",
+        "kept_key",
         "meant",
         "redact_url",
         "refusal",

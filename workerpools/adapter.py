@@ -95,6 +95,7 @@ __all__ = [
     "greenlet_library",
     "greenlet_time_limit",
     "in_attempt",
+    "kept_key",
     "meant",
     "redact_url",
     "refusal",
@@ -124,6 +125,27 @@ def in_attempt() -> bool:
     thread.
     """
     return current() is not None or bool(concerned())
+
+
+def kept_key(place: str, content: bytes | None, key: str) -> str | None:
+    """Return the idempotency key to send a request with, so that a replay sends the same request under the same key.
+
+    Args:
+        place: The request's method and URL.
+        content: Its content; None if it is not known before it is sent.
+        key: The key that it was given.
+
+    Returns:
+        The key. None if nothing makes sure that a replay would send this request under it: then it is an effect.
+    """
+    attempt = current()
+    if attempt is None:
+        derived = [each for each in concerned() if each.delivery is not None and key in each.delivery.keys.derived]
+        return key if derived or not concerned() else None
+    if attempt.delivery is None:
+        return key
+    # A nested task is another one each time that the task around it runs.
+    return attempt.delivery.keys.keep(place, content, key) if attempt.parent is None else None
 
 
 def scoped(key: object, make: Callable[[], S], what: str, instead: str = "") -> S:

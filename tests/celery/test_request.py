@@ -171,6 +171,61 @@ def test_replays_are_carried_in_a_header(app: Celery, headers: dict[str, Any] | 
 
 
 @pytest.mark.parametrize(
+    ("options", "retries", "again"),
+    [
+        ({}, 0, False),
+        ({"autoretry_for": (OSError,)}, 0, True),
+        ({"autoretry_for": (OSError,)}, 2, True),
+        ({"autoretry_for": (OSError,)}, 3, False),
+        ({"autoretry_for": (OSError,), "max_retries": 0}, 0, False),
+        ({"autoretry_for": (OSError,), "max_retries": None}, 99, True),
+        ({"autoretry_for": (OSError,), "retry_kwargs": {"max_retries": 5}}, 4, True),
+        ({"autoretry_for": (OSError,), "retry_kwargs": {"max_retries": 5}}, 5, False),
+        ({"autoretry_for": (OSError,), "dont_autoretry_for": (ConnectionError,)}, 0, False),
+    ],
+)
+def test_what_celery_runs_again(app: Celery, options: dict[str, Any], retries: int, again: bool) -> None:
+    """By its own count, which is not ours; called directly, nothing."""
+    asked = terms(app, **options)
+    assert bool(asked.runs_again(Context(called_directly=False, retries=retries), ConnectionError())) is again
+    assert asked.runs_again(Context(called_directly=True, retries=retries), ConnectionError()) == ""
+    assert asked.runs_again(None, ConnectionError()) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, RetryPolicy().max_retries),
+        ({"max_retries": 0}, 0),
+        ({"max_retries": 3}, 3),
+        ({"max_retries": 1000}, RetryPolicy().max_retries),
+        ({"max_retries": None}, RetryPolicy().max_retries),
+        ({"max_retries": 1000, "replay": RetryPolicy(max_retries=2000)}, 1000),
+        ({"max_retries": 5, "replay": RetryPolicy(max_retries=2)}, 2),
+    ],
+)
+def test_a_tasks_own_max_retries(app: Celery, options: dict[str, Any], most: int) -> None:
+    """It bounds ours; Celery's default of 3, which nobody wrote, does not."""
+    policy = terms(app, **options).policy
+    assert policy is not None
+    assert policy.max_retries == most
+
+
+def test_max_retries_of_a_base_and_of_a_task_that_exists(app: Celery) -> None:
+    """Wherever it is said."""
+    base = type("Patient", (PooledTask,), {"abstract": True, "max_retries": 4})
+
+    @app.task(base=base, name="shop.based", shared=False)
+    def task() -> None: ...
+
+    asked = TaskTerms(app.tasks["shop.based"])
+    assert asked.policy == RetryPolicy(max_retries=4)
+    app.tasks["shop.based"].max_retries = 1
+    assert asked.policy == RetryPolicy(max_retries=1)
+    assert TaskTerms(type("Off", (), {"name": "t", "replay": False, "max_retries": 1})()).policy is None
+
+
+@pytest.mark.parametrize(
     ("broker", "policy", "options", "warned"),
     [
         ("redis://localhost", RetryPolicy(backoff=4000, backoff_max=4000), {}, True),

@@ -14,7 +14,9 @@ DRIVERS = ("psycopg2", "psycopg")
 READS = ("read", "get")
 IDEMPOTENT = ("write_idempotent", "pay_idempotent")
 #: They add a row to `entries`.
-WRITES = ("write", "write_and_commit_itself", "pay", "pay_with_key")
+ON_COMMIT = ("send_on_commit", "send_held")
+SENDS = (*ON_COMMIT, "send_at_once")
+WRITES = ("write", "write_and_commit_itself", "pay", "pay_with_key", *SENDS)
 PAYMENTS = ("pay", "pay_with_key", "pay_idempotent")
 KINDS = (*READS, *IDEMPOTENT, *WRITES)
 
@@ -78,11 +80,13 @@ class Effects:
         entries: How many rows each number has.
         stock: The numbers that the idempotent tasks wrote.
         payments: Every POST that the upstream has read as a whole.
+        children: How often the child of each number has run.
     """
 
     entries: Mapping[int, int]
     stock: frozenset[int]
     payments: Sequence[Payment]
+    children: Mapping[int, int]
     requested: Mapping[int, int] = field(init=False)
     executed: Mapping[int, int] = field(init=False)
 
@@ -97,7 +101,12 @@ def problems(outcomes: Iterable[Outcome], effects: Effects, *, traceback_has_not
     """Return what was lost, doubled or not explained; one line each."""
     found = []
     for outcome in outcomes:
-        told = [*_how_it_ended(outcome, traceback_has_notes), *_rows(outcome, effects), *_payments(outcome, effects)]
+        told = [
+            *_how_it_ended(outcome, traceback_has_notes),
+            *_rows(outcome, effects),
+            *_payments(outcome, effects),
+            *_children(outcome, effects),
+        ]
         found += [f"{outcome.kind} {outcome.number} ({outcome.task_id}, {outcome.status}): {line}" for line in told]
     return found
 
@@ -143,6 +152,17 @@ def _payments(outcome: Outcome, effects: Effects) -> Iterator[str]:
         yield f"{requested} POSTs, of which {executed} had a key that was new"
     if outcome.succeeded and not executed:
         yield "no POST has arrived"
+
+
+def _children(outcome: Outcome, effects: Effects) -> Iterator[str]:
+    runs = effects.children.get(outcome.number, 0)
+    if outcome.kind in SENDS and outcome.succeeded:
+        wanted = {1}
+    else:
+        # What waits for a commit is dropped with it, also with one of which nobody knows.
+        wanted = {0, 1} if outcome.kind == "send_at_once" else {0}
+    if runs not in wanted:
+        yield f"its child ran {runs} times, wanted {sorted(wanted)}; {outcome.notes!r}"
 
 
 def reasons(outcomes: Iterable[Outcome]) -> dict[str, int]:

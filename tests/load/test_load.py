@@ -7,6 +7,7 @@ The full run, with ten seeds from 7 on:
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from celery import Celery
 
 from demo_tasks.servers import PostgresServer
 from tests.load.chaos import Chaos, Outages
-from tests.load.outcomes import DRIVERS, KINDS, WRITES, Effects, Outcome, events, problems, reasons
+from tests.load.outcomes import DRIVERS, KINDS, SENDS, WRITES, Effects, Outcome, events, problems, reasons
 from tests.load.upstream import Upstream
 from tests.support.databases import Database
 from tests.support.inspect import tcp_connections_to
@@ -108,7 +109,12 @@ def run_to_the_end(load: Load, outages: Outages, worker: WorkerProcess) -> None:
         time.sleep(0.1)
 
 
-def seen_by_the_servers(database: Database, upstream: Upstream) -> Effects:
+def children(record: Path) -> collections.Counter[int]:
+    """Return how often the child of each task has run."""
+    return collections.Counter(int(entry.detail) for entry in entries(record, "child"))
+
+
+def seen_by_the_servers(database: Database, upstream: Upstream, record: Path) -> Effects:
     """Return what the tasks have done."""
     counts = database.execute("select number, count(*) from entries group by number")
     stock = database.execute("select number from stock")
@@ -116,6 +122,7 @@ def seen_by_the_servers(database: Database, upstream: Upstream) -> Effects:
         {int(number): int(count) for number, count in counts},  # type: ignore[call-overload]
         frozenset(int(row[0]) for row in stock),  # type: ignore[call-overload]
         upstream.payments(),
+        children(record),
     )
 
 
@@ -157,6 +164,9 @@ def test_nothing_is_lost_or_doubled(
                     run_to_the_end(load, outages, worker)
                 finally:
                     chaos.stop()
+                # None of them is left at the broker, to be missed or found by chance.
+                sent = {each.number for each in load.outcomes(record) if each.succeeded and each.kind in SENDS}
+                wait_until(lambda: sent <= children(record).keys(), "the children", 60.0)
                 stopping = time.monotonic()
                 # Celery may take half a minute to stop warmly after a load.
                 assert worker.stop(90) == 0
@@ -167,7 +177,7 @@ def test_nothing_is_lost_or_doubled(
             wait_until(lambda: not tcp_connections_to(upstream.port), "no HTTP connection", 10.0)
         finally:
             (tmp_path / "worker.log").write_text(worker.log())
-        outcomes, effects = load.outcomes(record), seen_by_the_servers(database, upstream)
+        outcomes, effects = load.outcomes(record), seen_by_the_servers(database, upstream, record)
 
     done = [outcome for outcome in outcomes if outcome.succeeded]
     written = [outcome for outcome in done if outcome.kind in WRITES]
@@ -178,7 +188,8 @@ def test_nothing_is_lost_or_doubled(
         print(
             f"\nload seed={seed}: {len(done)} of {TASKS} succeeded, {TASKS - len(done)} refused; "
             f"{rows} rows for {len(written)} successful writes (and {len(explained)} failures that may have one); "
-            f"{len(effects.payments)} POSTs; {time.monotonic() - started:.0f} s, warm stop {stopped:.1f} s"
+            f"{len(effects.payments)} POSTs; {sum(effects.children.values())} children; "
+            f"{time.monotonic() - started:.0f} s, warm stop {stopped:.1f} s"
         )
         print(f"  refused: {json.dumps(reasons(outcomes), indent=4, ensure_ascii=False)}")
         print(f"  events: {dict(happened)}\n  broken: {dict(sorted(chaos.done.items()))}, {', '.join(outages.done)}")

@@ -44,8 +44,8 @@ POST = Effect("POST by 'api'")
         (INDETERMINATE, {"idempotent": True, "effects": (POST,)}, "replay", ""),
         (INDETERMINATE, {"idempotent": True, "replays": 2}, "retry", ""),
         (UNAVAILABLE, {}, "retry", ""),
-        (UNAVAILABLE, {"retries": 2}, "retry", ""),
-        (UNAVAILABLE, {"retries": 3}, "raise", "retried 3 times"),
+        (UNAVAILABLE, {"retries": 9}, "retry", ""),
+        (UNAVAILABLE, {"retries": 10}, "raise", "retried 10 times"),
         (UNAVAILABLE, {"effects": (POST,)}, "raise", "had left already"),
         (UNAVAILABLE, {"effects": (POST,), "idempotent": True}, "retry", ""),
         (UNAVAILABLE, {"no_broker": "it was called directly"}, "raise", "called directly"),
@@ -70,16 +70,16 @@ def test_decide(kind: FailureKind, situation: dict[str, Any], action: str, reaso
     ("retries", "chance", "retry_after", "delay"),
     [
         (0, 1.0, None, 2.0),
-        (0, 0.0, None, 0.0),
+        (0, 0.0, None, 1.0),
         (1, 1.0, None, 4.0),
-        (3, 0.5, None, 8.0),
+        (3, 0.5, None, 12.0),
         (9, 1.0, None, 60.0),
         (0, 1.0, 30.0, 30.0),
         (9, 1.0, 30.0, 60.0),
     ],
 )
 def test_delays(retries: int, chance: float, retry_after: float | None, delay: float) -> None:
-    """Exponential with full jitter up to a bound; never sooner than the server asked for."""
+    """Exponential with equal jitter up to a bound; never sooner than the server asked for."""
     failure = replace(Failure(UNAVAILABLE, Sent.NOTHING), retry_after=retry_after)
     decision = decide(failure, Situation(retries=retries, chance=chance, policy=RetryPolicy(max_retries=20)))
     assert (decision.action, decision.delay) == (Action.RETRY, delay)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,23 +11,8 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from tests.support.shop import Shop, insert
+from tests.support.trips import trips
 from workerpools.events import EventKind
-
-
-class Trips(list[bytes]):
-    """What the driver sent, by round trip: simple queries, or what a Sync message ends."""
-
-    def note(self, chunk: bytes) -> bool:
-        if chunk[:1] == b"Q" or b"S\x00\x00\x00\x04" in chunk:
-            self.append(chunk)
-        return False
-
-
-@contextmanager
-def trips(shop: Shop) -> Iterator[Trips]:
-    found = Trips()
-    shop.proxy.cut_when(found.note, times=None)
-    yield found
 
 
 @pytest.mark.parametrize("limit", [None, 30], ids=["without a limit", "with a limit"])
@@ -45,7 +28,7 @@ def test_a_transaction_takes_one_trip_per_statement_and_one(shop: Shop, does: st
             insert(self.session, number)
 
     task.apply((1,)).get()
-    with trips(shop) as sent:
+    with trips(shop.proxy) as sent:
         task.apply((2,)).get()
     assert len(sent) == (3 if "," in does else 2), sent
     assert shop.rows() == ([] if does == "reads" else [1, 2])
@@ -60,7 +43,7 @@ def test_without_batches_each_has_its_own(shop: Shop) -> None:
         insert(self.session, number)
 
     task.apply((1,)).get()
-    with trips(shop) as sent:
+    with trips(shop.proxy) as sent:
         task.apply((2,)).get()
     assert len(sent) == 4, sent
     assert shop.rows() == [1, 2]
@@ -206,9 +189,18 @@ LEFT = {
     "a role": ("set role pg_monitor", "select current_user"),
     "a path": ("set search_path to pg_catalog", "show search_path"),
     "a time-out": ("set statement_timeout = 7777", "show statement_timeout"),
+    "a default": ("set default_transaction_read_only = on", "show transaction_read_only"),
+    "a default isolation": (
+        "set session characteristics as transaction isolation level serializable",
+        "show transaction_isolation",
+    ),
     "an advisory lock": ("select pg_advisory_lock(7)", "select count(*) from pg_locks where locktype = 'advisory'"),
     "a temporary table": ("create temp table scratch (n int)", "select to_regclass('pg_temp.scratch')::text"),
     "a channel": ("listen sold", "select count(*) from pg_listening_channels()"),
+    "a channel by a block": (
+        "do 'begin execute ''listen sold''; end'",
+        "select count(*) from pg_listening_channels()",
+    ),
     "a cursor": ("declare kept cursor with hold for select 1", "select count(*) from pg_cursors where is_holdable"),
 }
 
@@ -238,7 +230,7 @@ def test_what_a_task_left_on_its_session_is_gone_for_the_next(shop: Shop, leaves
     leave()
     assert ask() == fresh
     leave()
-    # A rollback takes the reset back.
+    # A rollback does not take the reset back.
     with pytest.raises(RuntimeError):
         fail()
     assert ask() == fresh
@@ -288,19 +280,39 @@ def test_settings_made_when_a_connection_is_opened_are_kept(shop: Shop) -> None:
         with connection.cursor() as cursor:
             cursor.execute('set search_path to "it\'s 100 %", public')
             cursor.execute("set role pg_monitor")
+            cursor.execute("set statement_timeout = 7000")
         connection.commit()
 
     @shop.task(base=base)
     def task(self: Any) -> Any:
         row = self.session.execute(
-            text("select current_setting('search_path'), current_user, :n"),
+            text("select current_setting('search_path'), current_user, current_setting('statement_timeout'), :n"),
             {"n": 1},
         ).one()
         self.session.execute(text("set search_path to public"))
         self.session.execute(text("reset role"))
+        self.session.execute(text("set statement_timeout = 70000"))
         return tuple(row)
 
-    assert task() == task() == ('"it\'s 100 %", public', "pg_monitor", 1)
+    assert task() == task() == ('"it\'s 100 %", public', "pg_monitor", "7s", 1)
+
+
+@pytest.mark.parametrize("batch", [True, False], ids=["in the flight", "apart"])
+def test_a_reset_takes_back_the_timeout_of_the_session(shop: Shop, batch: bool) -> None:
+    """A statement in autocommit has it set for a deadline; the next task, with the same one, has its own."""
+    _, base = shop.another(batch=batch)
+
+    @shop.task(base=base, soft_time_limit=30)
+    def alone(self: Any) -> None:
+        with self.db.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.scalar(text("select 1"))
+
+    @shop.task(base=base, soft_time_limit=30)
+    def task(self: Any) -> Any:
+        return self.session.scalar(text("select setting::int from pg_settings where name = 'statement_timeout'"))
+
+    alone.apply().get()
+    assert 28_000 < task.apply().get() <= 30_000
 
 
 def test_serializable_transactions_that_read_first_still_conflict(shop: Shop) -> None:

@@ -91,3 +91,9 @@ def handles() -> None:
 
 def own_adapter(adapter: Adapter[Cache]) -> None:
     assert_type(pools.add(adapter), Resource[Cache])
+
+
+def messages(task: ShopTask) -> None:
+    assert_type(pools.on_commit(task.session.close), None)
+    task.delay_on_commit(1, sku="cup").get()
+    task.apply_async_on_commit((1,), {"sku": "cup"}, countdown=1.0).forget()

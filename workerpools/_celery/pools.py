@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
-from workerpools._celery import apps, lifecycle, sharing
+from workerpools._celery import apps, lifecycle, messages, sharing
+from workerpools._celery.censor import hide_secrets
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._pools.adapter import Adapter, FunctionAdapter
@@ -71,6 +72,8 @@ class WorkerPools:
     def __init__(self, app: Celery | None = None) -> None:
         attempts.protect()
         threads.follow()
+        messages.follow()
+        hide_secrets()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._worker: Any = None
         # Without a worker in this process: a spawned child, a script, a web process.
@@ -268,6 +271,18 @@ class WorkerPools:
             raise ConfigurationError(f"no resource is named {name!r}; the resources: {known}")
         self.collector.recycle([] if name is None else [name])
         return names if name is None else [name]
+
+    def on_commit(self, function: Callable[[], object]) -> None:
+        """Call ``function`` once the task body that calls this is committed, after its last session.
+
+        Functions and messages that wait are called in their order, outside the attempt; not at all if the body is
+        rolled back, replayed or retried. Where no body runs, ``function`` is called at once. An exception that it
+        raises after a commit is logged, and keeps nothing else from being called.
+
+        Args:
+            function: Called without arguments.
+        """
+        messages.call_on_commit(function)
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` with every event of these resources, in this process and the children it forks later.

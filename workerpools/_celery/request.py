@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
+from celery import Task
 from celery.exceptions import Retry, SoftTimeLimitExceeded, TaskPredicate, TimeLimitExceeded
 from celery.utils.time import maybe_iso8601
 
 from workerpools._celery.lifecycle import worker_limits
+from workerpools._celery.messages import has_left
 from workerpools._celery.settings import read_setting
 from workerpools._run.deadline import seconds_allowed
 from workerpools._run.decision import RetryPolicy
-from workerpools._run.delivery import Terms
+from workerpools._run.delivery import NotSent, Terms
 
 __all__ = ["TaskTerms", "check_times"]
 
@@ -21,6 +25,9 @@ DEADLINE_MARGIN = 0.1
 
 #: The message header that carries the number of used replays to later deliveries.
 REPLAYS = "workerpools_replays"
+
+#: The one that carries the idempotency keys of its requests to its next retry: the retry's number, and the keys.
+KEYS = "workerpools_keys"
 
 
 class TaskTerms(Terms):
@@ -46,7 +53,11 @@ class TaskTerms(Terms):
 
     @property
     def policy(self) -> RetryPolicy | None:  # type: ignore[override]
-        return RetryPolicy.of(self._task.replay, self.name)
+        policy = RetryPolicy.of(self._task.replay, self.name)
+        most = _own_max_retries(self._task)
+        if policy is None or most is None or most >= policy.max_retries:
+            return policy
+        return replace(policy, max_retries=most)
 
     def requests(self) -> list[Any]:
         found: list[Any] = self._task.request_stack.stack
@@ -70,17 +81,50 @@ class TaskTerms(Terms):
             # Celery copies a request's headers to every retry: ours, the body's and autoretry_for's.
             request.headers = {**(request.headers or {}), REPLAYS: replays}
 
+    def task_id(self, request: Any) -> str:
+        return str(getattr(request, "id", None) or "")
+
+    def keys(self, request: Any) -> list[Any]:
+        # Of the delivery just before: Celery copies the header to retries of the body's own, too, and those mean it.
+        headers = cast(Any, getattr(request, "headers", None) or {})
+        try:
+            retries, sent = headers.get(KEYS)
+            return [[str(part) for part in each] for each in sent if len(each) == 3 and retries == request.retries]
+        except (TypeError, ValueError):
+            return []
+
+    def carry_keys(self, request: Any, sent: Sequence[Any]) -> None:
+        if request is not None and sent:
+            carried = [self.retries(request) + 1, [list(each) for each in sent]]
+            request.headers = {**(request.headers or {}), KEYS: carried}
+
     def no_broker(self, request: Any, error: BaseException) -> str:
         task = self._task
         if request is None or request.called_directly:
             return "it was called directly, without a broker to retry through"
-        if request.is_eager:
+        if request.is_eager or task.app.conf.task_always_eager:
             return "it runs eagerly, without a broker to retry through"
-        wanted: Any = tuple(getattr(task, "autoretry_for", ()))
-        unwanted: Any = tuple(getattr(task, "dont_autoretry_for", ()))
-        if isinstance(error, wanted) and not isinstance(error, unwanted):
+        if not self._autoretries(error):
+            return ""
+        if self.runs_again(request, error):
             return "the task's autoretry_for handles this error"
-        return ""
+        return "the task's autoretry_for lists this error, and its retries are used up"
+
+    def _autoretries(self, error: BaseException) -> bool:
+        wanted: Any = tuple(getattr(self._task, "autoretry_for", ()))
+        unwanted: Any = tuple(getattr(self._task, "dont_autoretry_for", ()))
+        return isinstance(error, wanted) and not isinstance(error, unwanted)
+
+    def runs_again(self, request: Any, error: BaseException) -> str:
+        if request is None or request.called_directly or not self._autoretries(error):
+            return ""
+        task = self._task
+        # As celery.app.autoretry and Task.retry() count.
+        most = getattr(task, "override_max_retries", (getattr(task, "retry_kwargs", None) or {}).get("max_retries"))
+        most = task.max_retries if most is None else most
+        if most is not None and self.retries(request) >= most:
+            return ""
+        return "Celery runs it again: the task's autoretry_for lists this error"
 
     def allowed(self, request: Any, elapsed: float) -> float | None:
         if request is None or request.called_directly:
@@ -123,9 +167,21 @@ class TaskTerms(Terms):
         # Not Task.retry(): it counts against the task's own max_retries and, with autoretry_for, keeps a max_retries
         # argument for later calls.
         signature = self._task.signature_from_request(request, countdown=delay, retries=self.retries(request) + 1)
-        signature.apply_async()
+        if not has_left(request.id, signature.apply_async):
+            raise NotSent
         retry: Exception = Retry(exc=error, when=delay, is_eager=False, sig=signature)
         return retry
+
+
+def _own_max_retries(task: Any) -> int | None:
+    """Return the ``max_retries`` that a task or its base says; None for Celery's default, and for no limit."""
+    for owner in (task, *type(task).__mro__):
+        if owner is Task:
+            break
+        if "max_retries" in vars(owner):
+            most = vars(owner)["max_retries"]
+            return max(0, int(most)) if isinstance(most, (int, float)) else None
+    return None
 
 
 def _seconds_until(expires: Any) -> float | None:

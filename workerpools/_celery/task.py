@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 from celery import Celery, Task
+from celery.result import AsyncResult
 
+from workerpools._celery import messages
 from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.pools import is_adapter
 from workerpools._celery.request import TaskTerms
@@ -50,18 +52,21 @@ class PooledTask(Task):
         idempotent: Whether the body may run again although the first run may have completed.
         replay: How often the body runs again: a :class:`workerpools.RetryPolicy`, True for the default policy, False
             for never.
+        publish: When the messages that the body sends leave: ``"at_once"``, or ``"on_commit"`` to hold every one of
+            them until its sessions are committed.
 
     Raises:
         ConfigurationError: On subclassing: a resource's name is an attribute of Celery's ``Task`` or of ``PooledTask``,
             or an adapter was assigned without ``pools.add()``. On creating the task: its body is a coroutine function
-            or a generator function, or ``idempotent``, ``replay`` or a ``workerpools_`` setting of the app is
-            malformed.
+            or a generator function, or ``idempotent``, ``replay``, ``publish`` or a ``workerpools_`` setting of the
+            app is malformed.
     """
 
     abstract = True
 
     idempotent: bool = False
     replay: RetryPolicy | bool = True
+    publish: Literal["at_once", "on_commit"] = "at_once"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PooledTask:
         # Before Celery registers the task: one that is refused later stays in app.tasks.
@@ -85,6 +90,65 @@ class PooledTask(Task):
                     f"{cls.__name__}.{name}: {made}(…) is not a resource yet; add it: {name} = pools.add({made}(…))"
                 )
 
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
+        """Send the task like ``delay()``, once the calling body is committed: see :meth:`apply_async_on_commit`.
+
+        Args:
+            args: The task's positional arguments.
+            kwargs: The task's keyword arguments.
+
+        Returns:
+            The task's result, under the id that it will have.
+
+        Raises:
+            TypeError: The task cannot be called with these arguments.
+            kombu.exceptions.EncodeError: They cannot be serialized.
+        """
+        return messages.send_on_commit(self, args, kwargs, {})
+
+    def apply_async_on_commit(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult:
+        """Send the task like ``apply_async()``, once the body that calls this is committed.
+
+        It is sent after the last of the body's sessions is committed, in the order of the calls; not at all if the body
+        is rolled back, replayed or retried. Where no body runs, it is sent at once. A failure to send it is logged.
+
+        Args:
+            args: The task's positional arguments.
+            kwargs: The task's keyword arguments.
+            options: The options of ``apply_async()``. ``countdown`` and ``expires`` count from the commit.
+
+        Returns:
+            The task's result, under the id that it will have.
+
+        Raises:
+            TypeError: The task cannot be called with these arguments.
+            kombu.exceptions.EncodeError: They cannot be serialized.
+        """
+        return messages.send_on_commit(self, args, kwargs, options)
+
+    # These end the run that sends the message: it cannot wait for a commit that will not come.
+
+    def retry(self, *args: Any, **options: Any) -> Any:
+        """Retry the task as Celery does, whatever ``publish`` says.
+
+        Args:
+            args: The arguments of Celery's ``Task.retry()``.
+            options: Its options.
+        """
+        with messages.at_once():
+            return super().retry(*args, **options)
+
+    def replace(self, sig: Any) -> Any:
+        """Replace the task as Celery does, whatever ``publish`` says.
+
+        Args:
+            sig: The signature to replace it with.
+        """
+        with messages.at_once():
+            return super().replace(sig)
+
     def effect(self, what: str) -> None:
         """Declare an effect that cannot be undone and that no resource of the task sees.
 
@@ -97,6 +161,25 @@ class PooledTask(Task):
             NoAttemptError: No task body is running.
         """
         declare_effect(what)
+
+    def idempotency_key(self, name: str) -> str:
+        """Return a key for a request of this task that is the same however often the task runs.
+
+        It is derived from the task's id, its name and ``name``: the same in replays, retries and further deliveries.
+        Send it as ``Idempotency-Key``.
+
+        Args:
+            name: What the request does, once per task: ``"charge"``; where a body does it several times, with what
+                differs: ``f"charge-{order_id}"``.
+
+        Raises:
+            ConfigurationError: ``name`` is empty or not a text.
+            NoAttemptError: No task body runs in the calling thread.
+        """
+        if not isinstance(cast(Any, name), str) or not name.strip():
+            raise ConfigurationError(f"idempotency_key({name!r}); wanted: what the request does, like 'charge'")
+        attempt = attempts.current() or attempts.require("idempotency_key()")
+        return "" if attempt.delivery is None else attempt.delivery.key(str(self.name), name)
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -121,14 +204,19 @@ class PooledTask(Task):
 
         Raises:
             ConfigurationError: A ``workerpools_`` setting of the app is unknown or malformed, or the task's
-                ``idempotent`` or ``replay`` is. Raised here, it keeps the worker from starting; a signal receiver could
-                only log it.
+                ``idempotent``, ``replay`` or ``publish`` is. Raised here, it keeps the worker from starting; a signal
+                receiver could only log it.
         """
         bound = super().bind(app)
         whose, idempotent = str(cls.name or cls.__name__), cast(Any, cls.idempotent)
         RetryPolicy.of(cls.replay, whose)
         if not isinstance(idempotent, bool):
             raise ConfigurationError(f"{whose}: idempotent={idempotent!r}; wanted: True or False")
+        publish = cast(Any, cls.publish)
+        if publish not in messages.PUBLISH:
+            raise ConfigurationError(f"{whose}: publish={publish!r}; wanted: 'at_once' or 'on_commit'")
+        if publish == "on_commit":
+            messages.hold()
         read_settings(app.conf)
         for name, resource in _resources(cls):
             if isinstance(resource, ConfiguredResource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
 from functools import cached_property
@@ -148,6 +149,10 @@ class Attempt:
     before_commit: tuple[Effect, ...] | None = None
     #: Whether it has ended.
     ended = False
+    #: Whether the body has returned and every session is committed.
+    committed = False
+    #: What waits for its commit, in order; None if nothing does.
+    waiting: deque[Any] | None = None
     #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
     interrupted = False
 

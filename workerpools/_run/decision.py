@@ -21,9 +21,10 @@ class RetryPolicy:
     Attributes:
         replays: The number of times the body, or one of its requests, may run again at once in the same process.
             Counted over all deliveries of the task, so that replays and retries add up and never multiply.
-        max_retries: The number of times the task may be put back on the broker, counted in ``request.retries``.
+        max_retries: The number of times the task may be put back on the broker, counted in ``request.retries``. A
+            smaller ``max_retries`` of the task itself counts.
         backoff: The upper bound of the first delay; it doubles with each retry. The delay is uniformly distributed from
-            0 to the bound (full jitter).
+            half of the bound to the bound (equal jitter): the first tries come soon, and all of them together last.
         backoff_max: The maximum of that bound.
 
     Raises:
@@ -31,7 +32,7 @@ class RetryPolicy:
     """
 
     replays: int = 2
-    max_retries: int = 3
+    max_retries: int = 10
     backoff: float = 2.0
     backoff_max: float = 60.0
 
@@ -177,7 +178,7 @@ def _to_broker(failure: Failure, situation: Situation, policy: RetryPolicy) -> D
             f"the server asks to wait {asked:.0f} s, and the broker would deliver the task twice after its visibility "
             f"timeout of {situation.visibility:g} s"
         )
-    delay = max(situation.chance * bound, asked)
+    delay = max((1.0 + situation.chance) / 2.0 * bound, asked)
     if situation.expires_in is not None and delay >= situation.expires_in:
         return _raise(f"the task expires in {max(0.0, situation.expires_in):.1f} s, before a retry in {delay:.1f} s")
     return Decision(Action.RETRY, delay, "" if situation.affordable else "the process's retry budget is used up")

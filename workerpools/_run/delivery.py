@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,13 @@ from workerpools._run.budget import Budget
 from workerpools._run.deadline import NO_DEADLINE, Deadline
 from workerpools._run.decision import Action, Decision, RetryPolicy, Situation, decide
 from workerpools._run.failure import Failure, Noted
+from workerpools._run.keys import Keys, derive
 
-__all__ = ["Delivery", "Terms"]
+__all__ = ["Delivery", "NotSent", "Terms"]
+
+
+class NotSent(Exception):
+    """Sending a retry succeeded, but no message left."""
 
 
 class Terms:
@@ -47,9 +53,24 @@ class Terms:
     def carry(self, request: Any, replays: int) -> None:
         """Pass the number of replays on to later deliveries of the task."""
 
+    def task_id(self, request: Any) -> str:
+        """Return the task's id, the same in all its deliveries; empty if it has none."""
+        return ""
+
+    def keys(self, request: Any) -> list[Any]:
+        """Return the idempotency keys that the delivery before carried over."""
+        return []
+
+    def carry_keys(self, request: Any, sent: Sequence[Any]) -> None:
+        """Pass the idempotency keys on to the retry that comes next."""
+
     def no_broker(self, request: Any, error: BaseException) -> str:
         """Return the reason why the task cannot go back to the broker after ``error``; empty if it can."""
         return "it was called directly, and has no broker to wait at"
+
+    def runs_again(self, request: Any, error: BaseException) -> str:
+        """Return a sentence that says why the task system itself runs the task again; empty if it does not."""
+        return ""
 
     def allowed(self, request: Any, elapsed: float) -> float | None:
         """Return the time the task may take, in seconds from its start; None without a limit.
@@ -76,6 +97,7 @@ class Terms:
         """Put the task back on the broker, to run in ``delay`` seconds; return the exception to raise.
 
         Raises:
+            NotSent: The task's own way to send it sent no message.
             Exception: The broker did not accept it.
         """
         raise NotImplementedError
@@ -122,6 +144,32 @@ class Delivery:
             self.request = requests[0] if requests else None
         allowed = self.terms.allowed(self.request, time.monotonic() - self._started)
         return NO_DEADLINE if allowed is None else Deadline(self._started + allowed)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The idempotency keys of its requests."""
+        return Keys(self.terms.keys(self.request))
+
+    @cached_property
+    def task_id(self) -> str:
+        """The task's id, the same in all its deliveries; of its own where there is no task's."""
+        return self.terms.task_id(self.request) or str(uuid.uuid4())
+
+    def key(self, task: str, name: str) -> str:
+        """Return the idempotency key of an act of this task.
+
+        Args:
+            task: The task's name.
+            name: The act's name.
+        """
+        made = derive(self.task_id, task, name)
+        self.keys.derived.add(made)
+        return made
+
+    def runs_again(self) -> None:
+        """Note that the body runs again in this delivery."""
+        if "keys" in self.__dict__:
+            self.keys.run_again()
 
     def _used(self) -> int:
         if self._before is None:

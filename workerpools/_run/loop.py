@@ -12,7 +12,7 @@ from workerpools._run import attempts, threads
 from workerpools._run.attempts import Attempt, Effect
 from workerpools._run.budget import Budget
 from workerpools._run.decision import Action, describe
-from workerpools._run.delivery import OUTERMOST, Delivery, Terms
+from workerpools._run.delivery import OUTERMOST, Delivery, NotSent, Terms
 from workerpools._run.events import REPLAY, EventKind, write
 from workerpools._run.failure import Failure, Noted, Verdict, is_interruption, judge
 from workerpools._text import add_note
@@ -111,19 +111,27 @@ def _replay_retry_or_raise(
     fields: dict[str, object] = {"task": terms.name, "error": type(error).__name__, "kind": failure.kind.value}
     if decision.action is Action.REPLAY:
         delivery.count_replay()
+        delivery.runs_again()
         _emit(noted, EventKind.ATTEMPT_REPLAYED, failure, fields)
         time.sleep(decision.delay)
         return
     reason = decision.reason
     if decision.action is Action.RETRY:
+        if "keys" in delivery.__dict__:
+            terms.carry_keys(delivery.request, delivery.keys.sent)
         try:
             retry = terms.retry(delivery.request, error, decision.delay)
+        except NotSent:
+            reason = "the task's own apply_async() returned without having sent the retry"
         except Exception as refused:
             reason = f"the broker did not accept the retry ({type(refused).__name__})"
         else:
             _emit(noted, EventKind.TASK_RETRIED, failure, {**fields, "delay": round(decision.delay, 1)})
             raise retry
-    add_note(error, sentence(failure, reason))
+    again = terms.runs_again(delivery.request, error)
+    add_note(error, sentence(failure, reason, again))
+    if again:
+        reason = f"{reason}; {again}"
     _emit(noted, EventKind.REPLAY_REFUSED, failure, {**fields, "reason": reason})
     raise error
 
@@ -151,11 +159,18 @@ def log_failed_after_commit(task: str, error: BaseException, effects: Sequence[E
     write(REPLAY, logging.WARNING, "failed_after_commit", fields)
 
 
-def sentence(failure: Failure, reason: str) -> str:
-    """Return the note for an error after which the task is not run again: the evidence and the reason."""
+def sentence(failure: Failure, reason: str, again: str = "") -> str:
+    """Return the note for an error after which the task is not run again: the evidence and the reason.
+
+    Args:
+        failure: The failure.
+        reason: Why workerpools does not run the task again.
+        again: Why the task system does, all the same; empty if it does not.
+    """
     whose = f" of the resource {failure.resource!r}" if failure.resource else ""
     known = failure.known or failure.kind.value
-    return f"workerpools: {failure.phase.value}{whose} failed: {known}. Not run again: {reason}."
+    what = f"Not replayed: {reason}. But {again}" if again else f"Not run again: {reason}"
+    return f"workerpools: {failure.phase.value}{whose} failed: {known}. {what}."
 
 
 def _emit(noted: Noted, kind: EventKind, failure: Failure, fields: Mapping[str, object]) -> None:
@@ -178,6 +193,7 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
             result = body(*args, **kwargs)
             if attempt.scoped:
                 attempt.commit()
+            attempt.committed = True
         except BaseException:
             attempt.close(rollback=True)
             raise

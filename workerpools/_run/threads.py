@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from workerpools._run.attempts import Attempt, current, line, running
 
-__all__ = ["PREFIX", "Living", "follow", "may_act", "of_no_attempt", "working"]
+__all__ = ["PREFIX", "Living", "follow", "may_act", "of_no_attempt", "starting", "working"]
 
 #: The names of this package's own threads begin with it.
 PREFIX = "workerpools-"
@@ -70,7 +70,7 @@ def follow() -> None:
     # A tool that wraps it in the same way copies the mark.
     @functools.wraps(start)
     def noted(thread: threading.Thread, *arguments: Any, **options: Any) -> None:
-        setattr(thread, _ATTRIBUTE, [weakref.ref(attempt) for attempt in _starting()])
+        setattr(thread, _ATTRIBUTE, [weakref.ref(attempt) for attempt in starting()])
         start(thread, *arguments, **options)
 
     setattr(noted, _ATTRIBUTE, True)
@@ -87,8 +87,8 @@ def of_no_attempt() -> Generator[None, None, None]:
         _of_no_attempt.reset(token)
 
 
-def _starting() -> list[Attempt]:
-    """Return the attempts that the calling code may start a thread for."""
+def starting() -> list[Attempt]:
+    """Return the attempts that the calling code runs in, or that may have started its thread."""
     if _of_no_attempt.get():
         return []
     attempt = current()

@@ -20,20 +20,17 @@ except ModuleNotFoundError as error:
     raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
 
 from workerpools.adapter import (
-    WEEK,
     Adapter,
     ExecutionPool,
     Failure,
     Lifetime,
     Opening,
     Setting,
-    redact_url,
     refusal,
-    seconds,
-    whole,
 )
 from workerpools.errors import ConfigurationError
 from workerpools.httpx._errors import classify_status, classify_unwatched
+from workerpools.httpx._options import base_of, check_files, check_options
 from workerpools.httpx._transport import Traffic, WatchedTransport
 
 __all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
@@ -154,15 +151,35 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
-        if max_connections is not None:
-            whole(max_connections, "HttpxClient: max_connections", least=1, optional=True)
-        if leak_after is not None:
-            seconds(leak_after, "HttpxClient: leak_after", optional=True)
-        _check_timeout(timeout)
+        base = base_of(options.get("base_url", ""), any_scheme=transport is not None or bool(mounts))
+        options["base_url"] = base.url
+        if base.auth is not None and options.get("auth") is None:
+            options["auth"] = base.auth
+        sockets: Any = socket_options
+        if isinstance(sockets, Iterable):
+            # Once: the option may be an iterator.
+            sockets = list(sockets)
+        check_options(
+            client=options,
+            timeout=timeout,
+            limits=limits,
+            verify=verify,
+            cert=cert,
+            trust_env=trust_env,
+            http1=http1,
+            http2=http2,
+            mounts=mounts,
+            transport=transport,
+            socket_options=sockets,
+            max_connections=max_connections,
+            credentials=credentials,
+            on_open=on_open,
+            leak_after=leak_after,
+        )
         self.leak_after = leak_after
         self.on_open = on_open
-        self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
-        self.server = _server(options.get("base_url", ""))
+        self._base_url = base.shown
+        self.server = base.server
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
         self._limits = limits
         self._max_connections = max_connections
@@ -172,7 +189,7 @@ class HttpxClient(Adapter[httpx.Client]):
         self._proxy = _usable_proxy(proxy, "HttpxClient: proxy")
         self._mounts = mounts or {}
         self._transport = transport
-        self._socket_options = list(SOCKET_OPTIONS if socket_options is None else socket_options)
+        self._socket_options = list(SOCKET_OPTIONS if sockets is None else sockets)
         self._context: ssl.SSLContext | None = None
         # Weak: user code may close and drop a client.
         self._traffic: weakref.WeakKeyDictionary[httpx.Client, Traffic] = weakref.WeakKeyDictionary()
@@ -181,6 +198,7 @@ class HttpxClient(Adapter[httpx.Client]):
         """Build the TLS context and trigger httpx's lazy imports, which make up most of a first client's cost."""
         if self._context is None and self._transport is None:
             verify, cert, trust_env = self._tls
+            check_files(verify, cert)
             self._context = httpx.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
             # httpx imports its connection pool with the first transport. This one opens no connection.
             httpx.HTTPTransport(verify=self._context).close()
@@ -322,16 +340,6 @@ class _Credentials(httpx.Auth):
             yield from httpx.BasicAuth(*found).auth_flow(request)
 
 
-def _check_timeout(timeout: Any) -> None:
-    try:
-        bounds = httpx.Timeout(timeout).as_dict()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigurationError(f"HttpxClient: timeout: {error}") from None
-    for name, bound in bounds.items():
-        if bound is not None:
-            seconds(bound, f"HttpxClient: timeout: {name}", most=WEEK, optional=True)
-
-
 _CLIENT_OPTIONS = frozenset(
     (
         "auth",
@@ -345,44 +353,6 @@ _CLIENT_OPTIONS = frozenset(
         "params",
     )
 )
-
-
-def _server(base_url: Any) -> tuple[str, int] | None:
-    """Return the host and port of a valid base URL; None for an empty one."""
-    url = httpx.URL(base_url)
-    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
-    return (url.host, port) if url.host and port else None
-
-
-def _shown_base_url(base_url: Any, *, any_scheme: bool) -> str:
-    """Return a base URL without its secrets.
-
-    Args:
-        base_url: The URL.
-        any_scheme: Whether to allow schemes other than http and https, which the user's transport may handle.
-
-    Raises:
-        ConfigurationError: It is not a server's URL. The message omits it, as it may contain a password.
-    """
-    if base_url is None:
-        raise ConfigurationError("HttpxClient: base_url is None; is its environment variable set?")
-    try:
-        url = httpx.URL(base_url)
-    except (TypeError, httpx.InvalidURL):
-        url = httpx.URL()
-    if str(base_url) and not (url.host and url.scheme and (any_scheme or url.scheme in ("http", "https"))):
-        raise ConfigurationError(
-            "HttpxClient: base_url is invalid (not shown here, as it may contain a password); wanted: "
-            "http:// or https:// and a host, like https://api.example.com, with special characters of a password "
-            "escaped (urllib.parse.quote)"
-        )
-    if url.userinfo and (b"@" in url.raw_path or "@" in url.fragment):
-        # An unescaped "/", "?" or "#" of a password ended the host early; the rest of the password would be shown.
-        raise ConfigurationError(
-            "HttpxClient: base_url has an '@' after its host (not shown here, as it may contain a password); "
-            "escape special characters of a password (urllib.parse.quote)"
-        )
-    return redact_url(str(base_url))
 
 
 def _usable_proxy(proxy: Any, what: str) -> Any:

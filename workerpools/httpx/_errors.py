@@ -9,9 +9,17 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes
+from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes, kept_key
 
-__all__ = ["RESOURCE", "Progress", "classify_transport", "classify_unwatched", "is_idempotent", "retry_after"]
+__all__ = [
+    "RESOURCE",
+    "Progress",
+    "classify_transport",
+    "classify_unwatched",
+    "is_idempotent",
+    "is_repeated",
+    "retry_after",
+]
 
 #: RFC 9110 §9.2.2: a request with one of these methods may be sent again.
 IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
@@ -21,8 +29,21 @@ RESOURCE = "workerpools_resource"
 
 
 def is_idempotent(request: httpx.Request) -> bool:
-    """Return whether ``request`` has an idempotent method or an Idempotency-Key."""
-    return request.method.upper() in IDEMPOTENT_METHODS or "idempotency-key" in request.headers
+    """Return whether ``request`` has an idempotent method or an Idempotency-Key; an empty one is none."""
+    return request.method.upper() in IDEMPOTENT_METHODS or bool(request.headers.get("idempotency-key", "").strip())
+
+
+def is_repeated(request: httpx.Request) -> bool:
+    """Return whether a replay may send ``request`` again; gives it the key that it had in a run before."""
+    if request.method.upper() in IDEMPOTENT_METHODS or not is_idempotent(request):
+        return is_idempotent(request)
+    key = request.headers["idempotency-key"]
+    # Not known before it is sent: an iterator, a form with files, whose boundary is another one each time.
+    content = b"".join(request.stream) if isinstance(request.stream, httpx.ByteStream) else None
+    kept = kept_key(f"{request.method} {request.url}", content, key)
+    if kept is not None and kept != key:
+        request.headers["Idempotency-Key"] = kept
+    return kept is not None
 
 
 @dataclass

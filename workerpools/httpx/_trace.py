@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from workerpools.adapter import Effect, Lease, Opening
-from workerpools.httpx._errors import Progress, is_idempotent
+from workerpools.httpx._errors import Progress, is_repeated
 
 __all__ = ["FAILING", "Closing", "Trace", "closing_of"]
 
@@ -114,6 +114,8 @@ class Trace:
         self._chained: Callable[[str, Any], Any] | None = request.extensions.get("trace")
         self.progress = Progress(watched=watched)
         self._effect: Effect | None = None
+        # Before the request is sent, as it may change the key.
+        self._repeated = is_repeated(request)
         self._number = -1
         self._handshake = _Handshake(-1)
         #: The transport's generation that it uses; None before.
@@ -251,7 +253,7 @@ class Trace:
 
     def leaves(self) -> None:
         """Declare the request's possible effect, once."""
-        if self._effect is None and not is_idempotent(self._request):
+        if self._effect is None and not self._repeated:
             self._effect = self._opening.effect(f"{self._request.method} by {self._opening.resource!r}")
 
     def never_left(self) -> None:

@@ -71,7 +71,7 @@ def resolve_commits(
         try:
             state.bounded(partial(rollback, proxied))
         finally:
-            state.transaction_ends(undone=True)
+            state.transaction_ends()
 
     def do_commit(proxied: Any) -> None:
         try:
@@ -89,7 +89,7 @@ def resolve_commits(
                 try:
                     commit(proxied)
                 finally:
-                    state.transaction_ends(undone=True)
+                    state.transaction_ends()
                 return
             # For SQLAlchemy the transaction has ended: it does not roll back when the connection is checked in.
             do_rollback(proxied)
@@ -101,7 +101,6 @@ def resolve_commits(
         at = None if attempt is None else attempt.deadline.at
         state.wait(at)
         state.announced = True
-        undone = False
         try:
             connection = proxied.dbapi_connection
             if status == IDLE:
@@ -136,7 +135,6 @@ def resolve_commits(
                 if not dialect.is_disconnect(error, proxied, None):
                     # The server replied that it did not commit.
                     effect.withdraw()
-                    undone = True
                     raise
                 state.waited()
                 if transaction is None:
@@ -163,7 +161,7 @@ def resolve_commits(
                     state.watch.waiting.pop()
                 except IndexError:
                     state.taken()
-            state.transaction_ends(undone=undone)
+            state.transaction_ends()
 
     dialect.do_commit = do_commit
     dialect.do_rollback = do_rollback

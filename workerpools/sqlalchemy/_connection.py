@@ -118,7 +118,6 @@ class Transaction:
         none: Whether the server has said, after the last statement, that it has no id.
         xid: Its id; empty if unknown.
         pid: Its server process; 0 if unknown.
-        left_by: The attempt whose settings come back if it is rolled back.
     """
 
     # Class attributes until set: every transaction would pay for a constructor.
@@ -128,7 +127,6 @@ class Transaction:
     none = False
     xid = ""
     pid = 0
-    left_by: User | None = None
 
     @property
     def did_nothing(self) -> bool:
@@ -167,8 +165,6 @@ class ConnectionState:
             one.
         resets: The statements that restore its session's settings; empty for none.
         left_by: The attempt that used its session last; None for a new session.
-        listens: Whether its session may have executed LISTEN.
-        unlocked_by: The attempt for which its advisory locks were released.
         direct: Whether its server stays the same: no PgBouncer is in between.
         history: The server's history; None if a lost COMMIT cannot be resolved.
         phase: The current phase.
@@ -206,7 +202,6 @@ class ConnectionState:
         "lasting",
         "lease",
         "left_by",
-        "listens",
         "lives",
         "local",
         "phase",
@@ -223,7 +218,6 @@ class ConnectionState:
         "told",
         "took",
         "transaction",
-        "unlocked_by",
         "unseen",
         "used",
         "waiting",
@@ -253,8 +247,6 @@ class ConnectionState:
         self.lasting: Deadline | None = None
         self.resets: tuple[str, ...] = ()
         self.left_by: User | None = None
-        self.listens = False
-        self.unlocked_by: User | None = None
         self.history: History | None = None
         self.phase = Phase.STATEMENT
         self.read_write = False
@@ -297,17 +289,10 @@ class ConnectionState:
 
     # Transactions.
 
-    def transaction_ends(self, *, undone: bool) -> None:
-        """Note the end of the transaction, and that its settings are no longer in force.
-
-        Args:
-            undone: Whether it was rolled back.
-        """
+    def transaction_ends(self) -> None:
+        """Note the end of the transaction, and that its settings are no longer in force."""
         self.read_write = False
-        if (transaction := self.transaction) is not None:
-            self.transaction = None
-            if undone:
-                self.left_by = transaction.left_by
+        self.transaction = None
         if self.local is not None:
             self.local = self.fits = None
 
@@ -335,6 +320,11 @@ class ConnectionState:
     def used_by(self, attempt: Attempt | None) -> None:
         """Note which attempt uses the session; None for code outside of one."""
         self.left_by = OUTSIDE if attempt is None else weakref.ref(attempt)
+
+    def was_reset(self) -> None:
+        """Note that its session was reset: with RESET ALL, to the timeout with which it was opened."""
+        if "RESET ALL" in self.resets:
+            self.session, self.fits = self.server, None
 
     # Waiting: the watchdog ends a wait that the server does not end.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from time import monotonic
 from typing import Any
@@ -22,7 +22,6 @@ from workerpools.sqlalchemy._timeouts import fitting, send_outside
 __all__ = ["RESETS", "Flights", "begin"]
 
 _RESET_ALL = "RESET ALL"
-_UNLOCK = "SELECT pg_advisory_unlock_all()"
 
 #: What PostgreSQL's DISCARD ALL does and a transaction allows, without what a session that is kept profits from:
 #: prepared statements, plans, sequences (PostgreSQL documentation, "DISCARD").
@@ -33,15 +32,16 @@ RESETS = (
     "UNLISTEN *",
     "CLOSE ALL",
     "DISCARD TEMP",
-    _UNLOCK,
+    "SELECT pg_advisory_unlock_all()",
 )
 
-#: The statements that make a session's settings again, a line each. Line breaks in a value would be taken for the end.
+#: The timeout in force, and the statements that make a session's settings again, a line each. Line breaks in a value
+#: would be taken for the end.
 _SETTINGS = r"""
-SELECT concat_ws(E'\n',
+SELECT (SELECT setting FROM pg_settings WHERE name = 'statement_timeout'), concat_ws(E'\n',
  CASE WHEN current_setting('role') <> 'none' THEN format('SET ROLE %I', current_setting('role')) END,
  (SELECT string_agg(format('SELECT set_config(%L,%L,false)', name, setting), E'\n') FROM pg_settings
-  WHERE source = 'session' AND name <> 'statement_timeout' AND setting !~ E'\n'))
+  WHERE source = 'session' AND setting !~ E'\n'))
 """
 
 _ISOLATION = {1: "READ COMMITTED", 2: "REPEATABLE READ", 3: "SERIALIZABLE", 4: "READ UNCOMMITTED"}
@@ -120,10 +120,11 @@ class Flights:
         before = connection.autocommit
         connection.autocommit = True
         try:
-            (kept,) = self.ask(connection, _SETTINGS)
+            milliseconds, kept = self.ask(connection, _SETTINGS)
         finally:
             if not connection.closed:
                 connection.autocommit = before
+        state.server = state.session = int(milliseconds)
         if kept:
             at = state.resets.index(_RESET_ALL) + 1
             state.resets = (*state.resets[:at], *kept.split("\n"), *state.resets[at:])
@@ -171,7 +172,6 @@ class Flights:
         state.alone = False
         if transaction is None:
             transaction = state.transaction = Transaction()
-            transaction.left_by = state.left_by
             # One that is open already was begun past the engine.
             transaction.reads = first
         if text.does is Does.OTHER:
@@ -192,8 +192,6 @@ class Flights:
                 commands: list[str] = []
                 resets = False
                 if first:
-                    read_only = connection.readonly if self._is_psycopg2 else connection.read_only
-                    commands.append(self._begin(connection.isolation_level, read_only, connection.deferrable))
                     left = state.left_by
                     # state.is_anothers(attempt), without the call.
                     if (
@@ -201,15 +199,13 @@ class Flights:
                         and left is not None
                         and (left() is not attempt or (left is OUTSIDE) != (attempt is None))
                     ):
-                        if state.listens:
-                            # UNLISTEN takes effect at COMMIT: too late for what is to share its round trip.
-                            self._clean(state, connection, attempt)
-                        else:
-                            resets = True
-                            commands += state.resets
-                            if attempt is not None and state.unlocked_by is not None and state.unlocked_by() is attempt:
-                                # Advisory locks of the attempt itself outlast its rolled back transaction.
-                                commands = [command for command in commands if command != _UNLOCK]
+                        # In a transaction of their own: the next one's rollback would take them back, its BEGIN reads
+                        # settings, and UNLISTEN takes effect at its end. END is not mistaken for a task's COMMIT.
+                        resets = True
+                        state.was_reset()
+                        commands += ("BEGIN", *state.resets, "END")
+                    read_only = connection.readonly if self._is_psycopg2 else connection.read_only
+                    commands.append(self._begin(connection.isolation_level, read_only, connection.deferrable))
                 timeout = None
                 if at is not None and (state.fits != at or monotonic() > state.fits_until):
                     effective = state.session if state.local is None else state.local
@@ -227,7 +223,8 @@ class Flights:
                     effective = state.session if state.local is None else state.local
                     state.fits, state.fits_until = at, at - effective / 1000
                 if fits and (resets or state.left_by is None):
-                    state.left_by = state.unlocked_by = OUTSIDE if attempt is None else weakref.ref(attempt)
+                    # state.used_by(attempt), without the call.
+                    state.left_by = OUTSIDE if attempt is None else weakref.ref(attempt)
             if not fits:
                 if first and text is not NOTHING:
                     self._clean(state, connection, attempt)
@@ -235,7 +232,6 @@ class Flights:
                     state.fit(connection, at, statement)
                 transaction.none = False
                 run()
-            state.listens |= text.listens
         except BaseException:
             if not connection.closed:
                 status = state.status()
@@ -244,7 +240,7 @@ class Flights:
                     ending.withdraw()
                 if first and status == IDLE:
                     # The driver refused the statement before it began a transaction.
-                    state.transaction_ends(undone=True)
+                    state.transaction_ends()
             raise
         if state.status() == IDLE:
             undone = text.undoes or (text.single and cursor.statusmessage == "ROLLBACK")
@@ -252,7 +248,7 @@ class Flights:
                 ending.withdraw()
             elif not undone and ending is None:
                 self._opening.effect(self._ended)
-            state.transaction_ends(undone=undone)
+            state.transaction_ends()
         elif ending is not None and text.single:
             ending.withdraw()
 
@@ -273,7 +269,6 @@ class Flights:
             if state.introduced and (at is not None or state.session != state.server):
                 state.fit_session(connection, at)
         # Otherwise the driver believes in a transaction that the server has ended.
-        state.listens |= text.listens
         run()
 
     def execute_unseen(self, state: ConnectionState, run: Callable[[], Any], cursor: Any, statement: Any) -> Any:
@@ -297,26 +292,17 @@ class Flights:
     def ended_unseen(self, state: ConnectionState) -> None:
         """Note that the server has no transaction although none was seen to end."""
         self._opening.effect(self._ended)
-        state.transaction_ends(undone=False)
-
-    def _reset(self, state: ConnectionState, attempt: Attempt | None) -> Sequence[str]:
-        # Advisory locks are released at once. Those of the attempt itself outlast its rolled back transaction.
-        unlocked = state.unlocked_by
-        if attempt is not None and unlocked is not None and unlocked() is attempt:
-            return [command for command in state.resets if command != _UNLOCK]
-        return state.resets
+        state.transaction_ends()
 
     def _clean(self, state: ConnectionState, connection: Any, attempt: Attempt | None) -> None:
         """Reset the session in a round trip of its own."""
         if state.resets and state.is_anothers(attempt):
-            commands = self._reset(state, attempt)
             if self._driver.in_block(connection):
-                self._driver.send(connection, commands)
+                self._driver.send(connection, state.resets)
             else:
-                send_outside(connection, ";".join(commands))
-                state.listens = False
+                send_outside(connection, ";".join(state.resets))
+            state.was_reset()
             state.used_by(attempt)
-            state.unlocked_by = state.left_by
         elif state.left_by is None:
             state.used_by(attempt)
 

@@ -32,9 +32,10 @@ def in_block(connection: Any) -> bool:
 
 
 def send(connection: Any, commands: Sequence[str]) -> None:
-    """Execute commands in the transaction, which they begin if there is none."""
+    """Execute commands in a transaction of their own, also in a pipeline."""
     for command in commands:
         connection.execute(command)
+    connection.commit()
 
 
 def begins(connection: Any) -> bool:

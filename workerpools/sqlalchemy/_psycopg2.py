@@ -176,7 +176,6 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
         if (state := self.workerpools) is not None:
             if state.transaction is None:
                 state.transaction = Transaction()
-                state.transaction.left_by = state.left_by
             state.transaction.reads = False
         return made
 
@@ -350,8 +349,9 @@ def in_block(connection: Any) -> bool:
 
 
 def send(connection: Any, commands: Sequence[str]) -> None:
-    """Execute commands in the transaction, which they begin if there is none."""
+    """Execute commands in a transaction of their own, also in a ``with`` block."""
     connection.send(";".join(commands))
+    extensions.connection.commit(connection)
 
 
 def begins(connection: Any) -> bool:

@@ -147,7 +147,7 @@ def _watch_transactions(dialect: Any, opening: Opening) -> None:
                 state.savepoint_undone()
             elif state is not None and phase is not None:
                 state.phase = phase
-                state.transaction_ends(undone=False)
+                state.transaction_ends()
             if effect:
                 opening.effect(effect)
             return method(connection, *arguments, **options)

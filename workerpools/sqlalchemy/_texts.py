@@ -35,7 +35,6 @@ class Text(NamedTuple):
         copies: Whether it is a COPY, which needs the driver's own methods.
         may_end: Whether it may end the transaction by a COMMIT.
         undoes: Whether it is a ROLLBACK of the whole transaction, and nothing else.
-        listens: Whether it may be a LISTEN.
     """
 
     does: Does
@@ -43,7 +42,6 @@ class Text(NamedTuple):
     copies: bool = False
     may_end: bool = False
     undoes: bool = False
-    listens: bool = False
 
 
 #: Of a text without a statement: an empty one, or comments.
@@ -136,15 +134,15 @@ def read(statement: str) -> Text:
     if "\\" in statement:
         # Where a string ends depends on the setting standard_conforming_strings.
         words = set(_WORD.findall(statement.lower()))
-        ends, listens = not _MAY_END_ANYWHERE.isdisjoint(words), "listen" in words
-        return Text(Does.OTHER, single=False, copies="copy" in words, may_end=ends, listens=listens)
+        ends = not _MAY_END_ANYWHERE.isdisjoint(words)
+        return Text(Does.OTHER, single=False, copies="copy" in words, may_end=ends)
     statements = [found for found in _statements(statement) if found]
     if not statements:
         return NOTHING
     first = [found[0] for found in statements]
     if len(statements) > 1:
         ends = not _MAY_END_ANYWHERE.isdisjoint(first)
-        return Text(Does.OTHER, single=False, copies="copy" in first, may_end=ends, listens="listen" in first)
+        return Text(Does.OTHER, single=False, copies="copy" in first, may_end=ends)
     tokens = statements[0]
     word = tokens[0]
     if word in _CONTROLS:
@@ -153,7 +151,7 @@ def read(statement: str) -> Text:
             return Text(Does.OTHER, may_end=True)
         # PREPARE name AS only names a statement; ROLLBACK TO goes on.
         undoes = word in ("abort", "rollback") and "to" not in tokens[1:4]
-        return Text(Does.CONTROL, may_end=word in ("commit", "end"), undoes=undoes, listens=word == "listen")
+        return Text(Does.CONTROL, may_end=word in ("commit", "end"), undoes=undoes)
     reads = word in _READS and _DOES_MORE.isdisjoint(tokens) and all(_known_calls(tokens))
     return Text(Does.READ if reads else Does.OTHER, copies=word == "copy", may_end=word in _MAY_END_ANYWHERE)
 
