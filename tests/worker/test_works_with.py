@@ -91,6 +91,16 @@ def sent_again(stand: Stand, kind: str, number: int, first: str) -> list[str]:
     return [task_id for task_id in stand.call("send", kind, number, "none") if task_id != first]
 
 
+def test_singleton_that_swallows_retries(shared: Stand, worker: WorkerProcess) -> None:
+    """Its task fails, with the reason, and is not lost; it can be sent again."""
+    for attempt in (1, 2):
+        (task_id,) = shared.call("send", "locked", 500, "declined")
+        result = result_of(shared, task_id)
+        assert (result.state, bodies(shared, 500), shared.orders(500)) == ("FAILURE", attempt, [])
+        assert type(result.result).__name__ == "HTTPStatusError"
+    worker.wait_for_log("the task's own apply_async() returned without having sent the retry")
+
+
 def test_sentry(shared: Stand, sent: dict[tuple[str, str], list[str]]) -> None:
     """A task that fails sends one event; one that is replayed or retried sends none."""
     for ids in sent.values():
@@ -146,6 +156,7 @@ def test_chord(shared: Stand, worker: WorkerProcess) -> None:
     assert result_of(shared, body).result == 300 + 301 + 302 + 303
     assert [sorted(entry.detail) for entry in shared.entries("total")] == [[300, 301, 302, 303]]
     assert [shared.orders(number) for number, _ in members] == [[0], [1], [0], [1]]
+    assert result_of(shared, shared.call("chain", 310, "declined")).result == 311
 
 
 def test_beat(shared: Stand, worker: WorkerProcess) -> None:

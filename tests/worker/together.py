@@ -151,6 +151,17 @@ def singleton(self: SingletonTask, number: int, trouble: str) -> int:
     return _order(self, number, trouble)
 
 
+class LockedTask(Singleton, ShopTask):  # type: ignore[misc]
+    """celery-singleton as it is: it takes a retry for a duplicate, and sends nothing."""
+
+    abstract = True
+
+
+@app.task(base=LockedTask, bind=True, name="shop.locked")
+def locked(self: LockedTask, number: int, trouble: str) -> int:
+    return _order(self, number, trouble)
+
+
 class ContextTask(ShopTask):
     """What Flask's pattern for Celery says."""
 
@@ -184,6 +195,7 @@ class ClassBased(ShopTask):
 app.register_task(ClassBased())
 
 
+# A result with children outlives the client's connection, and opens another one when it is freed.
 @app.task(name="shop.send", trail=False)
 def send(name: str, *arguments: Any) -> list[str]:
     """Send a task from a process that has its class; return its id, or none where celery-once refuses it."""
@@ -202,6 +214,17 @@ def total(numbers: list[int]) -> int:
 def start_chord(members: list[tuple[int, str]]) -> str:
     """Start a chord; return the id of its body."""
     return str(chord(app.tasks["shop.class"].s(*member) for member in members)(total.s()).id)
+
+
+@app.task(name="shop.after")
+def after(number: int) -> int:
+    return number + 1
+
+
+@app.task(name="shop.chain", trail=False)
+def start_chain(number: int, trouble: str) -> str:
+    """Start a chain; return the id of its last task."""
+    return str((app.tasks["shop.class"].s(number, trouble) | after.s())().id)
 
 
 @app.task(base=ShopTask, bind=True, name="shop.visit")
