@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -21,6 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from pydantic import BaseModel
 from sentry_sdk.transport import Transport
+from sentry_sdk.worker import BackgroundWorker
 from sqlalchemy import text
 
 from tests.support.recorder import record
@@ -38,12 +40,19 @@ web = Flask("storefront")
 
 
 class LocalTransport(Transport):
-    """Writes the task of each event into the record."""
+    """Writes the task of each event into the record, in a thread, as Sentry's own transport sends it."""
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._thread = BackgroundWorker()
 
     def capture_envelope(self, envelope: Any) -> None:
         event = envelope.get_event()
         if event is not None:
-            record("sentry event", event.get("tags", {}).get("celery_task_id"))
+            self._thread.submit(lambda: record("sentry event", event.get("tags", {}).get("celery_task_id")))
+
+    def flush(self, timeout: float, callback: Any = None) -> None:
+        self._thread.flush(timeout, callback)
 
 
 sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=LocalTransport, traces_sample_rate=1.0)
@@ -91,7 +100,9 @@ def write_order(task: Any, number: int, trouble: str, *, first: bool = True) -> 
     if trouble == "declined":
         declined = {"status": "503"} if first else {}
         task.api.get(f"/echo/{number}", params=declined).raise_for_status()
-    elif trouble == "lost" and number not in _lost:
+    elif trouble in ("lost", "reported") and number not in _lost:
+        if trouble == "reported":
+            logging.getLogger("shop").error("an event for Sentry")
         _lost.add(number)
         backend = session.scalar(text("select pg_backend_pid()"))
         with sqlalchemy.create_engine(task.db.url, poolclass=sqlalchemy.NullPool).connect() as other:
