@@ -79,6 +79,8 @@ class HttpxClient(Adapter[httpx.Client]):
     Args:
         timeout: As for ``httpx.Client``; by default 10 s to read and to write, 3 s to connect and 2 s to acquire a
             connection. An explicit None waits for ever.
+        total_timeout: How long an exchange may take in all, in seconds: acquiring a connection, connecting, sending and
+            the response to its end. None for no limit but the task's deadline. ``timeout`` bounds each wait by itself.
         limits: As for ``httpx.Client``; by default :func:`default_limits`.
         verify: As for ``httpx.Client``. The TLS context is built once, in the parent, and inherited.
         cert: As for ``httpx.Client``.
@@ -117,6 +119,7 @@ class HttpxClient(Adapter[httpx.Client]):
             example="https://api.example.com",
         ),
         Setting.timeout("http_timeout", "Read and write timeout, in seconds (10)."),
+        Setting.timeout("http_total_timeout", "Timeout of a whole exchange, in seconds (none but the deadline)."),
         Setting.timeout("http_connect_timeout", "Connect timeout, in seconds (3)."),
         Setting.timeout("http_acquire_timeout", "Acquire timeout, in seconds (2)."),
         Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
@@ -127,6 +130,7 @@ class HttpxClient(Adapter[httpx.Client]):
         self,
         *,
         timeout: Any = DEFAULT_TIMEOUT,
+        total_timeout: float | None = None,
         limits: httpx.Limits | None = None,
         verify: ssl.SSLContext | str | bool = True,
         cert: Any = None,
@@ -159,6 +163,9 @@ class HttpxClient(Adapter[httpx.Client]):
         if leak_after is not None:
             seconds(leak_after, "HttpxClient: leak_after", optional=True)
         _check_timeout(timeout)
+        if total_timeout is not None:
+            seconds(total_timeout, "HttpxClient: total_timeout", most=WEEK, above=True, optional=True)
+        self._total_timeout = total_timeout
         self.leak_after = leak_after
         self.on_open = on_open
         self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
@@ -188,7 +195,7 @@ class HttpxClient(Adapter[httpx.Client]):
     def open(self, opening: Opening) -> httpx.Client:
         self.prepare()
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
-        traffic = Traffic(opening, limits.keepalive_expiry)
+        traffic = Traffic(opening, limits.keepalive_expiry, self._total_timeout)
 
         def watched(
             transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
@@ -296,6 +303,7 @@ class HttpxClient(Adapter[httpx.Client]):
         return cls(
             base_url=settings.get("http_base_url", ""),
             timeout=timeout,
+            total_timeout=settings.get("http_total_timeout"),
             max_connections=settings.get("http_max_connections"),
         )
 
