@@ -60,7 +60,7 @@ class Trickle:
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection:
-            connection.settimeout(5)
+            connection.settimeout(1)
             if self._context is not None:
                 connection = self._context.wrap_socket(connection, server_side=True)
             with connection:
