@@ -33,6 +33,7 @@ from workerpools.adapter import (
     whole,
 )
 from workerpools.errors import ConfigurationError
+from workerpools.httpx._client import COOKIES, PooledClient
 from workerpools.httpx._errors import classify_status, classify_unwatched
 from workerpools.httpx._transport import Traffic, WatchedTransport
 
@@ -93,6 +94,8 @@ class HttpxClient(Adapter[httpx.Client]):
             to it. A transport created before the fork is shared by parent and children: pass a function instead,
             ``transport=lambda: MyTransport()``.
         socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
+        cookies: How long cookies that a server sets are kept: "attempt" (the default), "process" or "off". Or the
+            cookies to send with each request, as for ``httpx.Client``.
         max_connections: Maximum number of connections per process, if ``limits`` is not given.
         max_lifetime: How long a connection is used, in seconds; None for no limit. httpx does not resolve a name again
             while a connection lives, so this is how changes of DNS or of a load balancer take effect. Responses in
@@ -141,6 +144,7 @@ class HttpxClient(Adapter[httpx.Client]):
         mounts: Mapping[str, httpx.BaseTransport | None] | None = None,
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport] | None = None,
         socket_options: Iterable[tuple[Any, ...]] | None = None,
+        cookies: Any = "attempt",
         max_connections: int | None = None,
         max_lifetime: float | None = 300.0,
         max_lifetime_jitter: float = 0.1,
@@ -158,6 +162,11 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+        self._cookie_mode = cookies if isinstance(cookies, str) else "attempt"
+        if self._cookie_mode not in COOKIES:
+            raise ConfigurationError(f"HttpxClient: cookies={self._cookie_mode!r}: wanted one of {', '.join(COOKIES)}")
+        if not isinstance(cookies, str):
+            options["cookies"] = cookies
         if max_connections is not None:
             whole(max_connections, "HttpxClient: max_connections", least=1, optional=True)
         if leak_after is not None:
@@ -197,10 +206,8 @@ class HttpxClient(Adapter[httpx.Client]):
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         traffic = Traffic(opening, limits.keepalive_expiry, self._total_timeout)
 
-        def watched(
-            transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
-        ) -> WatchedTransport:
-            return WatchedTransport(transport, traffic, traced=traced, lifetime=self._lifetime)
+        def watched(transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]) -> WatchedTransport:
+            return WatchedTransport(transport, traffic, lifetime=self._lifetime)
 
         own = self._transport
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]
@@ -214,16 +221,13 @@ class HttpxClient(Adapter[httpx.Client]):
             pattern: None if proxy is None else watched(functools.partial(self._over_network, limits, proxy))
             for pattern, proxy in proxies.items()
         }
-        mounts.update(
-            {
-                pattern: None if mount is None else watched(mount, traced=False)
-                for pattern, mount in self._mounts.items()
-            }
-        )
+        mounts.update({pattern: None if mount is None else watched(mount) for pattern, mount in self._mounts.items()})
         # Each network transport has its own connection pool.
         networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
         opening.limited(networks * (limits.max_connections or 0))
-        client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
+        client = PooledClient(
+            opening, self._cookie_mode, transport=watched(transport), mounts=mounts, **self._client_options
+        )
         self._traffic[client] = traffic
         return client
 
@@ -233,6 +237,9 @@ class HttpxClient(Adapter[httpx.Client]):
         Args:
             value: The client.
         """
+        if isinstance(value, PooledClient):
+            # After ``on_open``: what changes from now on is a body's.
+            value.is_set_up = True
         for name, hooks in value.event_hooks.items():
             for hook in hooks:
                 yield f"event_hooks[{name!r}]", hook
@@ -344,7 +351,6 @@ _CLIENT_OPTIONS = frozenset(
     (
         "auth",
         "base_url",
-        "cookies",
         "default_encoding",
         "event_hooks",
         "follow_redirects",

@@ -123,7 +123,7 @@ class Trace:
         opening: The opening to which connections are reported.
         request: The request.
         limit: When the exchange has to be over.
-        watched: Whether the transport reports each step.
+        traced: Whether the transport is one that reports each step, unless a mock stands in its place.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
@@ -133,7 +133,7 @@ class Trace:
         request: httpx.Request,
         limit: Deadline,
         *,
-        watched: bool,
+        traced: bool,
         keepalive_expiry: float | None = None,
     ) -> None:
         self._opening = opening
@@ -148,7 +148,7 @@ class Trace:
         self._tunnels = False
         #: Whether the watchdog ended the exchange.
         self.late = False
-        self.progress = Progress(watched=watched)
+        self.progress = Progress(watched=False)
         self._effect: Effect | None = None
         self._number = -1
         self._handshake = _Handshake(-1)
@@ -159,9 +159,9 @@ class Trace:
         #: Ends the request, and then its lease; None once it has ended.
         self.release: Callable[[BaseException | None], object] | None = None
         # Without a trace, the moment of acquiring a connection is unknown.
-        self._lease: Lease = opening.wait() if watched else opening.lease(self._reclaim)
+        self._lease: Lease = opening.wait() if traced else opening.lease(self._reclaim)
         self._lease.reclaim = self._reclaim
-        self._acquired = not watched
+        self._acquired = not traced
         self._connecting = 0.0
         self._response: weakref.ref[httpx.Response] | None = None
         self._stream: httpx.SyncByteStream | None = None
@@ -169,6 +169,7 @@ class Trace:
         self.reader = 0
 
     def __call__(self, name: str, info: Any) -> Any:
+        self.progress.watched = True
         # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
         step = _STEPS.get(name.partition(".")[2])
         if step is not None:
@@ -176,6 +177,7 @@ class Trace:
         return self._chained(name, info) if self._chained is not None else None
 
     def _connects(self, info: Any) -> None:
+        self._begins()
         self._connecting = time.monotonic()
         self._opening.descriptors.connecting(info.get("port"))
 
@@ -234,11 +236,19 @@ class Trace:
     def _head_starts(self, info: Any) -> None:
         self._tunnels = info["request"].method == b"CONNECT" and self._request.method != "CONNECT"
         if not self._tunnels:
+            self._begins()
             self.progress.head_started = True
             self._acquire()
             self.leaves()
         if self.limit.at is not None:
             _sending[threading.get_ident()] = self
+
+    def _begins(self) -> None:
+        """Note the begin of another try, which a transport of the user's may make by itself."""
+        progress = self.progress
+        if progress.head_started:
+            progress.sent_before |= not progress.head_failed
+            progress.head_started = progress.head_failed = progress.body_sent = progress.answered = False
 
     def _head_failed(self, info: Any) -> None:
         _sending.pop(threading.get_ident(), None)
@@ -249,6 +259,11 @@ class Trace:
 
     def _answered(self, info: Any) -> None:
         self.progress.answered = not self._tunnels
+
+    def _unanswered(self, info: Any) -> None:
+        # GOAWAY: the server does not process the stream (RFC 9113 §6.8), and httpcore sends the request again.
+        if type(info["exception"]).__name__ == "ConnectionNotAvailable":
+            self.progress.head_failed = True
 
     def _ends(self, info: Any) -> None:
         if not self.progress.answered:
@@ -307,6 +322,12 @@ class Trace:
             self._lease.gave_up(timed_out=isinstance(error, httpx.PoolTimeout))
         self.release = None
 
+    def unheard(self) -> None:
+        """Note that the request may have left, or did, if nothing of it was heard."""
+        if not self.progress.watched:
+            self._acquire()
+            self.leaves()
+
     def leaves(self) -> None:
         """Declare the request's possible effect, once."""
         if self._effect is None and not is_idempotent(self._request):
@@ -336,6 +357,7 @@ _STEPS: dict[str, Callable[[Trace, Any], None]] = {
     "send_request_headers.failed": Trace._head_failed,
     "send_request_body.complete": Trace._body_sent,
     "receive_response_headers.complete": Trace._answered,
+    "receive_response_headers.failed": Trace._unanswered,
     "response_closed.started": Trace._ends,
     "response_closed.complete": Trace._ended,
     "response_closed.failed": Trace._ended,

@@ -16,11 +16,14 @@ import httpx
 from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Opening, Phase, add_note, failure_of
 from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
-from workerpools.httpx._errors import RESOURCE, classify_transport, is_idempotent
+from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_transport, is_idempotent
 from workerpools.httpx._trace import FAILING, Trace, Wire, wire_of
 
 __all__ = ["Traffic", "WatchedTransport"]
 
+
+#: Raised before anything is sent, also by a transport that reports no step.
+_UNSENT = (httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
 #: What a transport raises of its own accord, leaving nothing half done. Anything else interrupted it.
 _REPORTED = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
@@ -71,6 +74,8 @@ class _Generation:
         #: The reason for its retirement, one of those in :mod:`workerpools._stats.metrics`; empty while it is current.
         self.retired = ""
         self.transport = transport
+        #: Whether it reports each step to httpcore's trace.
+        self.traced = isinstance(transport, httpx.HTTPTransport)
         self.begun = time.monotonic()
         self.over = None if lives is None else self.begun + lives
         #: The requests that use it.
@@ -87,7 +92,6 @@ class WatchedTransport(httpx.BaseTransport):
     Args:
         transport: The transport, or a function that creates one, so that a generation of connections can be replaced.
         traffic: The client's traffic.
-        traced: Whether the transport reports each step to httpcore's trace.
         lifetime: How long a generation of connections is used. A replaced one closes with its last response.
     """
 
@@ -96,7 +100,6 @@ class WatchedTransport(httpx.BaseTransport):
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport],
         traffic: Traffic,
         *,
-        traced: bool,
         lifetime: Lifetime,
     ) -> None:
         self._lifetime = lifetime
@@ -104,7 +107,6 @@ class WatchedTransport(httpx.BaseTransport):
         self._current = self._generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
         self._lock = threading.Lock()
         self._traffic = traffic
-        self._traced = traced
         self._closed = False
         traffic.transports.append(self)
 
@@ -143,11 +145,12 @@ class WatchedTransport(httpx.BaseTransport):
         total = self._traffic.total_timeout
         limit = deadline if total is None else deadline.nearest(Deadline(time.monotonic() + total))
         self._traffic.opening.notice()
+        traced = self._current.traced
         trace = Trace(
             self._traffic.opening,
             request,
             limit,
-            watched=self._traced,
+            traced=traced,
             keepalive_expiry=self._traffic.keepalive_expiry,
         )
         wire: Wire | None = None
@@ -169,9 +172,10 @@ class WatchedTransport(httpx.BaseTransport):
             request.extensions = {**before, "trace": trace}
             if limit.at is not None:
                 request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), limit)
-            if not self._traced:
+            if not traced:
                 trace.leaves()
             response = generation.transport.handle_request(request)
+            trace.unheard()
             response.extensions[RESOURCE] = self._traffic.opening.resource
             wire = wire_of(response)
             if wire is not None:
@@ -193,7 +197,10 @@ class WatchedTransport(httpx.BaseTransport):
             return response
         except BaseException as error:
             release(error)
+            if trace.generation is not None and not isinstance(error, _UNSENT):
+                trace.unheard()
             if isinstance(error, httpx.TransportError):
+                before = {**before, RESOURCE: self._traffic.opening.resource}
                 failed = self._failed(error, request, trace, trace.generation)
                 if failed is not error:
                     raise failed from error
@@ -238,13 +245,20 @@ class WatchedTransport(httpx.BaseTransport):
             return
         if isinstance(error, httpx.TimeoutException) and trace.limit.remaining() == 0.0:
             add_note(error, f"workerpools: total_timeout={self._traffic.total_timeout:g} s had passed")
-        failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
+        failure = classify_transport(
+            error,
+            trace.progress,
+            idempotent=is_idempotent(request),
+            plumbing=PLUMBING in request.extensions,
+            resource=resource,
+        )
         if failure is not None and failure.kind is FailureKind.POOL_EXHAUSTED:
             endless = self._traffic.opening.endless_wait()
             if endless:
                 failure = replace(failure, kind=FailureKind.PERMANENT, known=endless)
         self._traffic.opening.failed(error, failure, phase=failure.phase if failure else Phase.REQUEST)
-        if trace.progress.head_failed:
+        progress = trace.progress
+        if progress.watched and not progress.sent_before and (progress.head_failed or not progress.head_started):
             trace.never_left()
         if failure is not None and failure.kind is FailureKind.STALE:
             self._retire(generation, "stale")
