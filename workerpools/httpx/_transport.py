@@ -17,6 +17,7 @@ from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Openin
 from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
 from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_transport, is_idempotent
+from workerpools.httpx._tls import Certificates
 from workerpools.httpx._trace import FAILING, Trace, Wire, wire_of
 
 __all__ = ["Traffic", "WatchedTransport"]
@@ -36,12 +37,18 @@ class Traffic:
         opening: The opening to which connections are reported.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
         total_timeout: How long an exchange may take, in seconds; None for no limit of its own.
+        certificates: What the connections are made with; None for a client that has none.
     """
 
     def __init__(
-        self, opening: Opening, keepalive_expiry: float | None = None, total_timeout: float | None = None
+        self,
+        opening: Opening,
+        keepalive_expiry: float | None = None,
+        total_timeout: float | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         self.opening = opening
+        self.certificates = certificates
         #: How long an exchange may take, in seconds; None for no limit of its own.
         self.total_timeout = total_timeout
         #: How long httpx keeps an idle connection, in seconds; None for ever.
@@ -50,6 +57,10 @@ class Traffic:
         self.transports: list[WatchedTransport] = []
         #: The requests in flight. Each adds and removes itself in one step, which no signal can interrupt.
         self.requests: dict[Trace, None] = {}
+
+    def stamp(self) -> object:
+        """Return the state of the certificates' files; empty if there are none."""
+        return () if self.certificates is None else self.certificates.stamp()
 
     def recycle(self, since: float) -> None:
         """Send new requests only over connections opened after ``since``, a monotonic time in seconds."""
@@ -76,6 +87,8 @@ class _Generation:
         self.transport = transport
         #: Whether it reports each step to httpcore's trace.
         self.traced = isinstance(transport, httpx.HTTPTransport)
+        #: The state of the certificates' files when it was made.
+        self.files: object = ()
         self.begun = time.monotonic()
         self.over = None if lives is None else self.begun + lives
         #: The requests that use it.
@@ -104,16 +117,18 @@ class WatchedTransport(httpx.BaseTransport):
     ) -> None:
         self._lifetime = lifetime
         self._make = None if isinstance(transport, httpx.BaseTransport) else transport
+        self._traffic = traffic
         self._current = self._generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
         self._lock = threading.Lock()
-        self._traffic = traffic
         self._closed = False
         traffic.transports.append(self)
 
     def _generation(self, transport: httpx.BaseTransport) -> _Generation:
         if self._make is not None:
             _lock_in_one_step(transport)
-        return _Generation(transport, self._lifetime.drawn(random.random()))
+        made = _Generation(transport, self._lifetime.drawn(random.random()))
+        made.files = self._traffic.stamp()
+        return made
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -268,6 +283,8 @@ class WatchedTransport(httpx.BaseTransport):
         over = self._current.over
         if over is not None and time.monotonic() >= over:
             self._retire(self._current, "lifetime")
+        elif (files := self._current.files) and files != self._traffic.stamp():
+            self._retire(self._current, "recycled")
         with self._lock:
             trace.generation = generation = self._current
             generation.users.add(trace)
