@@ -135,18 +135,18 @@ class _Refusing(_Handler):
 def test_what_a_proxy_refuses_is_permanent(shop: Shop, url: str) -> None:
     """Its own answer, or the end of the tunnel: no other attempt has other credentials."""
     found: list[Any] = []
-
-    @shop.task()
-    def body(self: Any) -> None:
-        try:
-            self.api.post("/orders").raise_for_status()
-        except httpx.HTTPError as error:
-            found.append(classify(error))
-
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Refusing) as server:
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         shop.add_api(url, proxy=f"http://127.0.0.1:{server.server_address[1]}")
+
+        @shop.task()
+        def body(self: Any) -> None:
+            try:
+                self.api.post("/orders").raise_for_status()
+            except httpx.HTTPError as error:
+                found.append(classify(error))
+
         body.apply().get()
         server.shutdown()
     assert [failure.kind for failure in found] == [FailureKind.PERMANENT]

@@ -204,7 +204,7 @@ class HttpxClient(Adapter[httpx.Client]):
             _check_address(local_address)
         if proxy is not None and (uds or local_address):
             raise ConfigurationError(
-                f"HttpxClient: {'uds' if uds else 'local_address'} cannot reach connections to a proxy; give one of them"
+                f"HttpxClient: {'uds' if uds else 'local_address'} cannot reach connections to a proxy; give one alone"
             )
         if transport is not None:
             given = {
