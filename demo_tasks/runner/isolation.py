@@ -52,6 +52,8 @@ class Isolation:
             url = sqlalchemy.make_url(settings.database_url)
             options = " ".join([*_texts(url.query.get("options")), f"-csearch_path={schema}"])
             url = url.update_query_dict({"application_name": application, "options": options})
+            # In a transaction that writes, the name is followed by its id.
+            application += "%"
             settings = replace(settings, database_url=url.render_as_string(hide_password=False))
         return cls(settings, application, schema)
 

@@ -30,6 +30,9 @@ class TaskTerms(Terms):
         task: The task; its options are read on use, as annotations may change them late.
     """
 
+    #: The setting ``deadline_margin``; None before the first run with a limit.
+    _margin: float | None = None
+
     def __init__(self, task: Any) -> None:
         self._task = self.instance = task
 
@@ -91,7 +94,10 @@ class TaskTerms(Terms):
             hard, soft = hard or of_worker[0], soft or of_worker[1]
         if not hard and not soft and request.expires is None:
             return None
-        margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
+        margin = self._margin
+        if margin is None:
+            # Kept: a lookup in Celery's settings takes as long as lending a connection.
+            margin = self._margin = read_setting(task.app.conf, "deadline_margin", DEADLINE_MARGIN)
         expires_in = None if request.expires is None else self.expires_in(request)
         # The limits count from the start of the task, expires_in from now.
         return seconds_allowed([hard, soft, None if expires_in is None else elapsed + expires_in], margin)

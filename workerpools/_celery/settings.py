@@ -109,7 +109,6 @@ def read_setting(conf: Any, name: str, default: Any) -> Any:
     Raises:
         ConfigurationError: The setting is malformed; the message names it.
     """
-    # On the hot path: every task with a time limit reads one.
     key = PREFIX + name
     raw = os.environ.get(key.upper())
     if raw is not None:

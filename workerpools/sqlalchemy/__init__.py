@@ -310,7 +310,7 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         if self._url.get_driver_name() == "psycopg2":
             from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
 
-            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection))
+            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection), False)
         return {**{name: value for name, value in found.items() if name not in given}, **own}
 
     def _say_what_creator_drops(self, resource: str) -> None:

@@ -123,6 +123,9 @@ class Transaction:
         return self.reads and not self.xid and (self.guarded or self.none)
 
 
+_STATUS = attrgetter("pgconn.transaction_status")
+
+
 class ConnectionState:
     """One pooled connection: created when connecting begins, gone with the connection.
 
@@ -137,11 +140,12 @@ class ConnectionState:
         reason: The reason for closing it; empty if unknown.
         lease: The lease that counts its use; None while it is idle.
         borrower: The pool's proxy for the holder. Held weakly, so that an abandoned one is returned to the pool.
-        connection: The ``Connection`` around it; None if it was checked out past the engine.
+        connection: The ``Connection`` around it; None before the engine's first statement.
         thread: The thread that began the last statement on it; 0 before the first.
         unseen: The effect of what may go past the engine while an attempt holds it; None while it is idle.
         introduced: Whether its server was recognized as PostgreSQL's own.
         transaction: Its open transaction; None without one, and with drivers that do not tell.
+        told: Whether the driver tells of statements that do not come from the engine.
         text: What the text of its last statement says.
         alone: Whether the last statement was its own transaction.
         announced: Whether the engine is executing a statement on it.
@@ -198,6 +202,7 @@ class ConnectionState:
         "status",
         "text",
         "thread",
+        "told",
         "took",
         "transaction",
         "unlocked_by",
@@ -221,6 +226,7 @@ class ConnectionState:
         self.unseen: Effect | None = None
         self.introduced = False
         self.transaction: Transaction | None = None
+        self.told = False
         self.text: Text = NOTHING
         self.alone = False
         self.announced = False
@@ -257,8 +263,9 @@ class ConnectionState:
         if socket is not None:
             self.watch = Watch(socket)
         self.status = getattr(connection, "get_transaction_status", None)
-        if self.status is None and hasattr(getattr(connection, "info", None), "transaction_status"):
-            self.status = partial(attrgetter("info.transaction_status"), connection)
+        if self.status is None and hasattr(getattr(connection, "pgconn", None), "transaction_status"):
+            # As a plain number: ``info.transaction_status`` makes two objects for each answer.
+            self.status = partial(_STATUS, connection)
 
     def closed(self) -> None:
         """Release the driver's connection and its socket, whose number may be reused from now on."""
@@ -291,8 +298,8 @@ class ConnectionState:
 
     def nothing_unseen(self) -> bool:
         """Return whether nothing was committed past the engine, as far as the driver and the server tell."""
-        if self.connection is None:
-            # Taken past the engine: no Connection holds it.
+        if not self.told and self.connection is None:
+            # Taken past the engine, with a driver that does not tell what is executed.
             return False
         return self.transaction is None or self.status is None or self.status() != IDLE
 

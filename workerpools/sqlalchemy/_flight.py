@@ -103,7 +103,7 @@ class Flights:
         state.flights = self
         state.direct = direct
         state.resets = self._resets if direct and state.introduced else ()
-        self._driver.tell(connection, state)
+        state.told = self._driver.tell(connection, state)
 
     def keep_settings(self, connection: Any, state: ConnectionState) -> None:
         """Have resets keep the settings that the driver, its dialect or the user made for a new connection.

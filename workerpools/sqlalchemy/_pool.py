@@ -17,7 +17,6 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DisconnectionError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import (
@@ -190,7 +189,7 @@ class DeadlineQueuePool(QueuePool):
                     state.lease = None
                     if (unseen := state.unseen) is not None:
                         state.unseen = None
-                        if state.transaction is None and state.connection is not None:
+                        if state.transaction is None and (state.told or state.connection is not None):
                             # Withdrawn, without the call.
                             unseen.unless = _nothing
                         else:
@@ -405,7 +404,6 @@ class PoolEvents:
             ("do_connect", self._connects),
             ("connect", self._connected),
             ("checkout", self._checked_out),
-            ("engine_connect", self._wrapped),
             *((("checkin", self._checked_in),) if checks_in else ()),
             ("detach", self._detached),
             ("invalidate", self._invalidated),
@@ -597,12 +595,6 @@ class PoolEvents:
                 raise
             # Idle connections of the same age are suspect.
             raise InvalidatePoolError("this connection is dead") from error
-
-    def _wrapped(self, connection: Connection) -> None:
-        state: ConnectionState | None = connection.info.get(KEY)
-        if state is None:
-            return
-        state.connection = weakref.ref(connection)
 
     # Checking in.
 

@@ -161,15 +161,22 @@ def _telling(factory: type, part: type) -> type:
     )
 
 
-def tell(connection: Any, state: ConnectionState) -> None:
+def tell(connection: Any, state: ConnectionState) -> bool:
     """Have the cursors of a connection tell its state of statements which did not come from the engine.
 
     Args:
         connection: A connection of psycopg 3.
         state: Its state.
+
+    Returns:
+        Whether they do; cursors that a function makes do not.
     """
     connection.workerpools = state
+    told = True
     for name, part in (("cursor_factory", _Telling), ("server_cursor_factory", _Fetching)):
         factory = getattr(connection, name)
         if isinstance(factory, type):
             setattr(connection, name, _telling(factory, part))
+        else:
+            told = False
+    return told

@@ -29,9 +29,10 @@ _UNDO = ("ROLLBACK TO SAVEPOINT workerpools", _RELEASE)
 
 #: SQLSTATE read_only_sql_transaction.
 _REFUSED = "25006"
-#: The length of the application's name before the ids: PostgreSQL keeps 63 bytes.
-_NAME = 27
-_IDS = re.compile(r" xid=(?P<xid>\d+)/(?P<pid>\d+)$")
+#: The length of the application's name before the ids: PostgreSQL keeps 63 bytes. Ids of more than 18 digits together
+#: lose their full stop, and are not taken for ids.
+_NAME = 38
+_IDS = re.compile(r" xid=(?P<xid>\d+)/(?P<pid>\d+)\.$")
 #: The most statements remembered because they write although they plainly read.
 _MAX_WRITERS = 1000
 
@@ -222,7 +223,7 @@ for _name in ("fetchone", "fetchmany", "fetchall", "scroll", "__next__"):
 
 
 @lru_cache(100)
-def flying(factory: type, named: bool = False) -> type:
+def flying(factory: type, named: bool) -> type:
     """Return the class of a cursor or connection that takes part in flights.
 
     Args:
@@ -249,14 +250,20 @@ def ask(connection: Any, question: str) -> tuple[Any, ...]:
 
 
 #: What the cursors of most users are; they are executed without a call of ours.
-_CURSOR = flying(extensions.cursor)
+_CURSOR = flying(extensions.cursor, False)
 _execute: Any = extensions.cursor.execute
 
 
-def tell(connection: Any, state: ConnectionState) -> None:
-    """Have a connection and its cursors tell ``state`` of statements which did not come from the engine."""
-    if isinstance(connection, FlightConnection):
-        connection.workerpools = state
+def tell(connection: Any, state: ConnectionState) -> bool:
+    """Have a connection and its cursors tell ``state`` of statements which did not come from the engine.
+
+    Returns:
+        Whether they do; a connection of a user's own class does not.
+    """
+    if not isinstance(connection, FlightConnection):
+        return False
+    connection.workerpools = state
+    return True
 
 
 def in_block(connection: Any) -> bool:
@@ -375,4 +382,4 @@ def _asking(name: str | None) -> str:
         name: The application's name.
     """
     kept = "".join(c for c in _IDS.sub("", name or "")[:_NAME] if c.isalnum() or c in " ._:/=-")
-    return f"SELECT set_config('application_name','{kept} xid='||pg_current_xact_id()||'/'||pg_backend_pid(),true)"
+    return f"SELECT set_config('application_name','{kept} xid='||pg_current_xact_id()||'/'||pg_backend_pid()||'.',true)"

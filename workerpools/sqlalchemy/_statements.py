@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from workerpools.adapter import Opening, Phase, current
@@ -50,13 +50,16 @@ def watch_statements(engine: sqlalchemy.Engine, opening: Opening, flights: Fligh
         fits = run is None
         run = run or partial(execute, cursor, statement, parameters, context)
         try:
-            proxied = context.root_connection.connection
+            connection = context.root_connection
+            proxied = connection.connection
             state: ConnectionState = proxied.info[KEY]
         except (AttributeError, KeyError, NotImplementedError):
             # SQLAlchemy's initial queries to a server.
             with watched(getattr(cursor, "connection", None)):
                 run()
             return
+        if state.connection is None:
+            state.connection = weakref.ref(connection)
         state.thread = threading.get_ident()
         state.phase = Phase.STATEMENT
         if _READ_WRITE.search(statement):
@@ -94,7 +97,7 @@ def watch_statements(engine: sqlalchemy.Engine, opening: Opening, flights: Fligh
     dialect.do_execute = do_execute
     dialect.do_executemany = do_executemany
     dialect.do_execute_no_params = do_execute_no_params
-    _watch_transactions(engine, opening)
+    _watch_transactions(dialect, opening)
 
 
 class _Plain:
@@ -129,33 +132,29 @@ class _Plain:
         run()
 
 
-def _watch_transactions(engine: sqlalchemy.Engine, opening: Opening) -> None:
+def _watch_transactions(dialect: Any, opening: Opening) -> None:
+    # The dialect's methods: with a listener of its own, an engine would fire every other event of a connection, too.
     committed = f"COMMIT by {opening.resource!r}"
+    prepared = f"PREPARE TRANSACTION by {opening.resource!r}"
 
-    @event.listens_for(engine, "rollback_savepoint")
-    def rolls_back_partly(connection: Connection, name: object, context: object) -> None:
-        # Settings made since the savepoint are undone too.
-        state = state_of(connection)
-        if state is not None:
-            state.savepoint_undone()
+    def noted(name: str, phase: Phase | None, effect: str = "") -> None:
+        method = getattr(dialect, name)
 
-    def noted(connection: Connection, phase: Phase) -> None:
-        state = state_of(connection)
-        if state is not None:
-            state.phase = phase
-            state.transaction_ends(undone=False)
+        def call(connection: Connection, *arguments: Any, **options: Any) -> Any:
+            state = state_of(connection)
+            if state is not None and phase is None:
+                # Settings made since the savepoint are undone too.
+                state.savepoint_undone()
+            elif state is not None and phase is not None:
+                state.phase = phase
+                state.transaction_ends(undone=False)
+            if effect:
+                opening.effect(effect)
+            return method(connection, *arguments, **options)
 
-    # Two-phase events fire before the driver is called.
-    @event.listens_for(engine, "prepare_twophase")
-    def prepares(connection: Connection, xid: object) -> None:
-        noted(connection, Phase.COMMIT)
-        opening.effect(f"PREPARE TRANSACTION by {opening.resource!r}")
+        setattr(dialect, name, call)
 
-    @event.listens_for(engine, "commit_twophase")
-    def commits_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
-        noted(connection, Phase.COMMIT)
-        opening.effect(committed)
-
-    @event.listens_for(engine, "rollback_twophase")
-    def rolls_back_prepared(connection: Connection, xid: object, is_prepared: bool) -> None:
-        noted(connection, Phase.ROLLBACK)
+    noted("do_rollback_to_savepoint", None)
+    noted("do_prepare_twophase", Phase.COMMIT, prepared)
+    noted("do_commit_twophase", Phase.COMMIT, committed)
+    noted("do_rollback_twophase", Phase.ROLLBACK)
