@@ -216,7 +216,7 @@ class WatchedTransport(httpx.BaseTransport):
                 trace.unheard()
             if isinstance(error, httpx.TransportError):
                 before = {**before, RESOURCE: self._traffic.opening.resource}
-                failed = self._failed(error, request, trace, trace.generation)
+                failed = self._failed(error, request, trace, cast(Any, trace.generation))
                 if failed is not error:
                     raise failed from error
             raise
