@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import Celery
@@ -11,6 +12,11 @@ from demo_tasks.settings import from_environment
 __all__ = ["app"]
 
 _settings = from_environment()
+
+# A line for each request and each statement would drown the library's own.
+for _name in ("httpx", "sqlalchemy"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
 # On a Redis server that has other users, everything of the shop's has a prefix.
 _transport_options: dict[str, Any] = {"global_keyprefix": _settings.key_prefix} if _settings.key_prefix else {}
 

@@ -92,6 +92,8 @@ class Tally:
         self._key = f"{settings.key_prefix}shop-tally"
         self._client: Resource[redis.Redis] | None = None
         self._paused_until = 0.0
+        # This process's name, by its id: a forked child has another.
+        self._names: dict[int, str] = {}
 
     def watch(self, pools: WorkerPools) -> None:
         """Count the connections that the resources of ``pools`` open, and the tasks that this worker runs."""
@@ -102,7 +104,9 @@ class Tally:
         signals.task_retry.connect(self._retries, weak=False, dispatch_uid="shop-tally-retries")
 
     def read(self) -> dict[str, Child]:
-        """Return what was counted so far, by child; a child's name is that of its host and its process id.
+        """Return what was counted so far, by child: its host, the time of its first count and its process id.
+
+        In a container that is started again, processes have the ids of earlier ones.
 
         Raises:
             redis.RedisError: Redis does not answer.
@@ -114,8 +118,8 @@ class Tally:
             client.close()
         children: dict[str, Child] = {}
         for name, value in counts.items():
-            host_and_pid, what, detail = name.split(" ")
-            child = children.setdefault(host_and_pid, Child())
+            process, what, detail = name.split(" ")
+            child = children.setdefault(process, Child())
             if what == "runs":
                 child.runs[detail] += int(value)
             elif what == "opened":
@@ -141,10 +145,16 @@ class Tally:
         if self._client is None or time.monotonic() < self._paused_until:
             return
         try:
-            self._client.get().hincrby(self._key, f"{socket.gethostname()}/{os.getpid()} {what} {detail}", 1)
+            self._client.get().hincrby(self._key, f"{self._name()} {what} {detail}", 1)
         except redis.RedisError as error:
             self._paused_until = time.monotonic() + PAUSE
             logger.warning("nothing is counted for %.0f s: %s", PAUSE, error)
+
+    def _name(self) -> str:
+        pid, now = os.getpid(), time.time()
+        since = f"{time.strftime('%H:%M:%S', time.localtime(now))}.{now % 1 * 1e6:06.0f}"
+        # In one step: threads may ask at once.
+        return self._names.setdefault(pid, f"{socket.gethostname()}/{since}/{pid}")
 
 
 def _short(task: Any) -> str:

@@ -15,10 +15,19 @@ _USER = r"[^:/@?#\s]*"
 _QUERY = r"(?s)[?#].*$"
 # The user information of each URL in a text; again the last "@" ends it.
 _IN_TEXT = r"://[^\s]*@"
+# The rest of each URL in a text, without the punctuation that follows it.
+_REST_IN_TEXT = r"""(?P<scheme>[\w+.\-]+://)(?P<rest>[^\s]*?)(?=['")\]>.,;:]*(?:\s|$))"""
+# Schemes whose path is not the name of a database.
+_WEB = r"(?i)https?\b"
+# The parts of such a path that are surely not tokens. Webhooks and bots have theirs there.
+_PLAIN = r"|api|rest|graphql|v\d{1,2}(?:\.\d{1,2})?"
+# The same of a URL in a text, which need not be one of ours: plain words are not, either.
+_PLAIN_IN_TEXT = _PLAIN + r"|[a-z]{1,15}"
 
 
 def redact_url(url: str) -> str:
-    """Return ``url`` without its password, its query and its fragment.
+    """Return ``url`` without its password, its query, its fragment and, with http and https, what of its path may be a
+    token.
 
     Invalid URLs are redacted, too: everything before the last ``@`` is hidden, except for a user name followed by a
     password. A user name without a password may be a token.
@@ -28,16 +37,33 @@ def redact_url(url: str) -> str:
     """
     match = re.fullmatch(_USER_INFO, url)
     if match is None:
-        return re.sub(_QUERY, "", url)
+        scheme, separator, rest = url.rpartition("://")
+        return f"{scheme}{separator}{_redact_rest(scheme, rest)}"
     user, _, password = match["info"].partition(":")
     shown = f"{user}:" if password and re.fullmatch(_USER, user) else ""
-    return f"{match['scheme'] or ''}{shown}***@{re.sub(_QUERY, '', match['rest'])}"
+    scheme = match["scheme"] or ""
+    return f"{scheme}{shown}***@{_redact_rest(scheme, match['rest'])}"
+
+
+def _redact_rest(scheme: str, rest: str, plain: str = _PLAIN) -> str:
+    """Return what follows the user information of a URL, without secrets."""
+    host, *path = re.sub(_QUERY, "", rest).split("/")
+    if re.match(_WEB, scheme):
+        path = [part if re.fullmatch(plain, part) else "***" for part in path]
+    return "/".join((host, *path))
 
 
 def redact_text(text: str) -> str:
-    """Return ``text`` with the user information of every URL in it hidden."""
+    """Return ``text`` with every URL in it as :func:`redact_url` shows it, also without the name of its user."""
     # The cheap test first: this runs for every log line, and few contain a URL.
-    return re.sub(_IN_TEXT, "://***@", text) if "://" in text and "@" in text else text
+    if "://" not in text:
+        return text
+    text = re.sub(_IN_TEXT, "://***@", text) if "@" in text else text
+    return re.sub(_REST_IN_TEXT, _redact_match, text)
+
+
+def _redact_match(match: re.Match[str]) -> str:
+    return f"{match['scheme']}{_redact_rest(match['scheme'], match['rest'], _PLAIN_IN_TEXT)}"
 
 
 #: The least similarity of a suggestion, from 0 to 1: difflib's default.

@@ -1,7 +1,8 @@
 """The statistics of workers as Prometheus series.
 
 The series are computed from snapshots on each scrape: nothing is stored, no file is written, and children need no
-ports. A worker's main process can serve them (the setting ``workerpools_metrics_port``), and so can Flower.
+ports. A worker's main process can serve them (the setting ``workerpools_metrics_port``), with answers for liveness and
+readiness probes beside them, and so can Flower.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ __all__ = ["Source", "WorkerPoolsCollector", "register", "serve"]
 
 #: Returns the snapshots of each worker, by worker name.
 Source = Callable[[], Mapping[str, Sequence[WorkerStats]]]
+
+#: Returns checks: the name of each, whether it passed, and the reason.
+Probe = Callable[[], Sequence[tuple[str, bool, str]]]
 
 logger = logging.getLogger("workerpools")
 
@@ -219,6 +223,21 @@ class _Server(ThreadingWSGIServer):
         """Ignore clients that disconnect."""
 
 
+def _application(metrics: Any, probes: Mapping[str, Probe]) -> Any:
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        probe = probes.get(environ.get("PATH_INFO", ""))
+        if probe is None:
+            return metrics(environ, start_response)
+        checks = probe()
+        status = "200 OK" if all(passed for _, passed, _ in checks) else "503 Service Unavailable"
+        # As the probes of Kubernetes itself write them.
+        lines = [f"[{'+' if passed else '-'}] {name}: {told}\n" for name, passed, told in checks]
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
+        return ["".join(lines).encode()]
+
+    return application
+
+
 class Endpoint:
     """Serves a registry over HTTP in a thread of this process, until closed.
 
@@ -229,15 +248,16 @@ class Endpoint:
         registry: The registry, collected on each request.
         host: The address to listen on.
         port: The port; 0 for any free port.
+        probes: Answers to other paths than the metrics'.
 
     Raises:
         OSError: The address is in use or does not belong to this machine.
     """
 
-    def __init__(self, registry: Collector, host: str, port: int) -> None:
+    def __init__(self, registry: Collector, host: str, port: int, probes: Mapping[str, Probe] | None = None) -> None:
         self._server: _Server | None = _Server(host, port)
         self.host, self.port = host, int(self._server.server_port)
-        self._server.set_app(make_wsgi_app(registry))
+        self._server.set_app(_application(make_wsgi_app(registry), probes or {}))
         fork.guard(self)
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="workerpools-metrics", daemon=True
@@ -266,7 +286,7 @@ class Endpoint:
         return (server, sockets), [each.fileno() for each in sockets if each.fileno() >= 0]
 
 
-def serve(source: Source, host: str, port: int) -> Endpoint:
+def serve(source: Source, host: str, port: int, probes: Mapping[str, Probe] | None = None) -> Endpoint:
     """Serve the statistics of ``source`` over HTTP, in a thread of this process.
 
     Uses a separate registry: collecting a shared one takes the locks of its metrics, which would stay locked in a
@@ -277,6 +297,7 @@ def serve(source: Source, host: str, port: int) -> Endpoint:
             endpoint.
         host: The address to listen on.
         port: The port; 0 for any free port.
+        probes: Answers to other paths than the metrics': checks by path, 200 if all passed, else 503.
 
     Returns:
         The endpoint, with ``host`` and ``port``; ``close()`` stops it.
@@ -286,4 +307,4 @@ def serve(source: Source, host: str, port: int) -> Endpoint:
     """
     registry = CollectorRegistry()
     registry.register(WorkerPoolsCollector(source))
-    return Endpoint(registry, host, port)
+    return Endpoint(registry, host, port, probes)

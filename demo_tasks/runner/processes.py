@@ -114,7 +114,9 @@ class Flower(_CeleryProcess):
     host = "127.0.0.1"
 
     def __init__(self, workspace: Workspace, env: Mapping[str, str]) -> None:
-        super().__init__(workspace, "flower", env)
+        # Without a password, Flower's API and the numbers of the Pools page are closed otherwise. The worker is the
+        # demo's own, and the port is this machine's.
+        super().__init__(workspace, "flower", {**env, "FLOWER_UNAUTHENTICATED_API": "true"})
 
     def url(self) -> str:
         """Return the address to open in a browser."""

@@ -11,6 +11,7 @@ from typing import Any
 from demo_tasks.servers import PostgresServer
 from tests.chaos import table
 from tests.chaos.shop import ChaosShop
+from tests.support.cuts import Direction
 from tests.support.databases import Database
 from tests.support.faults import connection_limit, crash, down_for, read_only, restart, terminate_backends
 from tests.support.pgbouncer import PgBouncer
@@ -18,6 +19,9 @@ from tests.support.proxy import TcpProxy
 from tests.support.sockets import Ending
 
 ENDINGS: dict[str, Ending] = {"FIN": "fin", "RST": "rst"}
+
+#: What leaves both ends in the belief that the other one is there.
+_ALIVE = ("blackhole", "silent")
 
 #: How long what is slow takes, in seconds.
 SLOW = 1.2
@@ -41,6 +45,7 @@ class DatabaseSite:
     proxy: TcpProxy
     bouncer: PgBouncer | None = None
     _undo: ExitStack = field(default_factory=ExitStack)
+    _sent: bytes = b""
 
     def arm(self, broken: str, moment: str) -> None:
         """Have it broken at that moment of the next delivery; called when the app has been used."""
@@ -53,11 +58,18 @@ class DatabaseSite:
         elif moment == table.LOGGED_IN:
             self.shop.engine.close()
             # The library's first question.
-            self.proxy.cut_when(lambda chunk: b"pg_walfile_name" in chunk, how=ENDINGS[broken], times=None)
+            if broken == "silent":
+                self._silence_at(b"pg_walfile_name", "to_server")
+            else:
+                self._before_chunk(b"pg_walfile_name", broken, happens, times=None)
+        elif moment == table.FLIGHT:
+            self._before_flight(broken, happens)
+        elif moment == table.ANSWERED:
+            self._after_flight(broken, happens)
         elif moment == table.MID_QUERY:
             self.shop.errands.meanwhile(self._until_active)
             self.shop.errands.meanwhile(happens)
-        elif moment == table.FIRST_BYTE and broken != "blackhole":
+        elif moment == table.FIRST_BYTE and broken not in _ALIVE:
             self._before_chunk(b"insert into", broken, happens)
         elif moment in (table.BETWEEN, table.FIRST_BYTE):
             self.shop.at[moment] = happens
@@ -82,7 +94,7 @@ class DatabaseSite:
 
     def _action(self, broken: str, moment: str) -> Callable[[], object]:
         bouncer = self.bouncer
-        if bouncer is not None and broken != "terminate":
+        if bouncer is not None and broken not in ("terminate", "silent"):
             return {
                 "restart": bouncer.restart,
                 "restart slow": lambda: self._until_healed(bouncer.stop, bouncer.start),
@@ -94,6 +106,7 @@ class DatabaseSite:
             "FIN": lambda: self.proxy.close_all("fin"),
             "RST": lambda: self.proxy.close_all("rst"),
             "blackhole": self.proxy.sever,
+            "silent": self._silence,
             "terminate": lambda: terminate_backends(self.database),
             "restart immediate": lambda: restart(self.server),
             "restart fast": self._restart_in_order,
@@ -148,13 +161,64 @@ class DatabaseSite:
         active = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
         _eventually(lambda: self.database.execute(active) != [])
 
-    def _before_chunk(self, text: bytes, broken: str, happens: Callable[[], object]) -> None:
+    def _silence(self) -> None:
+        # What was held back is lost for good.
+        self._undo.callback(self.proxy.close_all)
+        self.proxy.blackhole()
+
+    def _silence_at(self, text: bytes, direction: Direction) -> None:
+        """Say nothing more after a chunk with that text."""
+        self._undo.callback(self.proxy.close_all)
+
+        def look(chunk: bytes) -> bool:
+            if text in chunk:
+                self.proxy.blackhole()
+            return False
+
+        self.proxy.cut_when(look, direction)
+
+    def _is_flight(self, chunk: bytes) -> bool:
+        """Return whether a chunk has the task's statement, after all that its first flight takes along."""
+        # A pipeline may come in several.
+        self._sent += chunk
+        if b"insert into" not in chunk:
+            return False
+        wanted = (b"BEGIN", b"statement_timeout", *(() if self.bouncer else (b"RESET ALL",)))
+        assert all(text in self._sent for text in wanted), self._sent
+        return True
+
+    def _before_flight(self, broken: str, happens: Callable[[], object]) -> None:
+        if broken in _ALIVE:
+            self.shop.at["first"] = happens
+        else:
+            self._before_chunk(self._is_flight, broken, happens)
+
+    def _after_flight(self, broken: str, happens: Callable[[], object]) -> None:
+        def look(chunk: bytes) -> bool:
+            if b"INSERT 0 1" not in chunk:
+                return False
+            self.shop.errands.ask(happens)
+            return True
+
         if broken in ENDINGS:
-            self.proxy.cut_when(lambda chunk: text in chunk, how=ENDINGS[broken])
+            self.proxy.cut_when(self._is_flight, how=ENDINGS[broken], deliver=True)
+        elif broken == "blackhole":
+            self._sever_at(b"insert into", "to_server")
+        elif broken == "silent":
+            self._silence_at(b"insert into", "to_server")
+        else:
+            self.proxy.cut_when(look, "to_client")
+
+    def _before_chunk(
+        self, where: bytes | Callable[[bytes], bool], broken: str, happens: Callable[[], object], times: int | None = 1
+    ) -> None:
+        found = (lambda chunk: where in chunk) if isinstance(where, bytes) else where
+        if broken in ENDINGS:
+            self.proxy.cut_when(found, how=ENDINGS[broken], times=times)
             return
 
         def look(chunk: bytes) -> bool:
-            if text in chunk and not happened:
+            if not happened and found(chunk):
                 happened.append(True)
                 # The chunk waits for it in the proxy's thread.
                 self.shop.errands.ask(happens)
@@ -166,7 +230,9 @@ class DatabaseSite:
     def _before_commit(self, broken: str, happens: Callable[[], object]) -> None:
         if broken == "blackhole":
             # From the answer on that comes right before COMMIT.
-            self._sever_at(b"INSERT 0 1", "to_client")
+            self._sever_at(b"UPDATE 1", "to_client")
+        elif broken == "silent":
+            self._silence_at(b"UPDATE 1", "to_client")
         else:
             self._before_chunk(b"COMMIT", broken, happens)
 
@@ -175,6 +241,8 @@ class DatabaseSite:
             self.proxy.cut_when(lambda chunk: b"COMMIT" in chunk, how=ENDINGS[broken], deliver=True)
         elif broken == "blackhole":
             self._sever_at(b"COMMIT", "to_server")
+        elif broken == "silent":
+            self._silence_at(b"COMMIT", "to_server")
         elif broken == "terminate":
             self._terminate_in_trigger()
         else:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from celery.exceptions import Retry
+from celery.exceptions import Retry, SoftTimeLimitExceeded
 from celery.worker.request import Request
 
 from tests.chaos import table
@@ -114,6 +114,8 @@ def _options(declared: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if "idempotent=True" in declared:
         options["idempotent"] = True
+    if limit := re.search(r"soft_time_limit=(\d+)", declared):
+        options["soft_time_limit"] = int(limit[1])
     if "replay=False" in declared:
         options["replay"] = False
     if "replays=0" in declared:
@@ -134,7 +136,7 @@ def run_to_the_end(shop: ChaosShop, heal: Callable[[], object], expected: tuple[
     finally:
         returned_at = datetime.now(timezone.utc)
         heal()
-    assert shop.steps() == expected, shop.raised
+    assert shop.steps() == tuple(step for step in expected if step[1] != table.TIMED_OUT), shop.raised
     kind, last = expected[-1] if expected else (None, table.UNNOTICED)
     replays = sum(done == table.REPLAYED for _, done in expected)
     replayed = replays + sum(done == table.SENT_AGAIN for _, done in expected)
@@ -158,6 +160,8 @@ def run_to_the_end(shop: ChaosShop, heal: Callable[[], object], expected: tuple[
         shop.deliver(message)
         assert shop.runs == 2 + replays
         assert shop.raised[1] is None
+    elif last == table.TIMED_OUT:
+        assert isinstance(error, SoftTimeLimitExceeded)
     elif last == table.RAISED:
         assert error is not None
         failure = classify(error)

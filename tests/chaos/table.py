@@ -28,6 +28,7 @@ SENT_AGAIN = "request sent again"
 RESOLVED = "commit resolved"
 RETRIED = "retried through the broker"
 RAISED = "raised"
+TIMED_OUT = "ended as the task's time limit"
 UNNOTICED = "nothing noticed"
 
 #: A failure's kind (None: resolved, it is none) and what was done about it.
@@ -39,17 +40,22 @@ RESOLVE: tuple[Step, ...] = ((None, RESOLVED),)
 RETRY: tuple[Step, ...] = ((UNAVAILABLE, RETRIED),)
 LOST: tuple[Step, ...] = ((INDETERMINATE, RAISED),)
 REFUSED: tuple[Step, ...] = ((STALE, RAISED),)
+LIMIT: tuple[Step, ...] = ((None, TIMED_OUT),)
 
 DATABASE = ("psycopg2", "psycopg")
 HTTP = ("HTTP", "HTTP over TLS")
 PLAIN, TLS = HTTP
 BOTH_ENDS = ("FIN", "RST")
+#: A limit that nothing reaches, so that its timeout is in the first flight; and one that ends what is silent.
+_LIMITED, _SHORT = "soft_time_limit=60", "soft_time_limit=1"
 REQUESTS = ("GET", "POST", "POST with a key")
 MAY_BE_SENT_AGAIN = ("GET", "POST with a key")
 
 IDLE = "idle in the pool"
 CONNECTING = "connecting"
 LOGGED_IN = "connecting, after the log-in"
+FLIGHT = "first flight, before the server got it"
+ANSWERED = "first flight, after the server got it"
 FIRST_BYTE = "first byte"
 MID_QUERY = "mid-query"
 BETWEEN = "between statements"
@@ -132,6 +138,9 @@ OVER_DATABASE = (
     _database("read-only for long", CONNECTING, REPLAY + REPLAY + ((STALE, RETRIED),)),
     _database("wrong password", CONNECTING, ((FailureKind.PERMANENT, RAISED),), 0),
     _database("pool full", CONNECTING, ((FailureKind.POOL_EXHAUSTED, RETRIED),), remark="after `acquire_timeout`"),
+    _database((*BOTH_ENDS, "blackhole", "terminate", "restart immediate"), FLIGHT, REPLAY, declared=_LIMITED),
+    _database("restart slow", FLIGHT, REPLAY + RETRY, declared=_LIMITED),
+    _database((*BOTH_ENDS, "blackhole", "terminate", "restart immediate"), ANSWERED, REPLAY, declared=_LIMITED),
     _database((*BOTH_ENDS, "blackhole", "terminate", "restart immediate"), FIRST_BYTE, REPLAY),
     _database("restart slow", FIRST_BYTE, REPLAY + RETRY),
     _database(BOTH_ENDS, FIRST_BYTE, LOST, 0, declared="autocommit", remark="from here it looks like the next line"),
@@ -177,6 +186,12 @@ OVER_DATABASE = (
         declared="resolve_commit=False, idempotent=True",
         remark="twice, as declared",
     ),
+    *(
+        _database("silent", moment, LIMIT, 0, declared=_SHORT)
+        for moment in (IDLE, CONNECTING, LOGGED_IN, FLIGHT, ANSWERED, FIRST_BYTE, MID_QUERY, BETWEEN)
+    ),
+    _database("silent", BEFORE_COMMIT, LOST, 0, declared=_SHORT, remark="nor can the server be asked"),
+    _database("silent", AFTER_COMMIT, LOST, 1, declared=_SHORT, remark="nor can the server be asked"),
 )
 
 OVER_PGBOUNCER = (
@@ -190,11 +205,19 @@ OVER_PGBOUNCER = (
         remark="after `query_wait_timeout`; neither psycopg2 nor a pipeline tells PgBouncer's reason",
     ),
     _pgbouncer("terminate", IDLE, (), remark="PgBouncer takes another server connection"),
+    _pgbouncer("restart", FLIGHT, REPLAY, declared=_LIMITED),
+    _pgbouncer(("restart", "terminate"), ANSWERED, REPLAY, declared=_LIMITED),
     _pgbouncer("restart slow", MID_QUERY, REPLAY + RETRY),
     _pgbouncer("restart", BETWEEN, REPLAY),
     _pgbouncer("terminate", BETWEEN, REPLAY),
     _pgbouncer("restart", BEFORE_COMMIT, REPLAY),
     _pgbouncer("restart", AFTER_COMMIT, RESOLVE),
+    *(
+        _pgbouncer("silent", moment, LIMIT, 0, declared=_SHORT)
+        for moment in (IDLE, CONNECTING, FLIGHT, ANSWERED, BETWEEN)
+    ),
+    _pgbouncer("silent", BEFORE_COMMIT, LOST, 0, declared=_SHORT),
+    _pgbouncer("silent", AFTER_COMMIT, LOST, 1, declared=_SHORT),
 )
 
 OVER_HTTP = (

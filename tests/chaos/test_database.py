@@ -42,6 +42,7 @@ def _body(shop: ChaosShop, cell: Cell) -> Callable[[Any], None]:
             with self.db.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 insert(connection)
             return
+        shop.pause_at("first")
         insert(self.session)
         shop.pause_at(cell.moment)
         self.session.execute(text("update stock set n = n + 1"))
@@ -61,7 +62,8 @@ def check(cell: Cell, broken: str, site: DatabaseSite) -> None:
     shop = site.shop
     shop.declare(_body(shop, cell), cell.declared)
     if broken != "wrong password":
-        with shop.engine.get().connect() as connection:
+        # Committed: what it may have left on the session is reset for the task.
+        with shop.engine.get().begin() as connection:
             connection.execute(text("select 1"))
     site.arm(broken, cell.moment)
     run_to_the_end(shop, site.heal, cell.steps)

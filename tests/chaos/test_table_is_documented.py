@@ -17,7 +17,7 @@ def test_every_kind_and_action_is_in_the_table() -> None:
     cells = (*table.OVER_DATABASE, *table.OVER_PGBOUNCER, *table.OVER_HTTP)
     steps = {step for cell in cells for step in cell.steps}
     assert {kind for kind, _ in steps} - {None} == set(FailureKind)
-    done = {table.REPLAYED, table.SENT_AGAIN, table.RESOLVED, table.RETRIED, table.RAISED}
+    done = {table.REPLAYED, table.SENT_AGAIN, table.RESOLVED, table.RETRIED, table.RAISED, table.TIMED_OUT}
     assert {action for _, action in steps} == done
     assert any(not cell.steps for cell in cells)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -135,8 +134,10 @@ class Stack:
 @pytest.fixture
 def stack(tmp_path: Path, broker_url: str, database: Database) -> Iterator[Stack]:
     """The services; redis and postgres are those of the session."""
-    upstream, flower = free_port(), free_port()
+    upstream, flower, metrics = free_port(), free_port(), free_port()
     substitutes = {
+        # First: the ports of this machine's servers may contain this one.
+        "9808": str(metrics),
         "redis://redis:6379/0": broker_url,
         "workerpools@postgres:5432/workerpools": f"{database.user}@{database.host}:{database.port}/{database.name}",
         "http://upstream:8080": f"http://127.0.0.1:{upstream}",
@@ -147,8 +148,6 @@ def stack(tmp_path: Path, broker_url: str, database: Database) -> Iterator[Stack
         "127.0.0.1:5555": f"127.0.0.1:{flower}",
         # What the Dockerfile copies.
         "/app/demo_tasks/flowerconfig.py": str(ROOT / "demo_tasks" / "flowerconfig.py"),
-        # The container's name is this machine's.
-        "celery@worker": f"celery@{socket.gethostname()}",
     }
     with ExitStack() as opened:
         made = Stack(tmp_path, substitutes, database.password)

@@ -6,9 +6,11 @@ embedded servers.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +18,7 @@ import pytest
 
 from tests.compose import compose_file
 
+# What the README has one write to .env.
 SHELL = {"FLOWER_BASIC_AUTH": "someone:a-password"}
 SERVICES = compose_file.services(SHELL)
 OURS = {"upstream", "worker", "flower", "submit"}
@@ -100,15 +103,17 @@ def test_health_check_code_compiles() -> None:
         if command[1:3] == ["python", "-c"]:
             compile(command[3], "<health check>", "eval")
             checked += 1
-    assert checked == 2
+    assert checked == 3
 
 
 def test_worker_health_check_asks_this_worker() -> None:
-    """The node that is pinged is the one that the host's name makes, not whichever worker answers."""
-    check = SERVICES["worker"]["healthcheck"]["test"]
-    assert check[check.index("--destination") + 1] == f"celery@{SERVICES['worker']['hostname']}"
-    # The command line does not name the node otherwise.
-    assert not {"-n", "--hostname"} & set(arguments("worker"))
+    """Its main process, on the port that its environment has it serve, which is open to nobody else."""
+    worker = SERVICES["worker"]
+    port = worker["environment"]["WORKERPOOLS_METRICS_PORT"]
+    assert f"http://127.0.0.1:{port}/readyz" in worker["healthcheck"]["test"][-1]
+    assert "WORKERPOOLS_METRICS_HOST" not in worker["environment"]
+    # Flower and the submitter have no such port.
+    assert "WORKERPOOLS_METRICS_PORT" not in SERVICES["flower"]["environment"]
 
 
 @every_service
@@ -185,15 +190,29 @@ def test_stop_grace_period(name: str) -> None:
     assert grace >= {"worker": 60, "upstream": 31}.get(name, 5)
 
 
-def test_flower_asks_for_a_password() -> None:
-    """Without a user and a password the file is refused, and Flower gets them from the environment alone."""
-    with pytest.raises(compose_file.MissingVariable, match="FLOWER_BASIC_AUTH"):
-        compose_file.services({})
-    with pytest.raises(compose_file.MissingVariable, match="FLOWER_BASIC_AUTH"):
-        compose_file.services({"FLOWER_BASIC_AUTH": ""})
-    environment = SERVICES["flower"]["environment"]
-    assert environment["FLOWER_BASIC_AUTH"] == SHELL["FLOWER_BASIC_AUTH"]
-    assert "FLOWER_UNAUTHENTICATED_API" not in environment
+def test_flower_asks_for_a_password(tmp_path: Path) -> None:
+    """It gets user and password from the environment alone, and does not start without; every command of Compose works
+    in a shell that does not have them."""
+    assert SERVICES["flower"]["environment"]["FLOWER_BASIC_AUTH"] == SHELL["FLOWER_BASIC_AUTH"]
+    assert "FLOWER_UNAUTHENTICATED_API" not in SERVICES["flower"]["environment"]
+    for shell in ({}, {"FLOWER_BASIC_AUTH": ""}):
+        without = compose_file.services(shell)["flower"]["environment"]
+        assert without["FLOWER_BASIC_AUTH"] == ""
+        command = [sys.executable, "-m", *arguments("flower")]
+        config = compose_file.ROOT / "demo_tasks" / "flowerconfig.py"
+        done = subprocess.run(
+            [each if not each.startswith("--conf=") else f"--conf={config}" for each in command],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(compose_file.ROOT), **without},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert "FLOWER_BASIC_AUTH=me:secret" in done.stderr
+        assert "Visit me" not in done.stderr
 
 
 def test_only_flower_is_published_and_only_here() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 # What a fence may be marked with. "text" is what a program prints: hidden blocks compare it with the real thing.
-LANGUAGES = frozenset(("python", "sh", "sql", "text"))
+LANGUAGES = frozenset(("python", "sh", "sql", "text", "yaml"))
 
 _FENCE = re.compile(r"^```(?P<language>\S*)\s*$")
 _HIDDEN = "<!-- python"

@@ -21,6 +21,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from tests.docs.markdown import Block, blocks
 from tests.docs.shell import Shell
 
@@ -72,7 +74,8 @@ class Runner:
         """Execute every block; the first that fails ends it."""
         try:
             for block in blocks(self._page):
-                execute = {"python": self._python, "sh": self._sh, "sql": self._sql}.get(block.language)
+                languages = {"python": self._python, "sh": self._sh, "sql": self._sql, "yaml": self._yaml}
+                execute = languages.get(block.language)
                 if execute is not None:
                     execute(block)
                     self.executed.append(block.line)
@@ -99,6 +102,10 @@ class Runner:
     def _sql(self, block: Block) -> None:
         for statement in filter(str.strip, block.text.split(";")):
             sql(statement)
+
+    def _yaml(self, block: Block) -> None:
+        # A part of somebody's file: that it is well-formed is all that can be said.
+        assert isinstance(YAML(typ="safe").load(block.text), dict)
 
     def _shown(self, text: object) -> None:
         """Assert that the page quotes ``text``."""

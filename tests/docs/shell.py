@@ -73,6 +73,9 @@ class Shell:
             assert arguments in ([".venv/bin/activate"], ["./shop.env"]), arguments
         elif name == "python" and arguments[:1] in (["-m"], ["-c"]):
             subprocess.run([sys.executable, *arguments], env=environment, cwd=self._directory, check=True, timeout=60)
+        elif name == "echo" and arguments[-2:] == [">", ".env"]:
+            # The settings of docker compose; tests/compose checks that the file takes them.
+            assert re.fullmatch(r"\w+=\S+", arguments[0]), arguments
         elif name == "docker" and arguments[0] == "compose":
             _check_compose(arguments[1:], environment)
         else:
@@ -136,7 +139,7 @@ def _check_script(name: str, arguments: list[str]) -> None:
 def _check_compose(arguments: list[str], environment: dict[str, str]) -> None:
     # There is no Docker where the tests run; tests/compose checks the file itself.
     text = (ROOT / "docker-compose.yml").read_text()
-    assert arguments[0] in ("up", "down", "logs"), arguments
+    assert arguments[0] in ("up", "down", "logs", "ps"), arguments
     required = set(re.findall(r"\$\{(\w+):\?", text))
     given = required & environment.keys()
     assert arguments[0] != "up" or given == required, f"docker compose needs {required - given}"

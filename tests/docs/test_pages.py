@@ -49,7 +49,7 @@ def test_every_block_runs(page: Path, page_environment: dict[str, str], tmp_path
         process.wait()
     assert process.returncode == 0, f"{_name(page)} failed:\n{output}"
     # Found without the parser that the runner uses: what the parser overlooks must not go unnoticed.
-    found = len(re.findall(r"^\s*(?:```(?:python|sh|sql)|<!-- python)\s*$", page.read_text(), re.MULTILINE))
+    found = len(re.findall(r"^\s*(?:```(?:python|sh|sql|yaml)|<!-- python)\s*$", page.read_text(), re.MULTILINE))
     assert len(json.loads(report.read_text())) == found
 
 

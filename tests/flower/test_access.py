@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from tornado.web import create_signed_value
 
 from tests.flower.fake import FakeWorkers, process, resource, told, worker_stats
 from tests.support.flower import PLAIN, FlowerProcess
+from tests.support.stand import wait_until
 
 pytestmark = pytest.mark.worker
 
@@ -60,16 +62,58 @@ def test_log_in(flower: NewFlower) -> None:
         assert tuple(found) == status
 
 
-def test_open_flower(flower: NewFlower) -> None:
-    """Without any authentication the page is as open as Flower's own, but not for scripts of other sites."""
-    running = flower()
-    for path in PATHS:
-        answer = running.get(path, headers={"Origin": "http://elsewhere.example"})
-        assert answer.status == 200
-        assert "access-control-allow-origin" not in answer.headers
-    document = running.get("/api/pools")
-    assert document.headers["cache-control"] == "no-store"
+@pytest.mark.parametrize(("variable", "status"), [("", 401), ("false", 401), ("true", 200)])
+def test_open_flower(flower: NewFlower, variable: str, status: int) -> None:
+    """Without any authentication the page is as open as Flower's own, and the document as Flower's own API."""
+    running = flower(env={"FLOWER_UNAUTHENTICATED_API": variable})
+    origin = {"Origin": "http://elsewhere.example"}
+    page, document, theirs = (running.get(path, headers=origin) for path in (*PATHS, "/api/workers"))
+    assert (page.status, document.status, theirs.status) == (200, status, status)
+    # Scripts of other sites may read it where they may read Flower's own, and nowhere else.
+    assert document.headers.get("access-control-allow-origin") == theirs.headers.get("access-control-allow-origin")
     assert document.headers["content-type"].startswith("application/json")
+    if status == 200:
+        assert document.headers["cache-control"] == "no-store"
+    else:
+        assert "access-control-allow-origin" not in document.headers
+        assert "--basic_auth" in json.loads(document.body)["hint"]
+
+
+SCRAPED = """\
+import workerpools.flower
+
+workerpools.flower.install(metrics_interval=3.0)
+"""
+
+
+def test_metrics_without_a_password_ask_no_worker(flower: NewFlower, broker_url: str) -> None:
+    """A stranger gets Flower's own series and the last known of ours, and has nobody asked, however often; with the
+    password the workers are asked. `metrics_interval` allows strangers a query per so many seconds."""
+
+    def worker_of(running: FlowerProcess, credentials: str = "") -> bool:
+        answer = running.get("/metrics", credentials)
+        assert answer.status == 200
+        return 'workerpools_connections_open{resource="db",worker="celery@shop"} 1.0' in answer.body
+
+    pools = told(worker_stats(process(1, 0, resource("db", open=1))))
+    with FakeWorkers(broker_url, {"celery@shop": pools}) as workers:
+        running = flower(arguments=[f"--basic_auth={USER}"], env={"FLOWER_UNAUTHENTICATED_API": ""})
+        wait_until(lambda: worker_of(running, USER), "the worker")
+        # Late replies to earlier queries have been counted, too.
+        time.sleep(2.5)
+        before = workers.asked["celery@shop"]
+        for wrong in ("", "someone:another", "x") * 10:
+            assert worker_of(running, wrong)
+        assert workers.asked["celery@shop"] == before
+        assert worker_of(running, USER)
+        assert workers.asked["celery@shop"] > before
+
+        bounded = flower(config=SCRAPED, arguments=[f"--basic_auth={USER}"])
+        wait_until(lambda: worker_of(bounded), "the worker, for a stranger")
+        before, begun = workers.asked["celery@shop"], time.monotonic()
+        while time.monotonic() - begun < 4.0:
+            worker_of(bounded)
+        assert 1 <= workers.asked["celery@shop"] - before <= 2 * 2
 
 
 def test_files_are_open_and_nothing_else(flower: NewFlower) -> None:

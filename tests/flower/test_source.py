@@ -132,3 +132,23 @@ def test_broker_is_down(flower: NewFlower, valkey_server: object) -> None:
         valkey_server.start()
     wait_until(lambda: not running.document()["problem"], "the broker")
     assert "can be queried for their connection pools again" in running.log()
+
+
+def test_first_question_after_a_restart_of_the_broker(flower: NewFlower, valkey_server: object) -> None:
+    """Flower's connection to the broker is stale then: the question is asked once more, and the page is right."""
+    from demo_tasks.servers import ValkeyServer
+
+    assert isinstance(valkey_server, ValkeyServer)
+    url = valkey_server.start().url(15)
+    with FakeWorkers(url, {"celery@one": POOLS}):
+        running = flower(broker_url=url)
+        wait_until(lambda: statuses(running) == {"celery@one": "online"}, "the worker")
+        asked = time.monotonic()
+    valkey_server.stop()
+    valkey_server.start()
+    with FakeWorkers(url, {"celery@one": POOLS}):
+        time.sleep(max(0.0, asked + LEAST_INTERVAL - time.monotonic()))
+        found = running.document()
+    assert found["problem"] == ""
+    assert found["asked"] > found["now"] - 2 * LEAST_INTERVAL
+    assert [worker["status"] for worker in found["workers"]] == ["online"]

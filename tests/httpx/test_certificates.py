@@ -155,10 +155,10 @@ def test_authorities_on_disk_may_change(shop: Shop, url: str, files: Files) -> N
     assert names(shop) == []
 
 
-WRONG: list[dict[str, Any]] = [{"verify": 5}, {"verify": ""}, {"cert": 5}, {"cert": ("a", 5)}, {"cert": ("a",) * 4}]
+WRONG: list[dict[str, Any]] = [{"verify": 5}, {"cert": 5}, {"cert": ("a", 5)}, {"cert": ("a",) * 4}]
 
 
 @pytest.mark.parametrize("options", WRONG)
 def test_what_is_no_path_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=r"HttpxClient: (verify|cert): wanted"):
+    with pytest.raises(ConfigurationError, match=r"HttpxClient: (verify|cert) is a value"):
         HttpxClient(**options)

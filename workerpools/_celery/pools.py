@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from celery import Celery
 
 from workerpools._celery import apps, lifecycle, sharing
+from workerpools._celery.censor import hide_secrets
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._pools.adapter import Adapter, FunctionAdapter
@@ -71,6 +72,7 @@ class WorkerPools:
     def __init__(self, app: Celery | None = None) -> None:
         attempts.protect()
         threads.follow()
+        hide_secrets()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._worker: Any = None
         # Without a worker in this process: a spawned child, a script, a web process.

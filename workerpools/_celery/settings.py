@@ -49,7 +49,7 @@ SETTINGS = (
     Setting("close_timeout", timeout, "Time limit for closing at shutdown, in seconds (5)."),
     Setting("retry_budget", whole(0), "Replay tokens per process: a replay takes 5, after a timeout 10 (500)."),
     Setting("deadline_margin", time_or_none, "Time between a task's deadline and its time limit, in seconds (0.1)."),
-    Setting("metrics_port", port, "Port that serves a worker's statistics to Prometheus (none); 0 for any free port."),
+    Setting("metrics_port", port, "Port that serves a worker's statistics and health (none); 0 for any free port."),
     Setting("metrics_host", text, "Address that the metrics port listens on (127.0.0.1)."),
     Setting("leak_after", time, "Time in use after which a connection is logged, in seconds (none: never)."),
     Setting("alert_interval", time_or_none, "Time between alert checks, in seconds; 0 for none (5)."),

@@ -1,4 +1,4 @@
-"""The worker's main process: statistics, recycling, alerts and the metrics endpoint.
+"""The worker's main process: statistics, recycling, alerts, and the endpoint for metrics and probes.
 
 The three bootsteps are created with each worker of the app; the remote control commands (``celery inspect pools`` and
 ``celery control pools_recycle``) are registered once per process.
@@ -17,6 +17,7 @@ from celery import bootsteps, signals
 from celery.worker.control import Panel, control_command, inspect_command
 
 from workerpools._celery import apps
+from workerpools._celery.health import Health
 from workerpools._celery.lifecycle import execution_pool
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._celery.sharing import children
@@ -245,16 +246,17 @@ def _send(worker: Any, alert: Alert, raised: bool) -> None:
 
 
 class MetricsStep(bootsteps.StartStopStep):
-    """Serves statistics to Prometheus if a port is configured.
+    """Serves statistics to Prometheus, and ``/livez`` and ``/readyz`` to probes, if a port is configured.
 
     The endpoint starts after the execution pool and lasts until a warm shutdown's last task has ended.
     """
 
     # Start the thread after the first children are forked. Later children discard its sockets.
-    requires = ("celery.worker.components:Pool",)
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
 
     def __init__(self, worker: Any, **_: Any) -> None:
         self._endpoint: Any = None
+        self._health: Health | None = None
         self._worker: Any = None
         self._uid = f"workerpools-metrics-{id(self)}"
 
@@ -266,7 +268,13 @@ class MetricsStep(bootsteps.StartStopStep):
         try:
             # By name: the worker does not depend on the exporters.
             prometheus = import_module("workerpools.prometheus")
-            endpoint = prometheus.serve(lambda: {worker.hostname: snapshots(worker.app, worker)}, host, port)
+            health = Health(worker)
+            endpoint = prometheus.serve(
+                lambda: {worker.hostname: snapshots(worker.app, worker)},
+                host,
+                port,
+                probes={"/livez": health.live, "/readyz": health.ready},
+            )
         except ImportError as error:
             logger.error(
                 "workerpools_metrics_port is set, but the metrics endpoint cannot start: %s",
@@ -282,7 +290,7 @@ class MetricsStep(bootsteps.StartStopStep):
             )
         else:
             logger.info("serving metrics at http://%s:%d/metrics", host, endpoint.port)
-            self._endpoint, self._worker = endpoint, worker
+            self._endpoint, self._worker, self._health = endpoint, worker, health
             signals.worker_shutdown.connect(self._worker_ended, weak=False, dispatch_uid=self._uid)
 
     def stop(self, worker: Any) -> None:
@@ -300,6 +308,8 @@ class MetricsStep(bootsteps.StartStopStep):
         endpoint, self._endpoint = self._endpoint, None
         self._worker = None
         signals.worker_shutdown.disconnect(dispatch_uid=self._uid)
+        if self._health is not None:
+            self._health.stop()
         if endpoint is not None:
             endpoint.close()
 

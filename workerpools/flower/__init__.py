@@ -15,6 +15,7 @@ import importlib
 import logging
 from typing import Any
 
+from workerpools._values import seconds
 from workerpools.errors import ConfigurationError
 
 __all__ = ["install"]
@@ -25,18 +26,24 @@ logger = logging.getLogger("workerpools.flower")
 _NAME = "workerpools"
 
 
-def install() -> None:
+def install(*, metrics_interval: float | None = None) -> None:
     """Add the Pools page, a link to it in the navigation bar, a tab on the worker page, and our series.
 
     The series are those of :mod:`workerpools.prometheus`, on Flower's ``/metrics``.
 
     Call it in ``flowerconfig.py``, before Flower builds its application. Idempotent. With an unsupported version of
     Flower the page falls back to plain HTML and logs a warning. It always requires the same login as Flower's own
-    pages.
+    pages, and its JSON the same as Flower's own API.
+
+    Args:
+        metrics_interval: The minimum time between two queries to the workers that requests to ``/metrics`` without a
+            password may cause, in seconds, for a Prometheus that has none; None for no such queries.
 
     Raises:
-        ConfigurationError: Flower is not installed.
+        ConfigurationError: Flower is not installed, or ``metrics_interval`` is out of range.
     """
+    if metrics_interval is not None:
+        seconds(metrics_interval, "workerpools.flower.install(): metrics_interval", above=True, optional=True)
     try:
         importlib.import_module("flower")
     except ModuleNotFoundError as error:
@@ -45,10 +52,10 @@ def install() -> None:
         raise ConfigurationError(
             "workerpools.flower.install() needs Flower, which the extra 'flower' brings: pip install flower"
         ) from None
-    _set_up()
+    _set_up(metrics_interval)
 
 
-def _set_up() -> None:
+def _set_up(metrics_interval: float | None) -> None:
     # Imported late: only the extra 'flower' installs their dependencies.
     from tornado.web import RequestHandler, url
 
@@ -63,8 +70,8 @@ def _set_up() -> None:
         handlers: list[Any] = urls.handlers
         settings: dict[str, Any] = urls.settings
         directory = settings["template_path"]
-        base: Any = PoolsView
-        if not issubclass(base, RequestHandler):
+        bases: tuple[Any, ...] = (PoolsView, PoolsData)
+        if not all(issubclass(each, RequestHandler) for each in bases):
             raise TypeError("flower.views.BaseHandler is not a request handler")
     except (AttributeError, ImportError, KeyError, TypeError) as error:
         # No page is better than one without a login, or than a Flower that does not start.
@@ -73,6 +80,9 @@ def _set_up() -> None:
     if any(getattr(handler, "name", None) == _NAME for handler in handlers):
         return
     loader, source = PoolsLoader(str(directory)), Source()
+    if metrics_interval is not None:
+        # Two queries may be missed.
+        source.kept = max(source.kept, 3 * metrics_interval)
     register(source.snapshots)
     # Before the last handler, which matches everything. Objects, not tuples: Flower drops the name of a tuple under
     # --url_prefix.
@@ -82,7 +92,10 @@ def _set_up() -> None:
         url(r"/pools/static/(.*)", Assets, {"path": str(STATIC)}, name=f"{_NAME}_static"),
     ]
     # Before Flower's own handler, which does not query the workers.
-    handlers.insert(0, url(r"/metrics", PoolsMetrics, {"source": source}, name=f"{_NAME}_metrics"))
+    handlers.insert(
+        0,
+        url(r"/metrics", PoolsMetrics, {"source": source, "interval": metrics_interval}, name=f"{_NAME}_metrics"),
+    )
     if settings.setdefault("template_loader", loader) is not loader:
         logger.warning("Flower already has a template loader; its pages have no link to the Pools page")
         return

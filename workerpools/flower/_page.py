@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from http.client import responses
 from pathlib import Path
 from typing import Any
 
+from flower.api import BaseApiHandler
+from flower.utils import strtobool
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from tornado import template, web
@@ -205,18 +208,21 @@ class Source:
         self._problem = ""
         self._running: asyncio.Task[None] | None = None
         self._started = float("-inf")
+        #: How long after the last query its replies are still exported, in seconds.
+        self.kept = UNHEARD_AFTER
 
-    async def refresh(self, flower: Any) -> str:
+    async def refresh(self, flower: Any, interval: float = LEAST_INTERVAL) -> str:
         """Query the workers, unless that was done a moment ago.
 
         Args:
             flower: Flower's application.
+            interval: The minimum time since the last query began, in seconds.
 
         Returns:
             The reason that the workers cannot be queried; empty if they can.
         """
         timeout = flower.options.inspect_timeout / 1000.0
-        if self._running is None and time.monotonic() - self._started >= LEAST_INTERVAL:
+        if self._running is None and time.monotonic() - self._started >= max(interval, LEAST_INTERVAL):
             self._started = time.monotonic()
             self._running = asyncio.ensure_future(self._ask(flower, timeout))
             self._running.add_done_callback(self._ended)
@@ -245,6 +251,9 @@ class Source:
         """Return the last snapshots of each worker that is not offline, by worker name."""
         now, found = time.time(), {}
         for name, reply in self._replies.items():
+            if self._asked is not None and now - self._asked > self.kept:
+                # Nobody has looked for a while: old numbers would pass for current ones.
+                continue
             state = status(
                 answered=name in self._answered,
                 alive=self._alive.get(name),
@@ -309,16 +318,25 @@ def _stats(app: Any, timeout: float, *, expected: int) -> dict[str, Any]:
         timeout: How long to wait for replies, in seconds.
         expected: The number of replies that ends the wait early; 0 if unknown.
     """
-    begun = time.monotonic()
     with app.connection_or_acquire() as connection:
-        # By default, kombu retries connecting for ever.
-        connection.ensure_connection(max_retries=1, timeout=timeout)
-        ask = partial(app.control.inspect, timeout=timeout, connection=connection)
-        found = ask(limit=expected or None).stats() or {}
-        if len(found) < expected and time.monotonic() - begun < timeout:
-            # Late replies to earlier queries count towards the limit too.
-            found.update(ask().stats() or {})
-        return found
+        try:
+            return _asked(app, connection, timeout, expected)
+        except connection.recoverable_connection_errors + connection.recoverable_channel_errors:
+            # A pooled connection does not notice that the broker has restarted. Once more, on a new one.
+            connection.close()
+            return _asked(app, connection, timeout, expected)
+
+
+def _asked(app: Any, connection: Any, timeout: float, expected: int) -> dict[str, Any]:
+    begun = time.monotonic()
+    # By default, kombu retries connecting for ever.
+    connection.ensure_connection(max_retries=1, timeout=timeout)
+    ask = partial(app.control.inspect, timeout=timeout, connection=connection)
+    found = ask(limit=expected or None).stats() or {}
+    if len(found) < expected and time.monotonic() - begun < timeout:
+        # Late replies to earlier queries count towards the limit too.
+        found.update(ask().stats() or {})
+    return found
 
 
 #: The directory of the page's scripts and styles.
@@ -384,8 +402,10 @@ def _log_once(error: Exception) -> None:
         logger.warning("cannot use Flower's templates (%s); the Pools page is plain HTML", text)
 
 
-class PoolsData(BaseHandler):
-    """The page's document, as JSON."""
+class PoolsData(BaseApiHandler):
+    """The page's document, as JSON. Open to whom Flower's own API is open: without a login in Flower, to nobody unless
+    FLOWER_UNAUTHENTICATED_API is set.
+    """
 
     def initialize(self, source: Source) -> None:
         self._source = source
@@ -399,21 +419,48 @@ class PoolsData(BaseHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         flower: Any = self.application
-        # Flower's error pages are HTML.
+        # Flower's errors are HTML or plain text.
         if status_code == 401 and flower.options.basic_auth:
             self.set_header("WWW-Authenticate", 'Basic realm="flower"')
-        self.finish({"error": responses.get(status_code, "Unknown")})
+        error = {"error": responses.get(status_code, "Unknown")}
+        if status_code == 401 and not (flower.options.basic_auth or flower.options.auth):
+            error["hint"] = _CLOSED
+        self.finish(error)
+
+
+_CLOSED = (
+    "This Flower has no login, so its API is closed: "
+    "start it with --basic_auth, or with FLOWER_UNAUTHENTICATED_API=true."
+)
 
 
 class PoolsMetrics(Metrics):
-    """Flower's own series and ours, from a fresh query. Without a login, like Flower's."""
+    """Flower's own series and ours. Without a login, like Flower's; but only someone with access to Flower's API has
+    the workers queried.
 
-    def initialize(self, source: Source) -> None:
+    Anyone else gets the last replies, and has the workers queried at most once per ``interval``.
+    """
+
+    def initialize(self, source: Source, interval: float | None) -> None:
         self._source = source
+        self._interval = interval
 
     async def get(self) -> None:
-        await self._source.refresh(self.application)
+        if self._knows_password():
+            await self._source.refresh(self.application)
+        elif self._interval is not None:
+            await self._source.refresh(self.application, self._interval)
         await super().get()
+
+    def _knows_password(self) -> bool:
+        flower: Any = self.application
+        if not (flower.options.basic_auth or flower.options.auth):
+            return bool(strtobool(os.environ.get("FLOWER_UNAUTHENTICATED_API") or "false"))
+        try:
+            return bool(self.current_user)
+        except web.HTTPError:
+            # A wrong password, or none.
+            return False
 
 
 class Assets(web.StaticFileHandler):

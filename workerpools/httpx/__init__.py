@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import ipaddress
 import os
 import socket
 import ssl
@@ -20,21 +19,18 @@ except ModuleNotFoundError as error:
     raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
 
 from workerpools.adapter import (
-    WEEK,
     Adapter,
     ExecutionPool,
     Failure,
     Lifetime,
     Opening,
     Setting,
-    redact_url,
     refusal,
-    seconds,
-    whole,
 )
 from workerpools.errors import ConfigurationError
-from workerpools.httpx._client import COOKIES, PooledClient
+from workerpools.httpx._client import PooledClient
 from workerpools.httpx._errors import classify_status, classify_unwatched
+from workerpools.httpx._options import base_of, check_connections, check_options
 from workerpools.httpx._proxies import environment_proxies, usable_proxy
 from workerpools.httpx._tls import Certificates
 from workerpools.httpx._transport import Traffic, WatchedTransport
@@ -170,44 +166,43 @@ class HttpxClient(Adapter[httpx.Client]):
                 raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
             options["auth"] = _Credentials(credentials)
         self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+        base = base_of(options.get("base_url", ""), any_scheme=transport is not None or bool(mounts))
+        options["base_url"] = base.url
+        if base.auth is not None and options.get("auth") is None:
+            options["auth"] = base.auth
+        sockets: Any = socket_options
+        if isinstance(sockets, Iterable):
+            # Once: the option may be an iterator.
+            sockets = list(sockets)
         self._cookie_mode = cookies if isinstance(cookies, str) else "attempt"
-        if self._cookie_mode not in COOKIES:
-            raise ConfigurationError(f"HttpxClient: cookies={self._cookie_mode!r}: wanted one of {', '.join(COOKIES)}")
         if not isinstance(cookies, str):
             options["cookies"] = cookies
-        if max_connections is not None:
-            whole(max_connections, "HttpxClient: max_connections", least=1, optional=True)
-        if leak_after is not None:
-            seconds(leak_after, "HttpxClient: leak_after", optional=True)
-        _check_timeout(timeout)
-        if total_timeout is not None:
-            seconds(total_timeout, "HttpxClient: total_timeout", most=WEEK, above=True, optional=True)
-        self._total_timeout = total_timeout
-        self.leak_after = leak_after
-        self.on_open = on_open
-        self._base_url = _shown_base_url(options.get("base_url", ""), any_scheme=bool(transport or mounts))
-        self.server = _server(options.get("base_url", ""))
-        self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
-        self._limits = limits
-        self._max_connections = max_connections
-        self._certificates = Certificates(verify, cert, trust_env)
-        self._http1 = http1
-        self._http2 = http2
-        self._proxy = usable_proxy(proxy, "HttpxClient: proxy")
-        self._mounts = mounts or {}
-        self._transport = transport
-        # A Unix domain socket has none of TCP's.
-        self._socket_options = list((() if uds else SOCKET_OPTIONS) if socket_options is None else socket_options)
-        self._uds = None if uds is None else _path(uds)
-        self._local_address = local_address
-        if local_address is not None:
-            _check_address(local_address)
-        if proxy is not None and (uds or local_address):
-            raise ConfigurationError(
-                f"HttpxClient: {'uds' if uds else 'local_address'} cannot reach connections to a proxy; give one alone"
-            )
-        if transport is not None:
-            given = {
+        check_options(
+            client=options,
+            timeout=timeout,
+            limits=limits,
+            verify=verify,
+            cert=cert,
+            trust_env=trust_env,
+            http1=http1,
+            http2=http2,
+            mounts=mounts,
+            transport=transport,
+            socket_options=sockets,
+            max_connections=max_connections,
+            credentials=credentials,
+            on_open=on_open,
+            leak_after=leak_after,
+        )
+        check_connections(
+            total_timeout=total_timeout,
+            cookies=self._cookie_mode,
+            uds=uds,
+            local_address=local_address,
+            proxy=proxy,
+            transport=transport,
+            max_lifetime=max_lifetime,
+            refused={
                 "verify": verify is not True,
                 "cert": cert is not None,
                 "limits": limits is not None,
@@ -218,13 +213,26 @@ class HttpxClient(Adapter[httpx.Client]):
                 "local_address": local_address is not None,
                 "socket_options": socket_options is not None,
                 "max_connections": max_connections is not None,
-                "max_lifetime": isinstance(transport, httpx.BaseTransport) and max_lifetime not in (300.0, None),
-            }
-            if refused := [name for name in given if given[name]]:
-                raise ConfigurationError(
-                    f"HttpxClient: {', '.join(refused)} cannot reach the transport that you give; pass it to the "
-                    "transport itself: transport=lambda: httpx.HTTPTransport(…)"
-                )
+            },
+        )
+        self._total_timeout = total_timeout
+        self.leak_after = leak_after
+        self.on_open = on_open
+        self._base_url = base.shown
+        self.server = base.server
+        self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
+        self._limits = limits
+        self._max_connections = max_connections
+        self._certificates = Certificates(verify, cert, trust_env)
+        self._http1 = http1
+        self._http2 = http2
+        self._proxy = usable_proxy(proxy, "HttpxClient: proxy")
+        self._mounts = mounts or {}
+        self._transport = transport
+        # A Unix domain socket has none of TCP's.
+        self._socket_options = list((() if uds else SOCKET_OPTIONS) if sockets is None else sockets)
+        self._uds = None if uds is None else os.fspath(uds)
+        self._local_address = local_address
         self._prepared = False
         # Weak: user code may close and drop a client.
         self._traffic: weakref.WeakKeyDictionary[httpx.Client, Traffic] = weakref.WeakKeyDictionary()
@@ -382,29 +390,6 @@ class _Credentials(httpx.Auth):
             yield from httpx.BasicAuth(*found).auth_flow(request)
 
 
-def _path(path: Any) -> str:
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise ConfigurationError("HttpxClient: uds: wanted the path of a Unix domain socket")
-    return str(os.fspath(path))
-
-
-def _check_address(address: Any) -> None:
-    try:
-        ipaddress.ip_address(address if isinstance(address, str) else "")
-    except ValueError:
-        raise ConfigurationError("HttpxClient: local_address: wanted an IP address") from None
-
-
-def _check_timeout(timeout: Any) -> None:
-    try:
-        bounds = httpx.Timeout(timeout).as_dict()
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigurationError(f"HttpxClient: timeout: {error}") from None
-    for name, bound in bounds.items():
-        if bound is not None:
-            seconds(bound, f"HttpxClient: timeout: {name}", most=WEEK, optional=True)
-
-
 _CLIENT_OPTIONS = frozenset(
     (
         "auth",
@@ -417,44 +402,6 @@ _CLIENT_OPTIONS = frozenset(
         "params",
     )
 )
-
-
-def _server(base_url: Any) -> tuple[str, int] | None:
-    """Return the host and port of a valid base URL; None for an empty one."""
-    url = httpx.URL(base_url)
-    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
-    return (url.host, port) if url.host and port else None
-
-
-def _shown_base_url(base_url: Any, *, any_scheme: bool) -> str:
-    """Return a base URL without its secrets.
-
-    Args:
-        base_url: The URL.
-        any_scheme: Whether to allow schemes other than http and https, which the user's transport may handle.
-
-    Raises:
-        ConfigurationError: It is not a server's URL. The message omits it, as it may contain a password.
-    """
-    if base_url is None:
-        raise ConfigurationError("HttpxClient: base_url is None; is its environment variable set?")
-    try:
-        url = httpx.URL(base_url)
-    except (TypeError, httpx.InvalidURL):
-        url = httpx.URL()
-    if str(base_url) and not (url.host and url.scheme and (any_scheme or url.scheme in ("http", "https"))):
-        raise ConfigurationError(
-            "HttpxClient: base_url is invalid (not shown here, as it may contain a password); wanted: "
-            "http:// or https:// and a host, like https://api.example.com, with special characters of a password "
-            "escaped (urllib.parse.quote)"
-        )
-    if url.userinfo and (b"@" in url.raw_path or "@" in url.fragment):
-        # An unescaped "/", "?" or "#" of a password ended the host early; the rest of the password would be shown.
-        raise ConfigurationError(
-            "HttpxClient: base_url has an '@' after its host (not shown here, as it may contain a password); "
-            "escape special characters of a password (urllib.parse.quote)"
-        )
-    return redact_url(str(base_url))
 
 
 def classify(error: BaseException) -> Failure | None:

@@ -17,10 +17,7 @@ import httpx
 from workerpools.adapter import Opening, Scoped, current, deadline, in_attempt
 from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_unwatched, is_idempotent
 
-__all__ = ["COOKIES", "PooledClient"]
-
-#: How long the cookies that a server sets are kept.
-COOKIES = ("attempt", "process", "off")
+__all__ = ["PooledClient"]
 
 #: The longest wait for a token that another thread asks for, in seconds: afterwards the thread asks itself.
 _TOKEN_WAIT = 30.0
@@ -44,7 +41,7 @@ class PooledClient(httpx.Client):
 
     Args:
         opening: The opening to which it reports.
-        cookie_mode: One of :data:`COOKIES`.
+        cookie_mode: ``attempt``, ``process`` or ``off``: how long the cookies that a server sets are kept.
         options: As for ``httpx.Client``.
     """
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from workerpools.errors import ConfigurationError
+from workerpools.httpx._options import check_files
 
 __all__ = ["Certificates"]
 
@@ -26,18 +27,13 @@ class Certificates:
         verify: As for ``httpx.Client``, or a path.
         cert: As for ``httpx.Client``.
         trust_env: Whether SSL_CERT_FILE and SSL_CERT_DIR apply, as httpx does.
-
-    Raises:
-        ConfigurationError: ``verify`` or ``cert`` is of another type.
     """
 
     def __init__(self, verify: Any, cert: Any, trust_env: bool) -> None:
-        if not isinstance(verify, (bool, ssl.SSLContext, str, os.PathLike)) or verify == "":
-            raise ConfigurationError("HttpxClient: verify: wanted True, False, an ssl.SSLContext, or a path")
         self._verify = verify
-        self._chain: tuple[Any, ...] = () if cert is None else cert if isinstance(cert, tuple) else (cert,)
-        if len(self._chain) > 3 or not all(isinstance(path, (str, os.PathLike)) for path in self._chain[:2]):
-            raise ConfigurationError("HttpxClient: cert: wanted a path, or a tuple (certificate, key[, password])")
+        self._chain: tuple[Any, ...] = (
+            () if cert is None else tuple(cert) if isinstance(cert, (tuple, list)) else (cert,)
+        )
         self._trust_env = trust_env
         self._context: ssl.SSLContext | None = None
         self._stamp: Stamp | None = ()
@@ -61,13 +57,14 @@ class Certificates:
         """Return the context; another one if a file has changed.
 
         Raises:
-            OSError: A file is missing or wrong, and there is no earlier context; with one, that is logged.
+            ConfigurationError: A file is missing, and there is no earlier context; with one, that is logged.
+            OSError: A file is wrong; likewise.
         """
         stamp = self.stamp()
         if self._context is None or stamp != self._stamp:
             try:
                 self._context = self._built()
-            except OSError as error:
+            except (OSError, ConfigurationError) as error:
                 if self._context is None:
                     raise
                 # A rotation writes one file after the other: the next change is looked at again.
@@ -76,6 +73,7 @@ class Certificates:
         return self._context
 
     def _built(self) -> ssl.SSLContext:
+        check_files(self._verify, self._chain)
         if isinstance(self._verify, ssl.SSLContext):
             context = self._verify
             if self._chain:

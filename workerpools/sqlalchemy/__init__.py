@@ -49,7 +49,7 @@ from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession, current_session
 from workerpools.sqlalchemy._statements import watch_statements
-from workerpools.sqlalchemy._url import about_driver, check_options, parsed, refuse_async
+from workerpools.sqlalchemy._url import about_driver, check_options, check_types, parsed, refuse_async, without_secrets
 
 __all__ = [
     "SQLAlchemyEngine",
@@ -207,12 +207,21 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         found, self._shown = parsed(url)
         refuse_async(found, self._shown)
         check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
+        check_types(
+            found,
+            options,
+            resolve_commit=resolve_commit,
+            pgbouncer=pgbouncer,
+            batch=batch,
+            credentials=credentials,
+            on_open=on_open,
+        )
         if credentials is not None and (own := [name for name in ("creator", "pool") if options.get(name) is not None]):
             raise ConfigurationError(
                 f"SQLAlchemyEngine: with {own[0]}=, which opens the connections, credentials= would never be called; "
                 f"leave out one of them"
             )
-        self._url = with_ports(found, options)
+        self._url = without_secrets(with_ports(found, options), options)
         check_arguments(self._url, options.get("connect_args"))
         for name, wait in (
             ("connect_timeout", connect_timeout),
@@ -275,6 +284,10 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         except ImportError as error:
             add_note(error, about_driver(self._url))
             raise
+        except TypeError as error:
+            if "sent to create_engine()" not in str(error):
+                raise
+            raise ConfigurationError(f"SQLAlchemyEngine: {error}") from None
         events.flights = flights = self._flights(opening)
         opening.limited(_limit(engine, options))
         events.watch(engine)
@@ -288,12 +301,14 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 
         resolve_commits(engine, opening, self._resolve_timeout, flights)
         watch_statements(engine, opening, flights)
-        note_errors(
+        failed = note_errors(
             engine,
             opening,
             recycle=lambda: events.recycle(engine.pool, time.monotonic()),
             nested=None if events.own_locks is None else events.own_locks.ended,
         )
+        if flights is not None:
+            flights.failed = failed
         self._events[engine] = events
         return engine
 
@@ -409,9 +424,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
 def _resets(given: Any) -> tuple[str, ...]:
     if isinstance(given, bool):
         return RESETS if given else ()
-    if isinstance(given, str) or not all(isinstance(statement, str) for statement in given):
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) and each.strip() for each in given):
         raise ConfigurationError(
-            f"SQLAlchemyEngine: reset_session is {given!r}; wanted: True, False, or a list of statements, such as "
+            "SQLAlchemyEngine: reset_session is neither True, False nor a list of statements, such as "
             '["RESET ALL", "SELECT pg_advisory_unlock_all()"]'
         )
     return tuple(statement.strip().rstrip(";") for statement in given)
@@ -427,7 +442,12 @@ def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:
 
 def _dialect(url: URL) -> type[DefaultDialect]:
     # Every dialect derives from DefaultDialect, although get_dialect() is annotated more loosely.
-    return cast("type[DefaultDialect]", url.get_dialect())
+    try:
+        return cast("type[DefaultDialect]", url.get_dialect())
+    except sqlalchemy.exc.NoSuchModuleError:
+        raise ConfigurationError(
+            f"SQLAlchemyEngine: SQLAlchemy has no dialect {url.drivername!r}; is the package that brings it installed?"
+        ) from None
 
 
 def classify(error: BaseException) -> Failure | None:

@@ -68,12 +68,9 @@ def resolve_commits(
                 flights.ended_unseen(state)
             rollback(proxied)
             return
-        attempt = current()
-        state.wait(None if attempt is None else attempt.deadline.at)
         try:
-            rollback(proxied)
+            state.bounded(partial(rollback, proxied))
         finally:
-            state.waited()
             state.transaction_ends(undone=True)
 
     def do_commit(proxied: Any) -> None:
@@ -103,6 +100,7 @@ def resolve_commits(
             )
         at = None if attempt is None else attempt.deadline.at
         state.wait(at)
+        state.announced = True
         undone = False
         try:
             connection = proxied.dbapi_connection
@@ -157,6 +155,7 @@ def resolve_commits(
                 raise
             state.commit = COMMITTED
         finally:
+            state.announced = False
             if state.waiting and state.watch is not None:
                 # state.waited(), without the call.
                 state.waiting = False

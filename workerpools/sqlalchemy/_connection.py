@@ -11,11 +11,22 @@ from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy.engine import Connection
 
-from workerpools.adapter import Attempt, Effect, Lease, Phase, SocketNumber, Watch, Watchdog, current
+from workerpools.adapter import (
+    Attempt,
+    Deadline,
+    Effect,
+    Lease,
+    Phase,
+    SocketNumber,
+    Watch,
+    Watchdog,
+    current,
+    deadline,
+)
 from workerpools.sqlalchemy._texts import NOTHING, Text
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE, Kind, fitting, looks_back, send, send_session
 
@@ -37,6 +48,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("workerpools")
+
+R = TypeVar("R")
 
 #: The key of a :class:`ConnectionState` in its connection's ``info``.
 KEY = "workerpools"
@@ -150,6 +163,8 @@ class ConnectionState:
         alone: Whether the last statement was its own transaction.
         announced: Whether the engine is executing a statement on it.
         flights: The statements of its engine; None for drivers other than PostgreSQL's.
+        lasting: The deadline of a statement past the engine that goes on after its call, as COPY does; None without
+            one.
         resets: The statements that restore its session's settings; empty for none.
         left_by: The attempt that used its session last; None for a new session.
         listens: Whether its session may have executed LISTEN.
@@ -168,6 +183,7 @@ class ConnectionState:
         fits_until: The time until which that timeout fits.
         started: The time when its last statement began.
         watch: Its watched socket; None if unknown.
+        shut_down: Whether the watchdog has shut it down.
         waiting: Whether a wait with a deadline may be in progress on it.
     """
 
@@ -187,6 +203,7 @@ class ConnectionState:
         "history",
         "introduced",
         "kind",
+        "lasting",
         "lease",
         "left_by",
         "listens",
@@ -198,6 +215,7 @@ class ConnectionState:
         "resets",
         "server",
         "session",
+        "shut_down",
         "started",
         "status",
         "text",
@@ -232,6 +250,7 @@ class ConnectionState:
         self.announced = False
         self.direct = True
         self.flights: Any = None
+        self.lasting: Deadline | None = None
         self.resets: tuple[str, ...] = ()
         self.left_by: User | None = None
         self.listens = False
@@ -249,6 +268,7 @@ class ConnectionState:
         self.fits_until = 0.0
         self.started = 0.0
         self.watch: Watch | None = None
+        self.shut_down = False
         self.waiting = False
 
     def opened(self, connection: Any, socket: SocketNumber | None) -> None:
@@ -351,29 +371,47 @@ class ConnectionState:
         except IndexError:
             return self.taken()
 
-    def fetch(self, run: Callable[[], Any]) -> Any:
-        """Return the result of ``run``, which fetches rows from the server, by the deadline.
-
-        The server's timeout begins anew with each fetch. After an error the watchdog's part is known from
-        :meth:`waited`.
+    def bounded(self, run: Callable[[], R]) -> R:
+        """Return the result of ``run``, which waits for the server, by the deadline.
 
         Raises:
             Exception: The driver's error.
         """
-        attempt = current()
-        at = None if attempt is None else attempt.deadline.at
-        if at is None:
+        lasting = self.lasting
+        # A statement that lasts may be continued in a thread that belongs to no attempt.
+        self.wait((lasting or deadline()).at)
+        if lasting is None:
+            # The server's timeout begins anew.
+            self.started = monotonic()
+        self.announced = True
+        try:
             return run()
-        self.phase = Phase.STATEMENT
-        self.started = monotonic()
-        self.wait(at)
-        result = run()
-        self.waited()
-        return result
+        finally:
+            self.announced = False
+            self.waited()
+
+    def past_engine(self, connection: Any, run: Callable[[], R], phase: Phase | None = Phase.STATEMENT) -> R:
+        """Return the result of ``run``, which waits for the server past the engine; report its error.
+
+        Args:
+            connection: The driver's connection.
+            run: The function.
+            phase: What it does; None if unknown.
+
+        Raises:
+            Exception: The driver's error.
+        """
+        try:
+            return self.bounded(run)
+        except Exception as error:
+            self.flights.failed(self, error, connection, phase)
+            raise
 
     def taken(self) -> bool:
         """Wait for the watchdog, which took the token; return whether it shut the socket down."""
-        return self.watch is not None and watchdog.stop_waiting(self.watch)
+        found = self.watch is not None and watchdog.stop_waiting(self.watch)
+        self.shut_down |= found
+        return found
 
     # The server's timeout.
 

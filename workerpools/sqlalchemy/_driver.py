@@ -109,7 +109,9 @@ def check_arguments(url: URL, connect_args: Any) -> None:
         if driver not in LIBPQ_DRIVERS | MYSQL_DRIVERS:
             return
         # SQLAlchemy splits an IPv6 address at its colons.
-        if any(host.count(":") > 1 for host in url.normalized_query.get("host", ()) if host.startswith("[")):
+        given = url.query.get("host", ())
+        hosts = (given,) if isinstance(given, str) else given
+        if any(host.count(":") > 1 for host in hosts if host.startswith("[")):
             raise ValueError("IPv6 addresses need ports of their own")
         _, parameters = dialect.create_connect_args(url)
     except NoSuchModuleError:

@@ -14,7 +14,7 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExceptionContext
 
-from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, current
+from workerpools.adapter import Failure, FailureKind, Opening, Phase, Sent, current, deadline
 from workerpools.sqlalchemy._connecting import Limit, ended
 from workerpools.sqlalchemy._connection import ConnectionState, commits_each_statement, state_of
 from workerpools.sqlalchemy._texts import read
@@ -26,6 +26,7 @@ __all__ = [
     "classify_connect",
     "classify_statement",
     "classify_unwatched",
+    "ends_session",
     "error_code",
     "is_client_side",
     "is_outdated_plan",
@@ -77,6 +78,9 @@ _READ_ONLY_OPTION = re.compile(r"read.only", re.IGNORECASE)
 
 #: A statement timeout: 57014 of PostgreSQL (also for a cancelled statement), 1969 of MariaDB, 3024 of MySQL.
 _TIMEOUT = frozenset(("57014", "1969", "3024"))
+
+#: What is known of a connection that was lost while the driver did something for the user that is not seen.
+_UNKNOWN = "the connection was lost past the engine, in an operation that may have committed"
 
 #: The socket's timeout, in PyMySQL's words: the server may be gone or slow.
 _NO_ANSWER = re.compile(r"\(timed out\)|\(The (?:read|write) operation timed out\)|TimeoutError\('")
@@ -139,6 +143,14 @@ def is_client_side(error: BaseException, code: str) -> bool:
     cls = type(error)
     from_driver = cls.__module__.partition(".")[0] in ("psycopg", "psycopg2")
     return from_driver and cls.__name__ == "OperationalError" and not code
+
+
+def ends_session(error: BaseException) -> bool:
+    """Return whether the server ended the session with its error, which a driver may learn of only from the next one.
+
+    The levels are FATAL and PANIC (PostgreSQL documentation, "Message Severity Levels").
+    """
+    return getattr(getattr(error, "diag", None), "severity_nonlocalized", None) in ("FATAL", "PANIC")
 
 
 def classify_connect(error: BaseException, *, resource: str) -> Failure:
@@ -246,7 +258,7 @@ def note_errors(
     *,
     recycle: Callable[[], object],
     nested: Callable[[BaseException, str, ConnectionState | None], bool] | None = None,
-) -> None:
+) -> Callable[[ConnectionState, BaseException, Any, Phase | None], None]:
     """Classify each error of ``engine`` and report it to ``opening``.
 
     Args:
@@ -254,6 +266,9 @@ def note_errors(
         opening: Its opening.
         recycle: Replaces all of its connections: idle ones now, the others on checkin.
         nested: Called with an error of a nested task, its code and its connection; returns whether it has reported it.
+
+    Returns:
+        The function that does so for errors raised past the engine: see :attr:`Flights.failed`.
     """
     resource = opening.resource
     phase_of: Callable[[str], Phase] = _phase if engine.dialect.name == "postgresql" else _phase_by_pattern
@@ -266,7 +281,8 @@ def note_errors(
         if context.is_pre_ping and error is not None:
             opening.replaced("stale")
         state = None if connection is None else state_of(connection)
-        shut_down = state is not None and state.waited()
+        if state is not None:
+            state.waited()
         if error is None or context.is_pre_ping:
             # Not a driver's error: a time limit, the end of a greenlet, or invalid parameters.
             return
@@ -284,7 +300,7 @@ def note_errors(
         if read_only and _chose_read_only(connection):
             opening.failed(error, None, phase=Phase.STATEMENT)
             return
-        if read_only or is_client_side(original, code):
+        if read_only or is_client_side(original, code) or ends_session(original):
             # Either the server is no longer the primary, although pings of this connection would succeed, or the driver
             # lost the connection in a way that SQLAlchemy does not recognise.
             context.is_disconnect = True
@@ -296,13 +312,7 @@ def note_errors(
         else:
             phase = phase_of(text)
         lost_commit = context.is_disconnect and phase is Phase.COMMIT
-        attempt = current()
-        if nested is not None and attempt is not None and attempt.parent is not None and nested(error, code, state):
-            return
-        at = None if attempt is None else attempt.deadline.at
-        if at is not None and (shut_down or (not lost_commit and _timed_out(original, code, state, at))):
-            _note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
-            opening.failed(error, None, phase=phase, deadline=True)
+        if ended_by_others(error, original, code, state, phase, lost_commit):
             return
         commit = None if state is None or text is not None or phase is not Phase.COMMIT else state.commit
         failure = classify_statement(
@@ -322,6 +332,59 @@ def note_errors(
                 f"ask the database: SELECT pg_xact_status('{commit.xid}')",
             )
         opening.failed(error, failure, phase=phase)
+
+    def ended_by_others(
+        error: BaseException,
+        original: BaseException,
+        code: str,
+        state: ConnectionState | None,
+        phase: Phase,
+        lost_commit: bool,
+    ) -> bool:
+        """Report that an enclosing task or the deadline ended a statement, if so."""
+        attempt = current()
+        if nested is not None and attempt is not None and attempt.parent is not None and nested(error, code, state):
+            return True
+        # A statement that lasts may be continued in a thread that belongs to no attempt.
+        at = (deadline() if state is None or state.lasting is None else state.lasting).at
+        if at is None or lost_commit:
+            return False
+        if not ((state is not None and state.shut_down) or _timed_out(original, code, state, at)):
+            return False
+        _note(error, f"workerpools: the task's deadline ended a statement of the resource {resource!r}")
+        opening.failed(error, None, phase=phase, deadline=True)
+        return True
+
+    def failed_unseen(state: ConnectionState, error: BaseException, connection: Any, phase: Phase | None) -> None:
+        dialect: Any = engine.dialect
+        if not isinstance(error, dialect.loaded_dbapi.Error) or type(error).__name__.startswith("_"):
+            # Not a driver's, or one that the driver does not show its users: the end of a wait with a timeout.
+            return
+        code = error_code(error)
+        chosen = is_read_only(error, code) and dialect.get_readonly(connection) is True
+        if is_outdated_plan(error, code) or (is_read_only(error, code) and not chosen):
+            # A connection to a server that is no longer the primary is of no use, either.
+            recycle()
+        lost = is_client_side(error, code) or ends_session(error) or dialect.is_disconnect(error, connection, None)
+        if phase is Phase.STATEMENT and state.text.may_end:
+            phase = Phase.COMMIT
+        unknown, lost_commit = phase is None, lost and phase is Phase.COMMIT
+        if lost_commit or (lost and unknown):
+            opening.effect(f"COMMIT by {resource!r}")
+        phase = phase or Phase.STATEMENT
+        if ended_by_others(error, error, code, state, phase, lost_commit):
+            return
+        failure: Failure | None
+        if lost and unknown:
+            failure = Failure(FailureKind.INDETERMINATE, Sent.UNKNOWN, code=code, known=_UNKNOWN)
+        elif chosen:
+            failure = None
+        else:
+            alone = phase is Phase.STATEMENT and state.alone
+            failure = classify_statement(error, resource=resource, phase=phase, disconnected=lost, autocommit=alone)
+        opening.failed(error, failure, phase=phase)
+
+    return failed_unseen
 
 
 def _connecting_failed(error: BaseException, original: BaseException, limit: Limit | None, opening: Opening) -> None:

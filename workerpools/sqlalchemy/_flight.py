@@ -83,6 +83,8 @@ class Flights:
         if batch:
             self._fly = driver.fly()
         self.ask: Callable[[Any, str], tuple[Any, ...]] = driver.ask
+        #: Reports an error raised past the engine, with the driver's connection and what it did; None if unknown.
+        self.failed: Callable[[ConnectionState, BaseException, Any, Phase | None], object]
         # Of its own: the drivers' isolation levels are numbers of different meaning.
         self._begin = lru_cache(100)(begin)
         self._begins: Callable[[Any], bool] = driver.begins
@@ -280,28 +282,16 @@ class Flights:
         Raises:
             Exception: The driver's error.
         """
-        attempt = current()
+        attempt, connection = current(), cursor.connection
         at = None if attempt is None else attempt.deadline.at
         results: list[Any] = []
         state.thread = threading.get_ident()
-        state.phase = Phase.STATEMENT
-        state.announced = True
-        state.wait(at)
-        try:
-            self.execute(
-                lambda: results.append(run()),
-                state,
-                cursor.connection,
-                cursor,
-                statement,
-                None,
-                attempt,
-                at,
-                fits=False,
-            )
-        finally:
-            state.announced = False
-            state.waited()
+
+        def execute() -> None:
+            note = results.append
+            self.execute(lambda: note(run()), state, connection, cursor, statement, None, attempt, at, fits=False)
+
+        state.past_engine(connection, execute)
         return results[0]
 
     def ended_unseen(self, state: ConnectionState) -> None:

@@ -6,17 +6,22 @@ answer to its own BEGIN; one that is already under way it neither repeats nor wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
+from itertools import islice
+from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg import pq
 from psycopg.rows import tuple_row
 
+from workerpools.adapter import Phase, deadline
 from workerpools.sqlalchemy._connection import ConnectionState
 from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
 from workerpools.sqlalchemy._texts import Does, Text
+from workerpools.sqlalchemy._timeouts import FLOOR, GRACE
 
 __all__ = ["ask", "begins", "fly", "in_block", "send", "tell"]
 
@@ -117,12 +122,86 @@ def _fits(cursor: Any) -> bool:
 class _Telling:
     """The part of a cursor that tells its connection's state of statements which did not come from the engine."""
 
+    connection: Any
+    #: Whether the engine has executed its statement.
+    of_engine = False
+
+    @contextmanager
+    def copy(self, statement: Any, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        connection: Any = self.connection
+        state: ConnectionState = connection.workerpools
+        # It begins on entering, and its rows are waited for in the block.
+        copying = super().copy(statement, *arguments, **options)  # type: ignore[misc]
+        with ExitStack() as stack:
+            stack.enter_context(_lasting(state))
+            yield state.flights.execute_unseen(state, lambda: stack.enter_context(copying), self, statement)
+
+    def stream(self, query: Any, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
+        connection: Any = self.connection
+        state: ConnectionState = connection.workerpools
+        with _lasting(state), closing(super().stream(query, *arguments, **options)) as rows:  # type: ignore[misc]
+            # It begins with the first row.
+            first = state.flights.execute_unseen(state, lambda: list(islice(rows, 1)), self, query)
+            yield from first
+            yield from rows
+
+
+@contextmanager
+def _lasting(state: ConnectionState) -> Generator[None, None, None]:
+    before, state.lasting = state.lasting, deadline()
+    try:
+        yield
+    finally:
+        state.lasting = before
+
+
+@lru_cache(100)
+def _bounded(given: Any) -> type:
+    """Return the class of a connection whose waits past the engine end at the deadline."""
+
+    class Bounded(given):  # type: ignore[misc]
+        workerpools: ConnectionState
+
+        def wait(self, *arguments: Any, **options: Any) -> Any:
+            # All of the driver's methods that wait for the server come here.
+            state, wait = self.workerpools, super().wait
+            if state.announced:
+                return wait(*arguments, **options)
+            phase = None if state.lasting is None else Phase.STATEMENT
+            return state.past_engine(self, lambda: wait(*arguments, **options), phase)
+
+        def commit(self) -> None:
+            state, commit = self.workerpools, super().commit
+            if state.announced:
+                commit()
+            else:
+                state.past_engine(self, commit, Phase.COMMIT)
+
+        def rollback(self) -> None:
+            state, rollback = self.workerpools, super().rollback
+            if state.announced:
+                rollback()
+            else:
+                state.past_engine(self, rollback, Phase.ROLLBACK)
+
+        def cancel_safe(self, *, timeout: float = 30.0) -> None:
+            # It waits on a connection of its own.
+            at = (self.workerpools.lasting or deadline()).at
+            if at is not None:
+                now = monotonic()
+                timeout = min(timeout, (at if now < at else now + FLOOR) + GRACE - now)
+            super().cancel_safe(timeout=timeout)
+
+    Bounded.__module__, Bounded.__name__, Bounded.__qualname__ = given.__module__, given.__name__, given.__qualname__
+    return Bounded
+
 
 def _told(name: str) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any, **options: Any) -> Any:
         state = self.connection.workerpools
         run = getattr(super(_Telling, self), name)
         if state.announced:
+            self.of_engine = True
             return run(*arguments, **options)
         statement = arguments[0] if arguments else options.get("query")
         return state.flights.execute_unseen(state, lambda: run(*arguments, **options), self, statement)
@@ -131,7 +210,7 @@ def _told(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in ("execute", "executemany", "stream", "copy"):
+for _name in ("execute", "executemany"):
     setattr(_Telling, _name, _told(_name))
 
 
@@ -142,7 +221,11 @@ class _Fetching(_Telling):
 def _fetched(name: str) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any, **options: Any) -> Any:
         run = getattr(super(_Fetching, self), name)
-        return self.connection.workerpools.fetch(lambda: run(*arguments, **options))
+        state = self.connection.workerpools
+        if not self.of_engine:
+            return state.past_engine(self.connection, lambda: run(*arguments, **options))
+        state.phase = Phase.STATEMENT
+        return state.bounded(lambda: run(*arguments, **options))
 
     method.__name__ = method.__qualname__ = name
     return method
@@ -172,6 +255,8 @@ def tell(connection: Any, state: ConnectionState) -> bool:
         Whether they do; cursors that a function makes do not.
     """
     connection.workerpools = state
+    given: Any = type(connection)
+    connection.__class__ = _bounded(given)
     told = True
     for name, part in (("cursor_factory", _Telling), ("server_cursor_factory", _Fetching)):
         factory = getattr(connection, name)

@@ -15,7 +15,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from workerpools.sqlalchemy._connection import IDLE, ConnectionState
+from workerpools.adapter import Phase
+from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import NOTHING, Does, Text
 
 __all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "in_block", "send", "tell"]
@@ -102,6 +103,9 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
         return super().__exit__(*raised)
 
     def commit(self) -> None:
+        if (state := self.workerpools) is not None and not state.announced:
+            state.past_engine(self, self.commit, Phase.COMMIT)
+            return
         if not self.begun:
             super().commit()
             return
@@ -114,6 +118,9 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
                 _autocommit.__set__(self, False)
 
     def rollback(self) -> None:
+        if (state := self.workerpools) is not None and not state.announced:
+            state.past_engine(self, self.rollback, Phase.ROLLBACK)
+            return
         if not self.begun:
             super().rollback()
             return
@@ -158,9 +165,71 @@ class FlightConnection(extensions.connection):  # type: ignore[misc]
         self._refuse("tpc_begin")
         super().tpc_begin(xid)
 
-    def lobject(self, *arguments: Any, **options: Any) -> Any:
+    def lobject(
+        self, oid: int = 0, mode: str = "", new_oid: int = 0, new_file: Any = None, lobject_factory: Any = None
+    ) -> Any:
         self.hand_over()
-        return super().lobject(*arguments, **options)
+        factory = lobject_factory or extensions.lobject
+        if isinstance(factory, type):
+            factory = _large_object(factory)
+        made = _past_engine(self, lambda: super(FlightConnection, self).lobject(oid, mode, new_oid, new_file, factory))
+        if (state := self.workerpools) is not None:
+            if state.transaction is None:
+                state.transaction = Transaction()
+                state.transaction.left_by = state.left_by
+            state.transaction.reads = False
+        return made
+
+
+def _past_engine(connection: FlightConnection, run: Callable[[], Any], phase: Phase | None = Phase.STATEMENT) -> Any:
+    state = connection.workerpools
+    return run() if state is None or state.announced else state.past_engine(connection, run, phase)
+
+
+def _bounded(name: str, phase: Phase | None) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any) -> Any:
+        return _past_engine(self, lambda: getattr(super(FlightConnection, self), name)(*arguments), phase)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+for _name, _phase in (
+    ("tpc_prepare", Phase.COMMIT),
+    ("tpc_commit", Phase.COMMIT),
+    ("tpc_rollback", None),
+    ("tpc_recover", Phase.STATEMENT),
+):
+    setattr(FlightConnection, _name, _bounded(_name, _phase))
+
+
+@lru_cache(100)
+def _large_object(factory: type) -> type:
+    """Return the class of a large object, each of whose methods asks the server."""
+
+    def bounded(name: str) -> Callable[..., Any]:
+        def method(self: Any, *arguments: Any) -> Any:
+            return _past_engine(self.workerpools, lambda: getattr(super(made, self), name)(*arguments))
+
+        method.__name__ = method.__qualname__ = name
+        return method
+
+    def init(self: Any, connection: FlightConnection, *arguments: Any) -> None:
+        super(made, self).__init__(connection, *arguments)
+        self.workerpools = connection
+
+    names = ("read", "write", "seek", "tell", "truncate", "close", "export", "unlink")
+    made: Any = type(
+        factory.__name__,
+        (factory,),
+        {
+            "__module__": factory.__module__,
+            "__qualname__": factory.__qualname__,
+            "__init__": init,
+            **{name: bounded(name) for name in names if hasattr(factory, name)},
+        },
+    )
+    return made  # type: ignore[no-any-return]
 
 
 def _refusing(name: str) -> property:
@@ -190,6 +259,7 @@ def _told(name: str) -> Callable[..., Any]:
         run = getattr(super(_Flying, self), name)
         if state is None or state.announced:
             if self.name is not None:
+                self.of_engine = True
                 connection.hand_over()
             return run(*arguments, **options)
         (connection.release if self.name is None else connection.hand_over)()
@@ -207,12 +277,20 @@ for _name in ("execute", "executemany", "callproc", "copy_expert", "copy_from", 
 class _Fetching(_Flying):
     """The part of a named cursor, whose rows are fetched from the server later."""
 
+    #: Whether the engine has executed its statement.
+    of_engine = False
+
 
 def _fetched(name: str) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any, **options: Any) -> Any:
         run = getattr(super(_Fetching, self), name)
         state = self.connection.workerpools
-        return run(*arguments, **options) if state is None else state.fetch(lambda: run(*arguments, **options))
+        if state is None or state.announced:
+            return run(*arguments, **options)
+        if not self.of_engine:
+            return state.past_engine(self.connection, lambda: run(*arguments, **options))
+        state.phase = Phase.STATEMENT
+        return state.bounded(lambda: run(*arguments, **options))
 
     method.__name__ = method.__qualname__ = name
     return method

@@ -1,19 +1,23 @@
-"""Checks an engine's URL and options on declaration, and hides the URL's secrets."""
+"""Checks an engine's URL and options on declaration, and hides the URL's secrets.
+
+The types and ranges of SQLAlchemy's options are those of its documentation ("Engine Creation API").
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import Pool
 
-from workerpools.adapter import meant
+from workerpools.adapter import WEEK, meant, seconds, whole
 from workerpools.errors import ConfigurationError
 
-__all__ = ["about_driver", "check_options", "parsed", "refuse_async"]
+__all__ = ["about_driver", "check_options", "check_types", "parsed", "refuse_async", "without_secrets"]
 
 #: How to install each driver.
 _PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
@@ -122,6 +126,128 @@ def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
     for option in options:
         if option not in documented and (nearest := meant(option, documented, 0.85)):
             raise ConfigurationError(f"SQLAlchemyEngine: there is no option {option}; did you mean {nearest}?")
+
+
+def without_secrets(url: URL, options: dict[str, Any]) -> URL:
+    """Return a URL whose query has no password: ``repr(engine)`` would show it.
+
+    Args:
+        url: The database's URL.
+        options: The options of ``create_engine``; passwords move to ``connect_args``, which override them.
+    """
+    secrets = {name: value for name, value in url.query.items() if name in _SECRETS and isinstance(value, str)}
+    connect_args = options.get("connect_args")
+    if not secrets or not (connect_args is None or isinstance(connect_args, Mapping)):
+        return url
+    options["connect_args"] = {**secrets, **(connect_args or {})}
+    return url.difference_update_query(list(secrets))
+
+
+#: Of libpq, and of PyMySQL and mysqlclient.
+_SECRETS = frozenset(("password", "passwd", "sslpassword", "ssl_key_password"))
+
+
+def check_types(url: URL, options: Mapping[str, Any], **own: Any) -> None:
+    """Refuse options of a type or range that would fail the first task.
+
+    Args:
+        url: The database's URL.
+        options: The options for ``create_engine``, by name.
+        own: SQLAlchemyEngine's own options of other types than numbers, by name.
+
+    Raises:
+        ConfigurationError: An option has the wrong type or is out of range; the message omits its value.
+    """
+    given = {**options, **own}
+    for name, value in given.items():
+        for accepts, wanted, names in _TYPES:
+            if name in names and not accepts(value):
+                raise ConfigurationError(
+                    f"SQLAlchemyEngine: {name} is a value of the type {type(value).__name__}; wanted: {wanted}"
+                )
+        if name in _SIZES and value is not None:
+            whole(value, f"SQLAlchemyEngine: {name}", least=_SIZES[name])
+    if "pool_timeout" in options:
+        seconds(options["pool_timeout"], "SQLAlchemyEngine: pool_timeout", most=WEEK)
+    if (age := options.get("pool_recycle", -1)) != -1:
+        seconds(age, "SQLAlchemyEngine: pool_recycle")
+    for level in (options.get("isolation_level"), (options.get("execution_options") or {}).get("isolation_level")):
+        if level is not None:
+            _check_isolation_level(url, level)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_function(value: object) -> bool:
+    return value is None or callable(value)
+
+
+#: What accepts a value, what it accepts, and for which options.
+_TYPES: tuple[tuple[Callable[[Any], bool], str, frozenset[str]], ...] = (
+    (
+        _is_flag,
+        "True or False",
+        frozenset(
+            (
+                *("resolve_commit", "pgbouncer", "batch"),
+                *("enable_from_linting", "hide_parameters", "pool_pre_ping", "pool_use_lifo", "use_insertmanyvalues"),
+            )
+        ),
+    ),
+    (
+        lambda value: value in (None, "debug") or isinstance(value, bool),
+        "True, False or 'debug'",
+        frozenset(("echo", "echo_pool")),
+    ),
+    (
+        _is_function,
+        "a function",
+        frozenset(("credentials", "on_open", "creator", "json_serializer", "json_deserializer")),
+    ),
+    (
+        lambda value: value is None or isinstance(value, str),
+        "a text",
+        frozenset(("isolation_level", "logging_name", "pool_logging_name")),
+    ),
+    (
+        lambda value: value is None or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)),
+        "a dict",
+        frozenset(("connect_args", "execution_options")),
+    ),
+    (
+        lambda value: value is None or (isinstance(value, type) and issubclass(value, Pool)),
+        "a class of sqlalchemy.pool",
+        frozenset(("poolclass",)),
+    ),
+    (lambda value: value is None or isinstance(value, Pool), "a sqlalchemy.pool.Pool", frozenset(("pool",))),
+    (
+        lambda value: value in (None, "qmark", "numeric", "named", "format", "pyformat", "numeric_dollar"),
+        "a paramstyle of PEP 249",
+        frozenset(("paramstyle",)),
+    ),
+    (
+        lambda value: value is None or isinstance(value, bool) or value in ("rollback", "commit"),
+        "'rollback', 'commit' or None",
+        frozenset(("pool_reset_on_return",)),
+    ),
+)
+
+#: The least value of the options that are sizes.
+_SIZES = {"insertmanyvalues_page_size": 1, "label_length": 0, "max_identifier_length": 0, "query_cache_size": 0}
+
+
+def _check_isolation_level(url: URL, level: Any) -> None:
+    try:
+        # Most dialects know them without a connection.
+        known = list(url.get_dialect()().get_isolation_level_values(None))  # type: ignore[arg-type]
+    except Exception:
+        return
+    if not isinstance(level, str) or level.replace("_", " ").upper() not in known:
+        raise ConfigurationError(
+            f"SQLAlchemyEngine: isolation_level is none of this database's; wanted: {', '.join(known)}"
+        )
 
 
 def about_driver(url: URL) -> str:

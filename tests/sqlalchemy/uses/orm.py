@@ -77,12 +77,12 @@ def relationships_are_loaded(engine: sqlalchemy.Engine) -> object:
 @use()
 def objects_are_deleted_and_merged(engine: sqlalchemy.Engine) -> object:
     with Session(engine) as session:
-        order = session.get_one(Order, 1)
+        order = session.scalars(select(Order).where(Order.id == 1)).one()
         session.delete(order)
         merged = session.merge(Order(id=2, sku="pot", amount=77))
         session.merge(Order(id=50, sku="merged"))
         session.commit()
-        return merged.amount, session.get(Order, 1), caught(session.get_one, Order, 1)
+        return merged.amount, session.get(Order, 1), caught(session.scalars(select(Order).where(Order.id == 1)).one)
 
 
 @use()
@@ -111,7 +111,7 @@ def an_object_in_a_savepoint(engine: sqlalchemy.Engine) -> object:
 @use()
 def a_row_that_is_gone(engine: sqlalchemy.Engine) -> object:
     with Session(engine) as one, Session(engine) as other:
-        order = one.get_one(Order, 3)
+        order = one.scalars(select(Order).where(Order.id == 3)).one()
         one.commit()
         other.execute(text("delete from orders where id = 3"))
         other.commit()

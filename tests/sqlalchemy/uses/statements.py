@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import sqlalchemy
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import insert
@@ -9,6 +12,9 @@ from sqlalchemy.dialects.postgresql import insert
 from tests.sqlalchemy.uses.orm import LINES, ORDERS
 from tests.sqlalchemy.uses.transactions import COUNT, add
 from tests.sqlalchemy.uses.use import PSYCOPG2, caught, driver_of, status_of, use
+
+#: New in SQLAlchemy 2.0.10.
+SORTS = "sort_by_parameter_order" in inspect.signature(sqlalchemy.Insert.returning).parameters
 
 # One and many.
 
@@ -57,7 +63,8 @@ def many_rows_returned(engine: sqlalchemy.Engine) -> object:
     rows = [{"sku": f"{number:04}"} for number in range(2500)]
     with engine.begin() as connection:
         kept = connection.execute(ORDERS.insert().returning(ORDERS.c.sku), rows).scalars().all()
-        ordered = ORDERS.insert().returning(ORDERS.c.id, ORDERS.c.sku, sort_by_parameter_order=True)
+        sorts: Any = {"sort_by_parameter_order": True} if SORTS else {}
+        ordered = ORDERS.insert().returning(ORDERS.c.id, ORDERS.c.sku, **sorts)
         more = connection.execute(ordered, [{"sku": f"x{number}"} for number in range(30)]).all()
         return kept, more, connection.scalar(COUNT)
 

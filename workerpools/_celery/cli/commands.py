@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from celery.bin.base import COMMA_SEPARATED_LIST
 
+from workerpools._celery.censor import hide_secrets
+
 if TYPE_CHECKING:
     from workerpools._celery.cli.asking import Answers
     from workerpools._celery.cli.plain import PlainScreen
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["pools"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# Here: ``celery report`` need not create a WorkerPools.
+hide_secrets()
 
 
 @click.group(name="pools")

@@ -32,7 +32,8 @@ async function ask() {
         throw new Error("Flower does not respond.");
     }
     if (response.status === 401 || response.status === 403) {
-        throw new Error("Flower requires a login: reload this page.");
+        const told = await response.json().catch(() => ({}));
+        throw new Error(told.hint || "Flower requires a login: reload this page.");
     }
     if (!response.ok) {
         throw new Error(`Flower returned an error (status ${response.status}).`);
