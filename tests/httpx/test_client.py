@@ -141,6 +141,9 @@ def test_tls_is_verified(add: Add, tls_echo: TlsProxy, method: str) -> None:
 
 def test_the_tls_context_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the parent, before the fork, by ``prepare``; opening a client builds no other."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        # A file is looked at again at each opening.
+        monkeypatch.delenv(name, raising=False)
     built: list[Any] = []
     original = httpx.create_ssl_context
     monkeypatch.setattr(httpx, "create_ssl_context", lambda **options: built.append(options) or original(**options))

@@ -160,7 +160,7 @@ def test_a_request_whose_body_outlasts_the_deadline_is_reported_as_the_limit(
 
     with pytest.raises(SoftTimeLimitExceeded) as caught:
         task_of(pools, body, soft_time_limit=1).apply().get()
-    assert isinstance(caught.value.__cause__, httpx.ReadTimeout)
+    assert isinstance(caught.value.__cause__, httpx.WriteTimeout)
 
 
 def test_a_request_is_not_begun_after_the_deadline(pools: WorkerPools, echo: EchoUpstream) -> None:

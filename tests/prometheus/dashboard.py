@@ -205,8 +205,12 @@ PANELS = (
     ),
     Panel(
         "Runs of task bodies",
-        "A second; and those that left a connection in use.",
-        ((_rate("attempts", "resource"), "{{resource}}"), (_rate("leaks", "resource"), "{{resource}} leaks")),
+        "A second; those that left a connection in use; and transactions that began in a round trip of their own.",
+        (
+            (_rate("attempts", "resource"), "{{resource}}"),
+            (_rate("leaks", "resource"), "{{resource}} leaks"),
+            (_rate("transactions_unbatched", "resource"), "{{resource}} unbatched"),
+        ),
         unit="ops",
     ),
 )

@@ -72,6 +72,7 @@ def test_the_names_are_stable() -> None:
         "workerpools_retries_total",
         "workerpools_refused_replays_total",
         "workerpools_resolved_commits_total",
+        "workerpools_transactions_unbatched_total",
         "workerpools_attempts_total",
         "workerpools_leaks_total",
     ]

@@ -50,6 +50,46 @@ def test_without_batches_each_has_its_own(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "counted"),
+    [
+        ("select count(*) from orders", 0),
+        ("insert into orders values (5)", 0),
+        ("declare kept cursor for select 1", 0),
+        ("set local work_mem = '1MB'", 1),
+        ("raw", 1),
+        ("many", 1),
+        ("autocommit", 0),
+    ],
+)
+def test_transactions_that_begin_without_a_batch_are_counted(shop: Shop, first: str, counted: int) -> None:
+    """Only their first statements count, and what is no transaction does not."""
+    engine = shop.engine.get()
+    with engine.connect() as connection:
+        if first == "raw":
+            connection.connection.cursor().execute("select 1")
+        elif first == "many":
+            connection.execute(text("insert into orders values (:n)"), [{"n": 6}, {"n": 7}])
+        elif first == "autocommit":
+            connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("set work_mem = '1MB'")
+        else:
+            connection.exec_driver_sql(first)
+        connection.exec_driver_sql("select 1")
+        connection.rollback()
+    [process] = shop.pools.stats().processes
+    [numbers] = [each for each in process.resources if each.name == shop.engine.name]
+    assert numbers.value("unbatched") == counted
+
+
+def test_a_user_who_turned_batches_off_has_none_counted(shop: Shop) -> None:
+    resource, _ = shop.another(batch=False)
+    with resource.get().begin() as connection:
+        connection.exec_driver_sql("select 1")
+    [process] = shop.pools.stats().processes
+    [numbers] = [each for each in process.resources if each.name == resource.name]
+    assert numbers.value("unbatched") == 0
+
+
+@pytest.mark.parametrize(
     "wrong", ["selec 1", "select nothing from orders", "select 1/0", "insert into orders values (null)"]
 )
 def test_an_error_in_the_first_statement_is_the_servers(shop: Shop, wrong: str) -> None:

@@ -84,7 +84,7 @@ class Shop:
 
     def add_api(self, base_url: str, **options: Any) -> Resource[httpx.Client]:
         """Give the base a client, ``self.api``; options are those of `HttpxClient`."""
-        if "max_connections" not in options:
+        if options.keys().isdisjoint(("max_connections", "transport")):
             options.setdefault("limits", httpx.Limits(keepalive_expiry=600.0))
         self.api = api = self.pools.add(HttpxClient(base_url=base_url, **options), name="api")
         self._extend(api=api)

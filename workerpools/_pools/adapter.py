@@ -166,6 +166,10 @@ class Opening:
         """
         self._meter.checked(alive=alive)
 
+    def unbatched(self) -> None:
+        """Report a transaction whose first statement took a round trip of its own, although the adapter batches."""
+        self._meter.count("unbatched")
+
     # Leases: :meth:`wait` begins one, with the wait for a connection.
 
     def lease(self, reclaim: Callable[[], bool] | None = None) -> Lease:

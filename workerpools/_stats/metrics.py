@@ -156,6 +156,12 @@ DEFINITIONS = (
         MetricType.COUNTER,
         "COMMITs with a lost acknowledgement whose outcome was resolved.",
     ),
+    Definition(
+        "unbatched",
+        "transactions",
+        MetricType.COUNTER,
+        "Transactions whose first statement could not share its round trip with BEGIN.",
+    ),
     Definition("attempts", "attempts", MetricType.COUNTER, "Runs of a task body that used the resource."),
     Definition("leaks", "connections", MetricType.COUNTER, "Connections still in use after the end of their attempt."),
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import ipaddress
+import os
 import socket
 import ssl
-import urllib.request
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,8 +28,11 @@ from workerpools.adapter import (
     refusal,
 )
 from workerpools.errors import ConfigurationError
+from workerpools.httpx._client import PooledClient
 from workerpools.httpx._errors import classify_status, classify_unwatched
-from workerpools.httpx._options import base_of, check_files, check_options
+from workerpools.httpx._options import base_of, check_connections, check_options
+from workerpools.httpx._proxies import environment_proxies, usable_proxy
+from workerpools.httpx._tls import Certificates
 from workerpools.httpx._transport import Traffic, WatchedTransport
 
 __all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
@@ -76,18 +78,26 @@ class HttpxClient(Adapter[httpx.Client]):
     Args:
         timeout: As for ``httpx.Client``; by default 10 s to read and to write, 3 s to connect and 2 s to acquire a
             connection. An explicit None waits for ever.
+        total_timeout: How long an exchange may take in all, in seconds: acquiring a connection, connecting, sending and
+            the response to its end. None for no limit but the task's deadline. ``timeout`` bounds each wait by itself.
         limits: As for ``httpx.Client``; by default :func:`default_limits`.
-        verify: As for ``httpx.Client``. The TLS context is built once, in the parent, and inherited.
-        cert: As for ``httpx.Client``.
+        verify: As for ``httpx.Client``, or the path of a file or folder of authorities. The TLS context is built once,
+            in the parent, and inherited; anew when one of its files has changed.
+        cert: The client's certificate, as for ``httpx.Client``: a path, or (certificate, key[, password]).
         trust_env: Whether to take proxies and certificate files from the environment, as httpx does.
         http1: As for ``httpx.Client``.
         http2: As for ``httpx.Client``.
         proxy: As for ``httpx.Client``.
         mounts: As for ``httpx.Client``.
-        transport: As for ``httpx.Client``. Your transport is used as is; proxies, TLS settings and limits do not apply
-            to it. A transport created before the fork is shared by parent and children: pass a function instead,
-            ``transport=lambda: MyTransport()``.
+        transport: A function that makes a transport: ``transport=lambda: MyTransport()``. It is called for each
+            generation of connections (see ``max_lifetime``). Proxies, TLS, limits and sockets are the transport's own:
+            options for these are refused beside it. An instance, as for ``httpx.Client``, is shared by parent and
+            children and never replaced.
+        uds: The path of a Unix domain socket to connect to. No proxy is used.
+        local_address: The IP address to connect from; ``0.0.0.0`` for IPv4 alone, ``::`` for IPv6. Not with a proxy.
         socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
+        cookies: How long cookies that a server sets are kept: "attempt" (the default), "process" or "off". Or the
+            cookies to send with each request, as for ``httpx.Client``.
         max_connections: Maximum number of connections per process, if ``limits`` is not given.
         max_lifetime: How long a connection is used, in seconds; None for no limit. httpx does not resolve a name again
             while a connection lives, so this is how changes of DNS or of a load balancer take effect. Responses in
@@ -114,6 +124,7 @@ class HttpxClient(Adapter[httpx.Client]):
             example="https://api.example.com",
         ),
         Setting.timeout("http_timeout", "Read and write timeout, in seconds (10)."),
+        Setting.timeout("http_total_timeout", "Timeout of a whole exchange, in seconds (none but the deadline)."),
         Setting.timeout("http_connect_timeout", "Connect timeout, in seconds (3)."),
         Setting.timeout("http_acquire_timeout", "Acquire timeout, in seconds (2)."),
         Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
@@ -124,8 +135,9 @@ class HttpxClient(Adapter[httpx.Client]):
         self,
         *,
         timeout: Any = DEFAULT_TIMEOUT,
+        total_timeout: float | None = None,
         limits: httpx.Limits | None = None,
-        verify: ssl.SSLContext | str | bool = True,
+        verify: ssl.SSLContext | str | os.PathLike[str] | bool = True,
         cert: Any = None,
         trust_env: bool = True,
         http1: bool = True,
@@ -133,7 +145,10 @@ class HttpxClient(Adapter[httpx.Client]):
         proxy: Any = None,
         mounts: Mapping[str, httpx.BaseTransport | None] | None = None,
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport] | None = None,
+        uds: str | os.PathLike[str] | None = None,
+        local_address: str | None = None,
         socket_options: Iterable[tuple[Any, ...]] | None = None,
+        cookies: Any = "attempt",
         max_connections: int | None = None,
         max_lifetime: float | None = 300.0,
         max_lifetime_jitter: float = 0.1,
@@ -159,6 +174,9 @@ class HttpxClient(Adapter[httpx.Client]):
         if isinstance(sockets, Iterable):
             # Once: the option may be an iterator.
             sockets = list(sockets)
+        self._cookie_mode = cookies if isinstance(cookies, str) else "attempt"
+        if not isinstance(cookies, str):
+            options["cookies"] = cookies
         check_options(
             client=options,
             timeout=timeout,
@@ -176,6 +194,28 @@ class HttpxClient(Adapter[httpx.Client]):
             on_open=on_open,
             leak_after=leak_after,
         )
+        check_connections(
+            total_timeout=total_timeout,
+            cookies=self._cookie_mode,
+            uds=uds,
+            local_address=local_address,
+            proxy=proxy,
+            transport=transport,
+            max_lifetime=max_lifetime,
+            refused={
+                "verify": verify is not True,
+                "cert": cert is not None,
+                "limits": limits is not None,
+                "http1": http1 is not True,
+                "http2": http2 is not False,
+                "proxy": proxy is not None,
+                "uds": uds is not None,
+                "local_address": local_address is not None,
+                "socket_options": socket_options is not None,
+                "max_connections": max_connections is not None,
+            },
+        )
+        self._total_timeout = total_timeout
         self.leak_after = leak_after
         self.on_open = on_open
         self._base_url = base.shown
@@ -183,58 +223,60 @@ class HttpxClient(Adapter[httpx.Client]):
         self._client_options: dict[str, Any] = {"timeout": timeout, "trust_env": trust_env, **options}
         self._limits = limits
         self._max_connections = max_connections
-        self._tls = (verify, cert, trust_env)
+        self._certificates = Certificates(verify, cert, trust_env)
         self._http1 = http1
         self._http2 = http2
-        self._proxy = _usable_proxy(proxy, "HttpxClient: proxy")
+        self._proxy = usable_proxy(proxy, "HttpxClient: proxy")
         self._mounts = mounts or {}
         self._transport = transport
-        self._socket_options = list(SOCKET_OPTIONS if sockets is None else sockets)
-        self._context: ssl.SSLContext | None = None
+        # A Unix domain socket has none of TCP's.
+        self._socket_options = list((() if uds else SOCKET_OPTIONS) if sockets is None else sockets)
+        self._uds = None if uds is None else os.fspath(uds)
+        self._local_address = local_address
+        self._prepared = False
         # Weak: user code may close and drop a client.
         self._traffic: weakref.WeakKeyDictionary[httpx.Client, Traffic] = weakref.WeakKeyDictionary()
 
     def prepare(self) -> None:
         """Build the TLS context and trigger httpx's lazy imports, which make up most of a first client's cost."""
-        if self._context is None and self._transport is None:
-            verify, cert, trust_env = self._tls
-            check_files(verify, cert)
-            self._context = httpx.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+        if not self._prepared and self._transport is None:
             # httpx imports its connection pool with the first transport. This one opens no connection.
-            httpx.HTTPTransport(verify=self._context).close()
+            httpx.HTTPTransport(verify=self._certificates.context()).close()
+            self._prepared = True
 
     def open(self, opening: Opening) -> httpx.Client:
         self.prepare()
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
-        traffic = Traffic(opening, limits.keepalive_expiry)
+        traffic = Traffic(opening, limits.keepalive_expiry, self._total_timeout, self._certificates)
 
-        def watched(
-            transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport], *, traced: bool = True
-        ) -> WatchedTransport:
-            return WatchedTransport(transport, traffic, traced=traced, lifetime=self._lifetime)
+        def watched(transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]) -> WatchedTransport:
+            return WatchedTransport(transport, traffic, lifetime=self._lifetime)
 
         own = self._transport
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]
         if own is None:
             transport = functools.partial(self._over_network, limits, self._proxy)
-            proxies = _environment_proxies() if self._client_options["trust_env"] and self._proxy is None else {}
+            environment = self._client_options["trust_env"] and self._proxy is None and self._uds is None
+            proxies = environment_proxies() if environment else {}
+            if self._local_address is not None and any(proxies.values()):
+                raise ConfigurationError(
+                    "HttpxClient: local_address cannot reach connections to a proxy, and the environment names one; "
+                    "trust_env=False ignores it"
+                )
         else:
-            transport = own if isinstance(own, httpx.BaseTransport) else own()
+            transport = own
             proxies = {}
         mounts: dict[str, httpx.BaseTransport | None] = {
             pattern: None if proxy is None else watched(functools.partial(self._over_network, limits, proxy))
             for pattern, proxy in proxies.items()
         }
-        mounts.update(
-            {
-                pattern: None if mount is None else watched(mount, traced=False)
-                for pattern, mount in self._mounts.items()
-            }
-        )
+        mounts.update({pattern: None if mount is None else watched(mount) for pattern, mount in self._mounts.items()})
         # Each network transport has its own connection pool.
         networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
         opening.limited(networks * (limits.max_connections or 0))
-        client = httpx.Client(transport=watched(transport, traced=own is None), mounts=mounts, **self._client_options)
+        client = PooledClient(
+            opening, self._cookie_mode, transport=watched(transport), mounts=mounts, **self._client_options
+        )
         self._traffic[client] = traffic
         return client
 
@@ -244,6 +286,9 @@ class HttpxClient(Adapter[httpx.Client]):
         Args:
             value: The client.
         """
+        if isinstance(value, PooledClient):
+            # After ``on_open``: what changes from now on is a body's.
+            value.is_set_up = True
         for name, hooks in value.event_hooks.items():
             for hook in hooks:
                 yield f"event_hooks[{name!r}]", hook
@@ -256,9 +301,8 @@ class HttpxClient(Adapter[httpx.Client]):
                 yield "handle_request of a transport", replaced
 
     def _over_network(self, limits: httpx.Limits, proxy: Any) -> httpx.BaseTransport:
-        assert self._context is not None
         return httpx.HTTPTransport(
-            verify=self._context,
+            verify=self._certificates.context(),
             limits=limits,
             proxy=proxy,
             # WatchedTransport decides about retries; it knows what was sent.
@@ -266,6 +310,8 @@ class HttpxClient(Adapter[httpx.Client]):
             socket_options=self._socket_options,
             http1=self._http1,
             http2=self._http2,
+            uds=self._uds,
+            local_address=self._local_address,
         )
 
     def close(self, value: httpx.Client, timeout: float) -> None:
@@ -277,6 +323,8 @@ class HttpxClient(Adapter[httpx.Client]):
             value: The client.
             timeout: How long to wait, in seconds.
         """
+        # The next client is opened with what is on disk then.
+        self._certificates.renew()
         traffic = self._traffic.pop(value, None)
         if traffic is not None:
             traffic.drain(timeout)
@@ -294,6 +342,7 @@ class HttpxClient(Adapter[httpx.Client]):
         Returns:
             True: the client itself is kept.
         """
+        self._certificates.renew()
         traffic = self._traffic.get(value)
         if traffic is not None:
             traffic.recycle(since)
@@ -314,6 +363,7 @@ class HttpxClient(Adapter[httpx.Client]):
         return cls(
             base_url=settings.get("http_base_url", ""),
             timeout=timeout,
+            total_timeout=settings.get("http_total_timeout"),
             max_connections=settings.get("http_max_connections"),
         )
 
@@ -344,7 +394,6 @@ _CLIENT_OPTIONS = frozenset(
     (
         "auth",
         "base_url",
-        "cookies",
         "default_encoding",
         "event_hooks",
         "follow_redirects",
@@ -353,68 +402,6 @@ _CLIENT_OPTIONS = frozenset(
         "params",
     )
 )
-
-
-def _usable_proxy(proxy: Any, what: str) -> Any:
-    """Return a proxy in a form that httpx accepts.
-
-    Args:
-        proxy: The proxy, or None.
-        what: The proxy's source, for the message.
-
-    Raises:
-        ConfigurationError: It is not a proxy's URL. The message omits it, unlike httpx's own.
-    """
-    if proxy is None or isinstance(proxy, httpx.Proxy):
-        return proxy
-    try:
-        usable, url = httpx.Proxy(proxy), httpx.URL(proxy)
-        if url.host and b"@" not in url.raw_path and "@" not in url.fragment:
-            return usable
-    except (TypeError, ValueError, httpx.InvalidURL):
-        pass
-    raise ConfigurationError(
-        f"{what} is invalid (not shown here, as it may contain a password); wanted: "
-        "http://proxy.example.com:3128, with special characters of a password escaped (urllib.parse.quote)"
-    )
-
-
-def _environment_proxies() -> dict[str, httpx.Proxy | None]:
-    """Return httpx mounts for the proxies in the environment.
-
-    httpx reads them only for transports that it creates itself. The variables are curl's: HTTP_PROXY, HTTPS_PROXY,
-    ALL_PROXY and NO_PROXY, as read by :func:`urllib.request.getproxies`.
-
-    Raises:
-        ConfigurationError: One of them is not a proxy's URL.
-    """
-    found = urllib.request.getproxies()
-    exempt = [host.strip() for host in found.get("no", "").split(",") if host.strip()]
-    if "*" in exempt:
-        return {}
-    mounts: dict[str, httpx.Proxy | None] = {}
-    for scheme in ("http", "https", "all"):
-        if url := found.get(scheme):
-            variable = f"the environment variable {scheme.upper()}_PROXY"
-            mounts[f"{scheme}://"] = _usable_proxy(url if "://" in url else f"http://{url}", variable)
-    for host in exempt:
-        mounts[_exempt_pattern(host)] = None
-    return mounts
-
-
-def _exempt_pattern(host: str) -> str:
-    if "://" in host:
-        return host
-    name = host.strip("[]")
-    try:
-        address = ipaddress.ip_interface(name).ip
-    except ValueError:
-        if name.lower() == "localhost":
-            return f"all://{name}"
-    else:
-        return f"all://[{address}]" if address.version == 6 else f"all://{address}"
-    # A domain covers its subdomains: "*" matches the name itself and everything under it.
-    return f"all://*{name}"
 
 
 def classify(error: BaseException) -> Failure | None:

@@ -12,6 +12,7 @@ import httpx
 from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes, kept_key
 
 __all__ = [
+    "PLUMBING",
     "RESOURCE",
     "Progress",
     "classify_transport",
@@ -24,18 +25,25 @@ __all__ = [
 #: RFC 9110 §9.2.2: a request with one of these methods may be sent again.
 IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
-#: The response extension that holds the name of the resource.
+#: The extension of a response, and of a request that failed, that holds the name of the resource.
 RESOURCE = "workerpools_resource"
 
 
+#: The request extension of what an ``httpx.Auth`` sends for itself, such as the request for a token.
+PLUMBING = "workerpools_plumbing"
+
+
 def is_idempotent(request: httpx.Request) -> bool:
-    """Return whether ``request`` has an idempotent method or an Idempotency-Key; an empty one is none."""
-    return request.method.upper() in IDEMPOTENT_METHODS or bool(request.headers.get("idempotency-key", "").strip())
+    """Return whether ``request`` has an idempotent method or an Idempotency-Key, or asks for a token.
+
+    An empty key is none.
+    """
+    return _needs_no_key(request) or bool(request.headers.get("idempotency-key", "").strip())
 
 
 def is_repeated(request: httpx.Request) -> bool:
     """Return whether a replay may send ``request`` again; gives it the key that it had in a run before."""
-    if request.method.upper() in IDEMPOTENT_METHODS or not is_idempotent(request):
+    if _needs_no_key(request) or not is_idempotent(request):
         return is_idempotent(request)
     key = request.headers["idempotency-key"]
     # Not known before it is sent: an iterator, a form with files, whose boundary is another one each time.
@@ -46,12 +54,18 @@ def is_repeated(request: httpx.Request) -> bool:
     return kept is not None
 
 
+def _needs_no_key(request: httpx.Request) -> bool:
+    return PLUMBING in request.extensions or request.method.upper() in IDEMPOTENT_METHODS
+
+
 @dataclass
 class Progress:
     """A request's progress on the wire.
 
     Attributes:
-        watched: Whether progress is known at all; a user's transport may not report it.
+        watched: Whether a step of the request was heard of. Without one nothing is known: a mock or a user's transport
+            may report none, and their silence proves nothing.
+        sent_before: Whether an earlier try of the transport's own may have reached the server.
         fresh: Whether a new connection was opened for the request.
         head_started: Whether sending the head began.
         head_failed: Whether sending the head failed, so that the server cannot have acted on the request.
@@ -60,6 +74,7 @@ class Progress:
     """
 
     watched: bool = True
+    sent_before: bool = False
     fresh: bool = False
     head_started: bool = False
     head_failed: bool = False
@@ -68,7 +83,7 @@ class Progress:
 
 
 def classify_transport(
-    error: BaseException, progress: Progress, *, idempotent: bool, resource: str = ""
+    error: BaseException, progress: Progress, *, idempotent: bool, plumbing: bool = False, resource: str = ""
 ) -> Failure | None:
     """Classify an ``httpx.TransportError``; None if it is not a connection failure.
 
@@ -78,6 +93,7 @@ def classify_transport(
         error: The exception.
         progress: The request's progress on the wire.
         idempotent: Whether the request may be sent again (RFC 9110 §9.2.2, or an Idempotency-Key).
+        plumbing: Whether an ``httpx.Auth`` sent it for itself: the body's own request has not left.
         resource: The resource's name.
     """
     if not isinstance(error, httpx.TransportError) or isinstance(error, _NO_CONNECTION_FAILURE):
@@ -86,8 +102,12 @@ def classify_transport(
     sent = _sent(progress)
 
     def failure(kind: FailureKind, phase: Phase, known: str) -> Failure:
+        if plumbing and kind is FailureKind.INDETERMINATE:
+            kind, known = FailureKind.UNAVAILABLE, "a request of the auth flow was lost; the body's own was not sent"
         return Failure(kind, sent, resource, phase, timed_out=timed_out, known=known)
 
+    if progress.sent_before and not idempotent:
+        return failure(FailureKind.INDETERMINATE, Phase.REQUEST, "an earlier try of the transport may have been served")
     if isinstance(error, httpx.PoolTimeout):
         return failure(FailureKind.POOL_EXHAUSTED, Phase.ACQUIRE, "no connection became free in time")
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)) or (
@@ -95,6 +115,8 @@ def classify_transport(
     ):
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
             return failure(FailureKind.PERMANENT, Phase.CONNECT, "the server's certificate was rejected")
+        if isinstance(error, httpx.ProxyError) and str(error).startswith("407"):
+            return failure(FailureKind.PERMANENT, Phase.CONNECT, _REFUSED_BY_PROXY)
         return failure(FailureKind.UNAVAILABLE, Phase.CONNECT, "nothing was sent")
     if progress.answered:
         return failure(
@@ -113,11 +135,13 @@ def classify_transport(
     return failure(FailureKind.INDETERMINATE, Phase.REQUEST, "the server may have acted on the request")
 
 
+_REFUSED_BY_PROXY = "the proxy wants other credentials (407)"
+
 _NO_CONNECTION_FAILURE = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
 
 
 def _sent(progress: Progress) -> Sent:
-    if not progress.watched:
+    if not progress.watched or progress.sent_before:
         return Sent.UNKNOWN
     if not progress.head_started:
         return Sent.NOTHING
@@ -127,13 +151,16 @@ def _sent(progress: Progress) -> Sent:
 def classify_status(error: httpx.HTTPStatusError, now: datetime | None = None) -> Failure | None:
     """Classify an exception of ``Response.raise_for_status()``; None if its status is not a connection failure.
 
-    429 and 503 mean that the request was not processed; with 502 and 504 it may have been.
+    407 (by a proxy), 429 and 503 mean that the request was not processed; with 502 and 504 it may have been.
 
     Args:
         error: The exception.
         now: The time to which a Retry-After date is compared; None for the current time.
     """
     response, status = error.response, error.response.status_code
+    resource = str(response.extensions.get(RESOURCE, ""))
+    if status == 407:
+        return Failure(FailureKind.PERMANENT, Sent.ALL, resource, Phase.RESPONSE, "407", known=_REFUSED_BY_PROXY)
     if status in (429, 503):
         kind, known = FailureKind.UNAVAILABLE, "the server temporarily declined the request"
     elif status in (502, 504):
@@ -143,7 +170,6 @@ def classify_status(error: httpx.HTTPStatusError, now: datetime | None = None) -
     else:
         return None
     wait = retry_after(response.headers.get("retry-after"), now or datetime.now(timezone.utc))
-    resource = str(response.extensions.get(RESOURCE, ""))
     return Failure(kind, Sent.ALL, resource, Phase.RESPONSE, str(status), wait, known=f"{known} ({status})")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import ipaddress
 import os
 import ssl
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -14,7 +15,11 @@ import httpx
 from workerpools.adapter import WEEK, redact_url, seconds, whole
 from workerpools.errors import ConfigurationError
 
-__all__ = ["Base", "base_of", "check_files", "check_options"]
+__all__ = ["COOKIES", "Base", "base_of", "check_connections", "check_files", "check_options"]
+
+#: How long the cookies that a server sets are kept.
+COOKIES = ("attempt", "process", "off")
+
 
 _WANTED = "http:// or https:// and a host, like https://api.example.com"
 _HIDDEN = "not shown here, as it may contain a password"
@@ -143,6 +148,57 @@ def check_options(*, client: Mapping[str, Any], **own: Any) -> None:
     )
     _check_socket_options(own["socket_options"])
     _check_client(client, mounts or {})
+
+
+def check_connections(
+    *,
+    total_timeout: Any,
+    cookies: str,
+    uds: Any,
+    local_address: Any,
+    proxy: Any,
+    transport: Any,
+    max_lifetime: float | None,
+    refused: Mapping[str, bool],
+) -> None:
+    """Refuse options of the connections that are wrong, or that cannot reach them.
+
+    Args:
+        total_timeout: How long an exchange may take, in seconds; None for no limit.
+        cookies: One of :data:`COOKIES`.
+        uds: The path of a Unix domain socket, or None.
+        local_address: The address to connect from, or None.
+        proxy: The proxy, or None.
+        transport: The user's transport, or a function that makes one; None for ours.
+        max_lifetime: How long a connection is used, in seconds; None for no limit.
+        refused: The options that reach our transport alone, and whether each is given.
+
+    Raises:
+        ConfigurationError: One of them is wrong, or two of them do not go together.
+    """
+    if total_timeout is not None:
+        seconds(total_timeout, "HttpxClient: total_timeout", most=WEEK, above=True, optional=True)
+    if cookies not in COOKIES:
+        raise ConfigurationError(f"HttpxClient: cookies={cookies[:20]!r}: wanted one of {', '.join(COOKIES)}")
+    if uds is not None and (not isinstance(uds, (str, os.PathLike)) or not os.fspath(uds)):
+        raise ConfigurationError("HttpxClient: uds: wanted the path of a Unix domain socket")
+    if local_address is not None:
+        try:
+            ipaddress.ip_address(local_address if isinstance(local_address, str) else "")
+        except ValueError:
+            raise ConfigurationError("HttpxClient: local_address: wanted an IP address") from None
+    if proxy is not None and (uds or local_address):
+        name = "uds" if uds else "local_address"
+        raise ConfigurationError(f"HttpxClient: {name} cannot reach the connections to a proxy; give one of the two")
+    if transport is not None:
+        unreached = [name for name in refused if refused[name]]
+        if isinstance(transport, httpx.BaseTransport) and max_lifetime not in (300.0, None):
+            unreached.append("max_lifetime")
+        if unreached:
+            raise ConfigurationError(
+                f"HttpxClient: {', '.join(unreached)} cannot reach the transport that you give; pass it to "
+                "the transport itself: transport=lambda: httpx.HTTPTransport(…)"
+            )
 
 
 def check_files(verify: Any, cert: Any) -> None:

@@ -1,4 +1,9 @@
-"""The wire: follows one request through httpcore's trace (the documented request extension ``trace``)."""
+"""The wire: follows one request through httpcore's trace (the documented request extension ``trace``).
+
+The trace does not tell which connection a request uses. So each connection's network stream tells of its writes: the
+first one of a request shows its socket, which the watchdog shuts down once the request's time is over. httpx's own
+timeouts bound one wait each, and a peer that sends a byte now and then outlasts them all.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,25 @@ from typing import Any
 
 import httpx
 
-from workerpools.adapter import Effect, Lease, Opening
+from workerpools.adapter import Deadline, Effect, Lease, Opening, SocketNumber, Watch, Watchdog
 from workerpools.httpx._errors import Progress, is_repeated
 
-__all__ = ["FAILING", "Closing", "Trace", "closing_of"]
+__all__ = ["FAILING", "Trace", "Wire", "wire_of"]
 
 #: The threads that are closing a connection after a failed request.
 FAILING: set[int] = set()
 
+#: How long after the end of its time an exchange is ended, in seconds: httpx's own timeouts, which say more, come
+#: first. Less than the deadline's margin before Celery's own limit.
+GRACE = 0.08
 
-class Closing:
-    """Replaces the ``close()`` of a connection's network stream, to report the close.
+_watchdog = Watchdog()
 
-    The trace has no event for it, and every close of a connection ends there.
+
+class Wire:
+    """Replaces ``write()`` and ``close()`` of a connection's network stream, to report them.
+
+    The trace has no event for a close, and every close of a connection ends there.
 
     Args:
         stream: The network stream.
@@ -31,16 +42,26 @@ class Closing:
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
-    def __init__(self, stream: Any, connection: object, opening: Opening, keepalive_expiry: float | None) -> None:
+    def __init__(self, stream: Any, connection: Any, opening: Opening, keepalive_expiry: float | None) -> None:
         self._stream = stream
+        self._write = stream.write
         self._close = stream.close
+        stream.write, stream.close = self.write, self
         self._connection = connection
+        #: The connection's socket.
+        self.socket = SocketNumber(connection.fileno())
         self._opening = opening
         self._keepalive_expiry = keepalive_expiry
         self._users: set[Trace] = set()
         self._idle_since: float | None = None
         self._made = time.monotonic()
         self._reported = False
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write to the network stream; the first write of a request tells it its connection."""
+        if _sending and (trace := _sending.pop(threading.get_ident(), None)) is not None:
+            trace.uses(self)
+        self._write(buffer, timeout)
 
     def begin(self, trace: Trace) -> None:
         """Note that a response arrives over the connection."""
@@ -75,10 +96,10 @@ class Closing:
         return "stale" if self._stream.get_extra_info("is_readable") else ""
 
 
-def closing_of(response: httpx.Response) -> Closing | None:
-    """Return the ``Closing`` of the connection that ``response`` arrives over; None if unknown."""
+def wire_of(response: httpx.Response) -> Wire | None:
+    """Return the wire that ``response`` arrives over; None if unknown."""
     found = getattr(response.extensions.get("network_stream"), "close", None)
-    return found if isinstance(found, Closing) else None
+    return found if isinstance(found, Wire) else None
 
 
 class Interrupted(Exception):
@@ -101,18 +122,33 @@ class Trace:
     Args:
         opening: The opening to which connections are reported.
         request: The request.
-        watched: Whether the transport reports each step.
+        limit: When the exchange has to be over.
+        traced: Whether the transport is one that reports each step, unless a mock stands in its place.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
     def __init__(
-        self, opening: Opening, request: httpx.Request, *, watched: bool, keepalive_expiry: float | None = None
+        self,
+        opening: Opening,
+        request: httpx.Request,
+        limit: Deadline,
+        *,
+        traced: bool,
+        keepalive_expiry: float | None = None,
     ) -> None:
         self._opening = opening
         self._keepalive_expiry = keepalive_expiry
         self._request = request
         self._chained: Callable[[str, Any], Any] | None = request.extensions.get("trace")
-        self.progress = Progress(watched=watched)
+        #: When the exchange has to be over.
+        self.limit = limit
+        self._wire: Wire | None = None
+        self._watch: Watch | None = None
+        #: Whether the request to a proxy for a tunnel is what is being sent.
+        self._tunnels = False
+        #: Whether the watchdog ended the exchange.
+        self.late = False
+        self.progress = Progress(watched=False)
         self._effect: Effect | None = None
         # Before the request is sent, as it may change the key.
         self._repeated = is_repeated(request)
@@ -121,13 +157,13 @@ class Trace:
         #: The transport's generation that it uses; None before.
         self.generation: Any = None
         #: The open connections of the transport's generation; None before it is known.
-        self.connections: weakref.WeakSet[Closing] | None = None
+        self.connections: weakref.WeakSet[Wire] | None = None
         #: Ends the request, and then its lease; None once it has ended.
         self.release: Callable[[BaseException | None], object] | None = None
         # Without a trace, the moment of acquiring a connection is unknown.
-        self._lease: Lease = opening.wait() if watched else opening.lease(self._reclaim)
+        self._lease: Lease = opening.wait() if traced else opening.lease(self._reclaim)
         self._lease.reclaim = self._reclaim
-        self._acquired = not watched
+        self._acquired = not traced
         self._connecting = 0.0
         self._response: weakref.ref[httpx.Response] | None = None
         self._stream: httpx.SyncByteStream | None = None
@@ -135,6 +171,7 @@ class Trace:
         self.reader = 0
 
     def __call__(self, name: str, info: Any) -> Any:
+        self.progress.watched = True
         # The first part of a name is the protocol: connection, http11, http2, proxy, socks.
         step = _STEPS.get(name.partition(".")[2])
         if step is not None:
@@ -142,6 +179,7 @@ class Trace:
         return self._chained(name, info) if self._chained is not None else None
 
     def _connects(self, info: Any) -> None:
+        self._begins()
         self._connecting = time.monotonic()
         self._opening.descriptors.connecting(info.get("port"))
 
@@ -173,26 +211,61 @@ class Trace:
             self._watch_close(stream, connection)
 
     def _watch_close(self, stream: Any, connection: Any) -> None:
-        stream.close = closing = Closing(stream, connection, self._opening, self._keepalive_expiry)
+        wire = Wire(stream, connection, self._opening, self._keepalive_expiry)
         if self.connections is not None:
-            self.connections.add(closing)
+            self.connections.add(wire)
+        # From the first byte of a handshake on.
+        self.uses(wire)
+
+    def uses(self, wire: Wire) -> None:
+        """Note the connection of the request, whose socket is shut down once the exchange's time is over."""
+        at = self.limit.at
+        if self._wire is wire or at is None:
+            return
+        self.in_time()
+        self._wire, self._watch = wire, _watchdog.watch(wire.socket, at + GRACE)
+
+    def in_time(self) -> bool:
+        """End the watch over the exchange; return whether it has kept within its time. Can be repeated."""
+        watch, self._watch = self._watch, None
+        if watch is not None and not _watchdog.forget(watch):
+            self.late = True
+        return not self.late
 
     def _failed_tls(self, info: Any) -> None:
         self._opening.descriptors.drop(self._handshake)
 
     def _head_starts(self, info: Any) -> None:
-        self.progress.head_started = True
-        self._acquire()
-        self.leaves()
+        self._tunnels = info["request"].method == b"CONNECT" and self._request.method != "CONNECT"
+        if not self._tunnels:
+            self._begins()
+            self.progress.head_started = True
+            self._acquire()
+            self.leaves()
+        if self.limit.at is not None:
+            _sending[threading.get_ident()] = self
+
+    def _begins(self) -> None:
+        """Note the begin of another try, which a transport of the user's may make by itself."""
+        progress = self.progress
+        if progress.head_started:
+            progress.sent_before |= not progress.head_failed
+            progress.head_started = progress.head_failed = progress.body_sent = progress.answered = False
 
     def _head_failed(self, info: Any) -> None:
-        self.progress.head_failed = True
+        _sending.pop(threading.get_ident(), None)
+        self.progress.head_failed = not self._tunnels
 
     def _body_sent(self, info: Any) -> None:
-        self.progress.body_sent = True
+        self.progress.body_sent = not self._tunnels
 
     def _answered(self, info: Any) -> None:
-        self.progress.answered = True
+        self.progress.answered = not self._tunnels
+
+    def _unanswered(self, info: Any) -> None:
+        # GOAWAY: the server does not process the stream (RFC 9113 §6.8), and httpcore sends the request again.
+        if type(info["exception"]).__name__ == "ConnectionNotAvailable":
+            self.progress.head_failed = True
 
     def _ends(self, info: Any) -> None:
         if not self.progress.answered:
@@ -251,6 +324,12 @@ class Trace:
             self._lease.gave_up(timed_out=isinstance(error, httpx.PoolTimeout))
         self.release = None
 
+    def unheard(self) -> None:
+        """Note that the request may have left, or did, if nothing of it was heard."""
+        if not self.progress.watched:
+            self._acquire()
+            self.leaves()
+
     def leaves(self) -> None:
         """Declare the request's possible effect, once."""
         if self._effect is None and not self._repeated:
@@ -262,6 +341,9 @@ class Trace:
             self._effect.withdraw()
             self._effect = None
 
+
+#: The requests that are about to write their first byte, by thread.
+_sending: dict[int, Trace] = {}
 
 _STEPS: dict[str, Callable[[Trace, Any], None]] = {
     "connect_tcp.started": Trace._connects,
@@ -277,6 +359,7 @@ _STEPS: dict[str, Callable[[Trace, Any], None]] = {
     "send_request_headers.failed": Trace._head_failed,
     "send_request_body.complete": Trace._body_sent,
     "receive_response_headers.complete": Trace._answered,
+    "receive_response_headers.failed": Trace._unanswered,
     "response_closed.started": Trace._ends,
     "response_closed.complete": Trace._ended,
     "response_closed.failed": Trace._ended,

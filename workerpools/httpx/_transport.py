@@ -16,11 +16,15 @@ import httpx
 from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Opening, Phase, add_note, failure_of
 from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
-from workerpools.httpx._errors import RESOURCE, classify_transport, is_idempotent
-from workerpools.httpx._trace import FAILING, Closing, Trace, closing_of
+from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_transport, is_idempotent
+from workerpools.httpx._tls import Certificates
+from workerpools.httpx._trace import FAILING, Trace, Wire, wire_of
 
 __all__ = ["Traffic", "WatchedTransport"]
 
+
+#: Raised before anything is sent, also by a transport that reports no step.
+_UNSENT = (httpx.PoolTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
 #: What a transport raises of its own accord, leaving nothing half done. Anything else interrupted it.
 _REPORTED = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
@@ -32,16 +36,31 @@ class Traffic:
     Args:
         opening: The opening to which connections are reported.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
+        total_timeout: How long an exchange may take, in seconds; None for no limit of its own.
+        certificates: What the connections are made with; None for a client that has none.
     """
 
-    def __init__(self, opening: Opening, keepalive_expiry: float | None = None) -> None:
+    def __init__(
+        self,
+        opening: Opening,
+        keepalive_expiry: float | None = None,
+        total_timeout: float | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
         self.opening = opening
+        self.certificates = certificates
+        #: How long an exchange may take, in seconds; None for no limit of its own.
+        self.total_timeout = total_timeout
         #: How long httpx keeps an idle connection, in seconds; None for ever.
         self.keepalive_expiry = keepalive_expiry
         #: The client's transports, each with its own connections.
         self.transports: list[WatchedTransport] = []
         #: The requests in flight. Each adds and removes itself in one step, which no signal can interrupt.
         self.requests: dict[Trace, None] = {}
+
+    def stamp(self) -> object:
+        """Return the state of the certificates' files; empty if there are none."""
+        return () if self.certificates is None else self.certificates.stamp()
 
     def recycle(self, since: float) -> None:
         """Send new requests only over connections opened after ``since``, a monotonic time in seconds."""
@@ -66,12 +85,16 @@ class _Generation:
         #: The reason for its retirement, one of those in :mod:`workerpools._stats.metrics`; empty while it is current.
         self.retired = ""
         self.transport = transport
+        #: Whether it reports each step to httpcore's trace.
+        self.traced = isinstance(transport, httpx.HTTPTransport)
+        #: The state of the certificates' files when it was made.
+        self.files: object = ()
         self.begun = time.monotonic()
         self.over = None if lives is None else self.begun + lives
         #: The requests that use it.
         self.users: set[Trace] = set()
         #: Its connections, for closing them without the transport.
-        self.connections: weakref.WeakSet[Closing] = weakref.WeakSet()
+        self.connections: weakref.WeakSet[Wire] = weakref.WeakSet()
         #: Whether a request was interrupted in it: its transport may hold a lock for ever, or a slot for nobody.
         self.broken = False
 
@@ -82,7 +105,6 @@ class WatchedTransport(httpx.BaseTransport):
     Args:
         transport: The transport, or a function that creates one, so that a generation of connections can be replaced.
         traffic: The client's traffic.
-        traced: Whether the transport reports each step to httpcore's trace.
         lifetime: How long a generation of connections is used. A replaced one closes with its last response.
     """
 
@@ -91,22 +113,22 @@ class WatchedTransport(httpx.BaseTransport):
         transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport],
         traffic: Traffic,
         *,
-        traced: bool,
         lifetime: Lifetime,
     ) -> None:
         self._lifetime = lifetime
         self._make = None if isinstance(transport, httpx.BaseTransport) else transport
+        self._traffic = traffic
         self._current = self._generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
         self._lock = threading.Lock()
-        self._traffic = traffic
-        self._traced = traced
         self._closed = False
         traffic.transports.append(self)
 
     def _generation(self, transport: httpx.BaseTransport) -> _Generation:
         if self._make is not None:
             _lock_in_one_step(transport)
-        return _Generation(transport, self._lifetime.drawn(random.random()))
+        made = _Generation(transport, self._lifetime.drawn(random.random()))
+        made.files = self._traffic.stamp()
+        return made
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -135,22 +157,27 @@ class WatchedTransport(httpx.BaseTransport):
                 f"{request.method} by the resource {self._traffic.opening.resource!r} was not sent: the task's "
                 "deadline has passed"
             )
+        total = self._traffic.total_timeout
+        limit = deadline if total is None else deadline.nearest(Deadline(time.monotonic() + total))
         self._traffic.opening.notice()
+        traced = self._current.traced
         trace = Trace(
             self._traffic.opening,
             request,
-            watched=self._traced,
+            limit,
+            traced=traced,
             keepalive_expiry=self._traffic.keepalive_expiry,
         )
-        closing: Closing | None = None
+        wire: Wire | None = None
 
         def release(error: BaseException | None = None) -> None:
             # Repeatable. The lease ends last: if a signal interrupts this, the end of the attempt does it again.
+            trace.in_time()
             generation: _Generation | None = trace.generation
             if generation is not None and error is not None and not isinstance(error, _REPORTED):
                 self._interrupted(generation)
-            if closing is not None:
-                closing.end(trace)
+            if wire is not None:
+                wire.end(trace)
             self._release(trace, generation)
             trace.over(error)
 
@@ -158,15 +185,16 @@ class WatchedTransport(httpx.BaseTransport):
         try:
             generation = self._acquire(trace)
             request.extensions = {**before, "trace": trace}
-            if remaining is not None:
-                request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), deadline)
-            if not self._traced:
+            if limit.at is not None:
+                request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), limit)
+            if not traced:
                 trace.leaves()
             response = generation.transport.handle_request(request)
+            trace.unheard()
             response.extensions[RESOURCE] = self._traffic.opening.resource
-            closing = closing_of(response)
-            if closing is not None:
-                closing.begin(trace)
+            wire = wire_of(response)
+            if wire is not None:
+                wire.begin(trace)
             if response.is_closed:
                 # A user's transport returned it with its whole body; no stream will be read.
                 release()
@@ -177,22 +205,52 @@ class WatchedTransport(httpx.BaseTransport):
                 release=release,
                 failed=partial(self._failed, request=request, trace=trace, generation=generation),
                 deadline=deadline,
+                limit=limit,
             )
             trace.answers(response, stream)
             response.stream = stream
             return response
         except BaseException as error:
             release(error)
+            if trace.generation is not None and not isinstance(error, _UNSENT):
+                trace.unheard()
             if isinstance(error, httpx.TransportError):
-                self._failed(error, request, trace, trace.generation)
+                before = {**before, RESOURCE: self._traffic.opening.resource}
+                failed = self._failed(error, request, trace, cast(Any, trace.generation))
+                if failed is not error:
+                    raise failed from error
             raise
         finally:
             # A redirect copies the extensions to the next request, which gets its own trace.
             request.extensions = before
 
     def _failed(
-        self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation
-    ) -> None:
+        self, error: httpx.TransportError | None, request: httpx.Request, trace: Trace, generation: _Generation
+    ) -> httpx.TransportError:
+        """Note what an error means; return the one to raise.
+
+        That is the error itself, unless the watchdog caused it: then it is a timeout.
+
+        Args:
+            error: The error; None if the response ended without one when the watchdog shut its socket down.
+            request: The request.
+            trace: The request's trace.
+            generation: The generation of connections that it used.
+        """
+        if error is None or trace.late:
+            error = self._too_late(request, trace)
+        self._note(error, request, trace, generation)
+        return error
+
+    def _too_late(self, request: httpx.Request, trace: Trace) -> httpx.TimeoutException:
+        progress = trace.progress
+        if not progress.head_started:
+            timeout: type[httpx.TimeoutException] = httpx.ConnectTimeout
+        else:
+            timeout = httpx.ReadTimeout if progress.body_sent or progress.answered else httpx.WriteTimeout
+        return timeout("the exchange was not over in time, however busy it was", request=request)
+
+    def _note(self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation) -> None:
         resource = self._traffic.opening.resource
         host = request.url.host or "a URL without a host"
         add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
@@ -200,13 +258,22 @@ class WatchedTransport(httpx.BaseTransport):
             add_note(error, "workerpools: the task's deadline had passed")
             self._traffic.opening.failed(error, None, phase=Phase.REQUEST, deadline=True)
             return
-        failure = classify_transport(error, trace.progress, idempotent=is_idempotent(request), resource=resource)
+        if isinstance(error, httpx.TimeoutException) and trace.limit.remaining() == 0.0:
+            add_note(error, f"workerpools: total_timeout={self._traffic.total_timeout:g} s had passed")
+        failure = classify_transport(
+            error,
+            trace.progress,
+            idempotent=is_idempotent(request),
+            plumbing=PLUMBING in request.extensions,
+            resource=resource,
+        )
         if failure is not None and failure.kind is FailureKind.POOL_EXHAUSTED:
             endless = self._traffic.opening.endless_wait()
             if endless:
                 failure = replace(failure, kind=FailureKind.PERMANENT, known=endless)
         self._traffic.opening.failed(error, failure, phase=failure.phase if failure else Phase.REQUEST)
-        if trace.progress.head_failed:
+        progress = trace.progress
+        if progress.watched and not progress.sent_before and (progress.head_failed or not progress.head_started):
             trace.never_left()
         if failure is not None and failure.kind is FailureKind.STALE:
             self._retire(generation, "stale")
@@ -216,6 +283,8 @@ class WatchedTransport(httpx.BaseTransport):
         over = self._current.over
         if over is not None and time.monotonic() >= over:
             self._retire(self._current, "lifetime")
+        elif (files := self._current.files) and files != self._traffic.stamp():
+            self._retire(self._current, "recycled")
         with self._lock:
             trace.generation = generation = self._current
             generation.users.add(trace)
@@ -315,10 +384,12 @@ class _WatchedStream(httpx.SyncByteStream):
         trace: Trace,
         *,
         release: Callable[[BaseException | None], object],
-        failed: Callable[[httpx.TransportError], object],
+        failed: Callable[[httpx.TransportError | None], httpx.TransportError],
         deadline: Deadline,
+        limit: Deadline,
     ) -> None:
         self._deadline = deadline
+        self._limit = limit
         self._stream = stream
         self._trace = trace
         self._release: Callable[[BaseException | None], object] | None = release
@@ -333,13 +404,24 @@ class _WatchedStream(httpx.SyncByteStream):
                     # Reclaimed at the end of its attempt while it was being read.
                     raise httpx.StreamClosed()
                 # A trickling response never exceeds the read timeout.
-                if self._deadline.remaining() == 0.0:
-                    raise DeadlineExceeded("a response was not read to its end: the task's deadline has passed")
+                if self._limit.remaining() == 0.0:
+                    if self._deadline.remaining() == 0.0:
+                        raise DeadlineExceeded("a response was not read to its end: the task's deadline has passed")
+                    self._trace.late = True
+                    break
         except httpx.TransportError as error:
-            self._failed(error)
+            self._trace.in_time()
+            failed = self._failed(error)
+            if failed is not error:
+                raise failed from error
             raise
+        # The end of a connection that the watchdog shut down may look like the end of its response.
+        if not self._trace.in_time():
+            raise self._failed(None)
 
     def close(self) -> None:
+        # Before the connection is another request's.
+        self._trace.in_time()
         release = self._release
         try:
             self._stream.close()

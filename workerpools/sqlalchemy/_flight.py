@@ -227,6 +227,8 @@ class Flights:
                     state.left_by = OUTSIDE if attempt is None else weakref.ref(attempt)
             if not fits:
                 if first and text is not NOTHING:
+                    if fly is not None:
+                        self._opening.unbatched()
                     self._clean(state, connection, attempt)
                 if at is not None and text is not NOTHING and (state.fits != at or monotonic() > state.fits_until):
                     state.fit(connection, at, statement)

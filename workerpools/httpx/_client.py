@@ -1,0 +1,282 @@
+"""One client, many tasks: what a body changes on it, and the cookies that it is sent, end with the body's run.
+
+Also the requests of an ``httpx.Auth``: those for a token are no work of the body, and one thread at a time asks.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import weakref
+from collections.abc import Generator
+from typing import Any
+
+import httpx
+
+from workerpools.adapter import Opening, Scoped, current, deadline, in_attempt
+from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_unwatched, is_idempotent
+
+__all__ = ["PooledClient"]
+
+#: The longest wait for a token that another thread asks for, in seconds: afterwards the thread asks itself.
+_TOKEN_WAIT = 30.0
+
+logger = logging.getLogger("workerpools")
+
+
+class _Own(Scoped):
+    """What one attempt has of a client: its cookies, and the defaults that its body changed."""
+
+    def __init__(self, client: PooledClient) -> None:
+        self._client = client
+        self.values: dict[str, Any] = {}
+
+    def end(self) -> None:
+        self._client.ended(self.values)
+
+
+class PooledClient(httpx.Client):
+    """An ``httpx.Client`` for all tasks of a process.
+
+    Args:
+        opening: The opening to which it reports.
+        cookie_mode: ``attempt``, ``process`` or ``off``: how long the cookies that a server sets are kept.
+        options: As for ``httpx.Client``.
+    """
+
+    def __init__(self, opening: Opening, cookie_mode: str, **options: Any) -> None:
+        #: Whether it has been set up: what changes from then on in an attempt is the attempt's.
+        self.is_set_up = False
+        self._opening = opening
+        self._cookie_mode = cookie_mode
+        self._told: set[str] = set()
+        self._fetching: weakref.WeakKeyDictionary[httpx.Auth, threading.RLock] = weakref.WeakKeyDictionary()
+        super().__init__(**options)
+
+    def own(self) -> dict[str, Any] | None:
+        """Return what the calling attempt has of the client; None outside one."""
+        attempt = current()
+        if attempt is None or not self.is_set_up:
+            return None
+        own = attempt.scoped.get(self)
+        if own is None:
+            own = attempt.scoped[self] = _Own(self)
+        values: dict[str, Any] = own.values
+        return values
+
+    def ended(self, values: dict[str, Any]) -> None:
+        """Tell of the defaults that a body had changed, once for each.
+
+        Args:
+            values: What the attempt had of the client.
+        """
+        hooks = values.pop("event_hooks", self._event_hooks)
+        changed = [name for name in values if name != "cookies" and values[name] != _OF_PROCESS[name](self)]
+        if hooks != self._event_hooks:
+            self._event_hooks = hooks
+            changed.append("event_hooks")
+        for name in set(changed) - self._told:
+            self._told.add(name)
+            logger.warning(
+                "a task changed %r of the client %r, which all tasks share; the change ended with the task's run. Pass "
+                "it with the request, or declare it: HttpxClient(%s=…)",
+                name,
+                self._opening.resource,
+                name,
+            )
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """The cookies to send, and where those that a server sets are kept."""
+        if self._cookie_mode == "process" or not self.is_set_up:
+            return self._cookies
+        own = self.own() if self._cookie_mode == "attempt" else None
+        if own is not None:
+            if "cookies" not in own:
+                own["cookies"] = httpx.Cookies(self._cookies)
+            jar: httpx.Cookies = own["cookies"]
+            return jar
+        # In a thread of a body nothing tells whose cookies they are.
+        return httpx.Cookies(self._cookies) if self._cookie_mode == "off" or in_attempt() else self._cookies
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        own = self.own() if self._cookie_mode == "attempt" else None
+        if own is None:
+            self._cookies = httpx.Cookies(cookies)
+        else:
+            own["cookies"] = httpx.Cookies(cookies)
+
+    @property
+    def headers(self) -> httpx.Headers:
+        """The headers to send with each request."""
+        own = self.own()
+        if own is None:
+            return self._headers
+        if "headers" not in own:
+            own["headers"] = self._headers.copy()
+        headers: httpx.Headers = own["headers"]
+        return headers
+
+    @headers.setter
+    def headers(self, headers: Any) -> None:
+        _change(self, "headers", headers)
+
+    @property
+    def event_hooks(self) -> dict[str, list[Any]]:
+        """The hooks, which httpx calls for every task: those of a body are taken off at its end."""
+        own = self.own()
+        if own is not None and "event_hooks" not in own:
+            own["event_hooks"] = {name: list(hooks) for name, hooks in self._event_hooks.items()}
+        return self._event_hooks
+
+    @event_hooks.setter
+    def event_hooks(self, event_hooks: dict[str, list[Any]]) -> None:
+        _ = self.event_hooks
+        self._event_hooks = {name: list(event_hooks.get(name, ())) for name in ("request", "response")}
+
+    def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: Any = httpx.USE_CLIENT_DEFAULT,
+        follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+    ) -> httpx.Response:
+        """Send a request, as ``httpx.Client`` does."""
+        chosen: Any = self.auth if auth is httpx.USE_CLIENT_DEFAULT else auth
+        if isinstance(chosen, httpx.Auth) and not isinstance(chosen, (httpx.BasicAuth, httpx.NetRCAuth)):
+            chosen = _Flow(chosen, self._lock_of(chosen), self._opening)
+        try:
+            response = super().send(request, stream=stream, auth=chosen, follow_redirects=follow_redirects)
+        except httpx.TransportError as error:
+            if RESOURCE not in _failed_request(error, request).extensions:
+                # By a mock in the place of the transports.
+                self._unseen(request)
+                self._opening.failed(error, classify_unwatched(error))
+            raise
+        if RESOURCE not in response.extensions:
+            self._unseen(request)
+        return response
+
+    def _unseen(self, request: httpx.Request) -> None:
+        if not is_idempotent(request):
+            self._opening.effect(f"{request.method} by {self._opening.resource!r}")
+
+    def _lock_of(self, auth: httpx.Auth) -> threading.RLock | None:
+        try:
+            return self._fetching.setdefault(auth, threading.RLock())
+        except TypeError:
+            # It is not hashable, or admits no weak reference.
+            return None
+
+
+def _failed_request(error: httpx.TransportError, request: httpx.Request) -> httpx.Request:
+    try:
+        # Of a redirect, or of the auth flow.
+        return error.request
+    except RuntimeError:
+        return request
+
+
+def _change(client: PooledClient, name: str, value: Any) -> None:
+    inherited = _INHERITED[name]
+    own = client.own()
+    if own is None:
+        inherited.fset(client, value)
+    else:
+        # Its setters convert, and know only the client itself.
+        scratch = copy.copy(client)
+        scratch.is_set_up = False
+        inherited.fset(scratch, value)
+        own[name] = inherited.fget(scratch)
+
+
+def _scoped(name: str) -> Any:
+    """Return a property of the client whose value an attempt may change for itself."""
+    inherited = _INHERITED[name]
+
+    def get(client: PooledClient) -> Any:
+        own = client.own()
+        return inherited.fget(client) if own is None or name not in own else own[name]
+
+    return property(get, lambda client, value: _change(client, name, value), doc=inherited.__doc__)
+
+
+def _attribute(name: str) -> property:
+    """Return a property for a plain attribute of the client."""
+    return property(
+        lambda client: vars(client)[name], lambda client, value: vars(client).__setitem__(name, value), doc=None
+    )
+
+
+_INHERITED: dict[str, Any] = {
+    name: getattr(httpx.Client, name) for name in ("auth", "base_url", "headers", "params", "timeout")
+}
+_INHERITED.update({name: _attribute(name) for name in ("follow_redirects", "max_redirects")})
+_OF_PROCESS = {name: inherited.fget for name, inherited in _INHERITED.items()}
+
+for _name in _INHERITED.keys() - {"headers"}:
+    setattr(PooledClient, _name, _scoped(_name))
+
+
+class _Flow(httpx.Auth):
+    """Follows the requests of another ``httpx.Auth``.
+
+    Args:
+        auth: The other one.
+        lock: Held while it asks for a token, so that others find the token instead of asking for one; None for no such
+            lock.
+        opening: The opening to which an effect is reported.
+    """
+
+    def __init__(self, auth: httpx.Auth, lock: threading.RLock | None, opening: Opening) -> None:
+        self._auth = auth
+        self._lock = lock
+        self._opening = opening
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        flow = self._auth.sync_auth_flow(request)
+        locked = False
+        sent = request
+        try:
+            locked = self._locked()
+            step = next(flow)
+            while True:
+                sent = step
+                if _is_plumbing(sent, request):
+                    sent.extensions = {**sent.extensions, PLUMBING: True}
+                elif locked:
+                    self._release()
+                    locked = False
+                response = yield sent
+                locked = locked or self._locked()
+                try:
+                    step = flow.send(response)
+                except StopIteration:
+                    break
+        finally:
+            if locked:
+                self._release()
+            flow.close()
+        if PLUMBING in sent.extensions and sent.method.upper() not in ("GET", "HEAD", "OPTIONS"):
+            # The flow ends with it: it stood for the body's request.
+            self._opening.effect(f"{sent.method} by {self._opening.resource!r}")
+
+    def _locked(self) -> bool:
+        if self._lock is None:
+            return False
+        remaining = deadline().remaining()
+        return self._lock.acquire(timeout=_TOKEN_WAIT if remaining is None else min(_TOKEN_WAIT, remaining))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _is_plumbing(sent: httpx.Request, request: httpx.Request) -> bool:
+    """Return whether an ``httpx.Auth`` sends a request of its own, rather than the body's, perhaps built anew."""
+    if sent is request:
+        return False
+    return (sent.method, sent.url.copy_with(query=None)) != (request.method, request.url.copy_with(query=None))
