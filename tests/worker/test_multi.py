@@ -51,7 +51,7 @@ def logs(stand: Stand, tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 def test_celery_multi_with_autoscale_and_max_memory(stand: Stand, logs: dict[str, Path], tmp_path: Path) -> None:
     """Every child that came and went has opened its connections and closed them in order, and none is left."""
-    visits = [stand.send("visit", f"token-{number}", queue="recycles") for number in range(3)]
+    visits = [stand.send("visit", f"token-{number}", queue="recycles") for number in range(2)]
     slow = [stand.send("slow_request", 2.0, queue="grows") for _ in range(4)]
     answers = [result.get(timeout=PATIENCE) for result in visits]
     assert all(answer["right"] for answer in answers)
