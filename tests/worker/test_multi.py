@@ -15,7 +15,7 @@ import pytest
 from tests.support.paths import environment
 from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 
-pytestmark = pytest.mark.worker
+pytestmark = [pytest.mark.worker, pytest.mark.slow]
 
 NODES = ("grows", "recycles")
 

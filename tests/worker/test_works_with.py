@@ -175,6 +175,7 @@ def test_beat(shared: Stand, worker: WorkerProcess) -> None:
     assert f"pid={beat}" not in worker.log()
 
 
+@pytest.mark.slow
 def test_restart_and_soft_shutdown(shared: Stand, worker: WorkerProcess) -> None:
     """pool_restart closes the connections of the children before; a soft shutdown, by way of SIGTERM, lets a task end
     that is quick enough, rolls back one that is not, and its message goes back to the queue."""
