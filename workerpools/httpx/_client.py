@@ -172,6 +172,10 @@ class PooledClient(httpx.Client):
             return None
 
 
+# In messages and reprs it is what users know it as.
+PooledClient.__name__ = PooledClient.__qualname__ = "Client"
+
+
 def _failed_request(error: httpx.TransportError, request: httpx.Request) -> httpx.Request:
     try:
         # Of a redirect, or of the auth flow.
