@@ -181,7 +181,8 @@ def test_collecting_takes_no_lock_and_calls_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_one_is_collected_while_another_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one of a process, whose receivers are being connected under the locks of the signals."""
-    for signal in FOLLOWED:
+    followed = (signals.before_task_publish, signals.after_task_publish, *FOLLOWED)
+    for signal in followed:
         monkeypatch.setattr(signal, "receivers", [])
     collected: list[str] = []
     clear = Signal._clear_dead_receivers
@@ -195,14 +196,14 @@ def test_one_is_collected_while_another_one_is_made(monkeypatch: pytest.MonkeyPa
         collected.append(signal.name)
         clear(signal)
 
-    waiting = [WorkerPools(new_app()) for _ in FOLLOWED]
+    waiting = [WorkerPools(new_app()) for _ in followed]
     monkeypatch.setattr(lifecycle, "_connected", False)
     monkeypatch.setattr(Signal, "_clear_dead_receivers", collecting)
     made = threading.Thread(target=WorkerPools, daemon=True)
     made.start()
     made.join(30)
     assert not made.is_alive(), "deadlock"
-    assert collected == [signal.name for signal in FOLLOWED]
+    assert collected == [signal.name for signal in followed]
 
 
 #: Makes one after the other while the collector runs wherever it likes.
