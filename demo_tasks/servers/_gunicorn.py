@@ -7,6 +7,9 @@ import signal
 import sys
 from typing import Any
 
+# With the application, once: its first request has no time for it.
+import httpbin  # noqa: F401
+
 # Names are gunicorn's settings. A version that does not know one ignores it.
 control_socket_disable = True
 worker_class = "gthread"

@@ -36,6 +36,7 @@ class HttpUpstream(ServerProcess):
         threads: How many requests a worker process serves at a time.
         keepalive: How long an idle connection stays open, in seconds.
         name: The server's name, which must be unique in the workspace.
+        port: The port; None for a free one.
 
     Attributes:
         host: The address that the server listens on.
@@ -55,8 +56,10 @@ class HttpUpstream(ServerProcess):
         threads: int = 8,
         keepalive: int = 2,
         name: str = "upstream",
+        port: int | None = None,
     ) -> None:
         super().__init__(workspace, name)
+        self._port = port
         self.host = LOOPBACK
         self._workers = workers
         self._threads = threads
@@ -105,7 +108,7 @@ class HttpUpstream(ServerProcess):
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            message = f"Port {port} of the server {self.name!r} was taken while it was down."
+            message = f"Port {port} of the server {self.name!r} is taken."
             raise PortTakenError(message) from None
         # The copy of this process is closed, so that connections are refused while the server is down.
         with sock:

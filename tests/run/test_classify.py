@@ -159,6 +159,8 @@ SENT = {"head_started": True, "body_sent": True}
         (httpx.WriteError("x"), {**REUSED, **HEAD, "head_failed": True}, "stale", "stale"),
         (httpx.RemoteProtocolError("x"), {**REUSED, **HEAD, "head_failed": True}, "stale", "stale"),
         (httpx.WriteError("x"), {**FRESH, **HEAD, "head_failed": True}, "unavailable", "unavailable"),
+        (httpx.RemoteProtocolError("x"), {**REUSED, **SENT, "refused": True}, "stale", "stale"),
+        (httpx.RemoteProtocolError("x"), {**FRESH, **SENT, "refused": True}, "unavailable", "unavailable"),
         (httpx.RemoteProtocolError("x"), {**REUSED, **HEAD}, "stale", "indeterminate"),
         (httpx.RemoteProtocolError("x"), {**REUSED, **SENT}, "stale", "indeterminate"),
         (httpx.ReadError("x"), {**REUSED, **SENT}, "stale", "indeterminate"),

@@ -69,6 +69,7 @@ class Progress:
         fresh: Whether a new connection was opened for the request.
         head_started: Whether sending the head began.
         head_failed: Whether sending the head failed, so that the server cannot have acted on the request.
+        refused: Whether the server said that it does not process the request, so that it may be sent again.
         body_sent: Whether the request was sent completely.
         answered: Whether the head of the response arrived.
     """
@@ -78,8 +79,14 @@ class Progress:
     fresh: bool = False
     head_started: bool = False
     head_failed: bool = False
+    refused: bool = False
     body_sent: bool = False
     answered: bool = False
+
+    @property
+    def is_unserved(self) -> bool:
+        """Whether the server cannot have acted on the request."""
+        return self.head_failed or self.refused or not self.head_started
 
 
 def classify_transport(
@@ -122,8 +129,8 @@ def classify_transport(
         return failure(
             FailureKind.INDETERMINATE, Phase.RESPONSE, "the server had answered, but its response is incomplete"
         )
-    if progress.head_failed:
-        known = "the request's headers were not sent completely"
+    if progress.head_failed or progress.refused:
+        known = _REFUSED if progress.refused else "the request's headers were not sent completely"
         kind = FailureKind.UNAVAILABLE if progress.fresh else FailureKind.STALE
         return failure(kind, Phase.REQUEST, known)
     if progress.watched and not progress.fresh and not timed_out and idempotent:
@@ -136,6 +143,8 @@ def classify_transport(
 
 
 _REFUSED_BY_PROXY = "the proxy wants other credentials (407)"
+
+_REFUSED = "the server did not process the request, as it says"
 
 _NO_CONNECTION_FAILURE = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
 

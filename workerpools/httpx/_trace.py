@@ -17,6 +17,7 @@ import httpx
 
 from workerpools.adapter import Deadline, Effect, Lease, Opening, SocketNumber, Watch, Watchdog
 from workerpools.httpx._errors import Progress, is_repeated
+from workerpools.httpx._streams import Stream
 
 __all__ = ["FAILING", "Trace", "Wire", "wire_of"]
 
@@ -154,6 +155,10 @@ class Trace:
         self._repeated = is_repeated(request)
         self._number = -1
         self._handshake = _Handshake(-1)
+        #: The request's stream; None where only HTTP/1.1 is spoken.
+        self.stream: Stream | None = None
+        #: The number of its stream; 0 with HTTP/1.1.
+        self._stream_number = 0
         #: The transport's generation that it uses; None before.
         self.generation: Any = None
         #: The open connections of the transport's generation; None before it is known.
@@ -176,6 +181,8 @@ class Trace:
         step = _STEPS.get(name.partition(".")[2])
         if step is not None:
             step(self, info)
+        if self.stream is not None:
+            self.stream.hears(name, info)
         return self._chained(name, info) if self._chained is not None else None
 
     def _connects(self, info: Any) -> None:
@@ -242,6 +249,7 @@ class Trace:
             self.progress.head_started = True
             self._acquire()
             self.leaves()
+            self._stream_number = info.get("stream_id", 0)
         if self.limit.at is not None:
             _sending[threading.get_ident()] = self
 
@@ -249,12 +257,15 @@ class Trace:
         """Note the begin of another try, which a transport of the user's may make by itself."""
         progress = self.progress
         if progress.head_started:
-            progress.sent_before |= not progress.head_failed
+            progress.sent_before |= not progress.is_unserved
             progress.head_started = progress.head_failed = progress.body_sent = progress.answered = False
+            progress.refused = False
 
     def _head_failed(self, info: Any) -> None:
         _sending.pop(threading.get_ident(), None)
-        self.progress.head_failed = not self._tunnels
+        # HTTP/2: the head is one frame, which may have left although the write failed; another thread may have sent it.
+        left = self._stream_number and not type(info["exception"]).__module__.startswith("h2.")
+        self.progress.head_failed = not self._tunnels and not left
 
     def _body_sent(self, info: Any) -> None:
         self.progress.body_sent = not self._tunnels
@@ -263,9 +274,15 @@ class Trace:
         self.progress.answered = not self._tunnels
 
     def _unanswered(self, info: Any) -> None:
-        # GOAWAY: the server does not process the stream (RFC 9113 §6.8), and httpcore sends the request again.
-        if type(info["exception"]).__name__ == "ConnectionNotAvailable":
-            self.progress.head_failed = True
+        # GOAWAY, and httpcore sends the request again.
+        self.progress.refused = type(info["exception"]).__name__ == "ConnectionNotAvailable"
+
+    def fails(self, error: BaseException) -> None:
+        """Note what the server said of the request that ended with ``error``."""
+        # httpcore's own exception, and no other: what came before it may be another request's.
+        cause, progress = error.__cause__, self.progress
+        if cause is not None and not progress.answered and _is_refused(self._stream_number, *cause.args):
+            progress.refused = True
 
     def _ends(self, info: Any) -> None:
         if not self.progress.answered:
@@ -341,6 +358,24 @@ class Trace:
             self._effect.withdraw()
             self._effect = None
 
+
+def _is_refused(number: int, event: Any = None, *_: object) -> bool:
+    """Return whether the server said that it does not process a stream: by GOAWAY or by RST_STREAM.
+
+    See RFC 9113 §6.8 and §8.7.
+
+    Args:
+        number: The stream's number.
+        event: What httpcore raises: h2's ConnectionTerminated or StreamReset.
+    """
+    what = type(event).__name__
+    if what == "ConnectionTerminated":
+        return bool(number > event.last_stream_id)
+    return what == "StreamReset" and event.stream_id == number and event.error_code == _REFUSED_STREAM
+
+
+#: RFC 9113 §7.
+_REFUSED_STREAM = 7
 
 #: The requests that are about to write their first byte, by thread.
 _sending: dict[int, Trace] = {}

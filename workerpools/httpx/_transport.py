@@ -17,6 +17,7 @@ from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Openin
 from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
 from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_transport, is_idempotent
+from workerpools.httpx._streams import Stream, Streams
 from workerpools.httpx._tls import Certificates
 from workerpools.httpx._trace import FAILING, Trace, Wire, wire_of
 
@@ -87,6 +88,8 @@ class _Generation:
         self.transport = transport
         #: Whether it reports each step to httpcore's trace.
         self.traced = isinstance(transport, httpx.HTTPTransport)
+        #: The streams of its HTTP/2 connections; None where it speaks HTTP/1.1 alone.
+        self.streams = Streams() if _speaks_http2(transport) else None
         #: The state of the certificates' files when it was made.
         self.files: object = ()
         self.begun = time.monotonic()
@@ -178,6 +181,8 @@ class WatchedTransport(httpx.BaseTransport):
                 self._interrupted(generation)
             if wire is not None:
                 wire.end(trace)
+            if trace.stream is not None:
+                trace.stream.release()
             self._release(trace, generation)
             trace.over(error)
 
@@ -185,8 +190,12 @@ class WatchedTransport(httpx.BaseTransport):
         try:
             generation = self._acquire(trace)
             request.extensions = {**before, "trace": trace}
+            timeouts: Mapping[str, float | None] = before.get("timeout", {})
             if limit.at is not None:
-                request.extensions["timeout"] = ClampedTimeouts(before.get("timeout", {}), limit)
+                request.extensions["timeout"] = timeouts = ClampedTimeouts(timeouts, limit)
+            if generation.streams is not None:
+                trace.stream = Stream(generation.streams, request)
+                trace.stream.acquire(timeouts.get("pool"))
             if not traced:
                 trace.leaves()
             response = generation.transport.handle_request(request)
@@ -260,6 +269,7 @@ class WatchedTransport(httpx.BaseTransport):
             return
         if isinstance(error, httpx.TimeoutException) and trace.limit.remaining() == 0.0:
             add_note(error, f"workerpools: total_timeout={self._traffic.total_timeout:g} s had passed")
+        trace.fails(error)
         failure = classify_transport(
             error,
             trace.progress,
@@ -273,7 +283,7 @@ class WatchedTransport(httpx.BaseTransport):
                 failure = replace(failure, kind=FailureKind.PERMANENT, known=endless)
         self._traffic.opening.failed(error, failure, phase=failure.phase if failure else Phase.REQUEST)
         progress = trace.progress
-        if progress.watched and not progress.sent_before and (progress.head_failed or not progress.head_started):
+        if progress.watched and not progress.sent_before and progress.is_unserved:
             trace.never_left()
         if failure is not None and failure.kind is FailureKind.STALE:
             self._retire(generation, "stale")
@@ -351,6 +361,11 @@ def _lock_in_one_step(transport: httpx.BaseTransport) -> None:
     pool: Any = getattr(transport, "_pool", None)
     if hasattr(pool, "_optional_thread_lock"):
         pool._optional_thread_lock = threading.RLock()
+
+
+def _speaks_http2(transport: httpx.BaseTransport) -> bool:
+    # Its options are told by nothing else, and one of a user's function has its own.
+    return bool(getattr(getattr(transport, "_pool", None), "_http2", False))
 
 
 class ClampedTimeouts(dict[str, Any]):
