@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 from typing import Any
 
 # With the application, once: its first request has no time for it.
-import httpbin  # noqa: F401
+importlib.import_module("httpbin")
 
 # Names are gunicorn's settings. A version that does not know one ignores it.
 control_socket_disable = True

@@ -249,7 +249,8 @@ class DatabaseSite:
             self.proxy.cut_when(lambda chunk: self._acknowledges(chunk, broken, happens), "to_client")
 
     def _acknowledges(self, chunk: bytes, broken: str, happens: Callable[[], object]) -> bool:
-        if b"COMMIT\0" not in chunk:
+        # The END of a reset has the same tag, but its answer comes with that of an open transaction.
+        if b"COMMIT\0" not in chunk or not chunk.endswith(_IDLE):
             return False
         self.shop.errands.ask(happens)
         if broken == "connection limit":
@@ -279,6 +280,10 @@ class DatabaseSite:
             "CREATE CONSTRAINT TRIGGER ends AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED"
             " FOR EACH ROW EXECUTE FUNCTION terminate()"
         )
+
+
+#: ReadyForQuery outside of a transaction (PostgreSQL documentation, "Message Formats").
+_IDLE = b"Z\0\0\0\x05I"
 
 
 def repair(proxy: TcpProxy) -> None:

@@ -198,6 +198,9 @@ class World:
     def no_broker(self, request: Any, error: BaseException) -> str:
         return "" if self.with_broker else "it was called directly"
 
+    def runs_again(self, request: Any, error: BaseException) -> str:
+        return ""
+
     def requests(self) -> list[Any]:
         return [self.request]
 

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import QueuePool
 
 from tests.support.databases import Database
 from tests.support.inspect import backends
@@ -211,7 +212,7 @@ def test_silent_servers_take_no_longer_than_the_deadline(
         ("", {"connect_args": {"host": ["a", "b"]}}, r"host has several values.*host=a,b and port=1,2"),
         ("", {"connect_args": {"port": "70000"}}, r"port is '70000'; wanted: 1 to 65535"),
         ("", {"connect_args": {"port": "x"}}, r"port is 'x'"),
-        ("", {"connect_args": 1}, r"connect_args is int; wanted: a dict"),
+        ("", {"connect_args": 1}, r"connect_args is a value of the type int; wanted: a dict"),
         ("?host=a,b&port=1,2,3", {}, r"3 values of port for 2 of host"),
         ("?host=a,b&hostaddr=10.0.0.1", {}, r"2 values of host and 1 of hostaddr"),
         ("?host=a:1,b:2", {}, r"host is 'a:1,b:2'; wanted: host=a,b&port=1,2"),
@@ -310,8 +311,9 @@ def test_psycopg_rounds_fractions(shop: Shop, database: Database) -> None:
 @pytest.mark.parametrize("option", ["creator", "pool"])
 def test_credentials_that_nobody_would_ask_for(option: str) -> None:
     """Who opens the connections passes the password."""
+    given: Any = {"creator": object, "pool": QueuePool(object)}[option]
     with pytest.raises(ConfigurationError, match=f"with {option}=.*credentials= would never be called"):
-        SQLAlchemyEngine("postgresql+psycopg2://", credentials=lambda: ("a", "b"), **{option: object()})
+        SQLAlchemyEngine("postgresql+psycopg2://", credentials=lambda: ("a", "b"), **{option: given})
 
 
 class Lines(logging.Handler):

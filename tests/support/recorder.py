@@ -52,7 +52,8 @@ def install() -> None:
     import psycopg2
     import sqlalchemy
 
-    _wrap(httpx.Client, "__init__", "client")
+    # A declaration is checked by a client that can open nothing.
+    _wrap(httpx.Client, "__init__", "client", lambda options: type(options.get("transport")).__name__ == "_Nowhere")
     _wrap(sqlalchemy, "create_engine", "engine")
     _wrap(psycopg2, "connect", "database connection")
     _wrap(socket.socket, "connect", "connect")
@@ -60,11 +61,12 @@ def install() -> None:
     _wrap(ssl.SSLContext, "__new__", "tls context")
 
 
-def _wrap(owner: Any, name: str, event: str) -> None:
+def _wrap(owner: Any, name: str, event: str, ignored: Callable[[Any], bool] = lambda _: False) -> None:
     original: Callable[..., Any] = getattr(owner, name)
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        record(event)
+        if not ignored(kwargs):
+            record(event)
         return original(*args, **kwargs)
 
     setattr(owner, name, recorded)

@@ -99,10 +99,6 @@ def check_arguments(url: URL, connect_args: Any) -> None:
     Raises:
         ConfigurationError: A value cannot be right; the message has the remedy.
     """
-    if connect_args is not None and not isinstance(connect_args, Mapping):
-        raise ConfigurationError(
-            f"SQLAlchemyEngine: connect_args is {type(connect_args).__name__}; wanted: a dict, connect_args={{…}}"
-        )
     try:
         dialect = url.get_dialect()()
         driver = dialect.driver
