@@ -269,3 +269,28 @@ def test_mysql(maria_shop: Shop, mark: bytes | None, limited: bool) -> None:
         else:
             engine.get().connect()
     assert time.monotonic() - began < (2.5 if limited else 4.0)
+
+
+@pytest.mark.parametrize("question", [b"hstore", b"set_config(%L"])
+def test_a_connection_that_is_lost_while_it_is_set_up_has_done_nothing(shop: Shop, question: bytes) -> None:
+    """Its first questions are the engine's own: those of psycopg were taken for an effect of the body."""
+    _, base = shop.another()
+    seen: list[bytes] = []
+    found: list[str] = []
+
+    @shop.task(base=base)
+    def task(self: Any) -> None:
+        with pytest.raises(OperationalError):
+            insert(self.session, 1)
+        found.extend(map(str, self.effects))
+        self.session.rollback()
+
+    def asks(chunk: bytes) -> bool:
+        if question in chunk:
+            seen.append(chunk)
+        return bool(seen)
+
+    shop.proxy.cut_when(asks)
+    task.apply().get()
+    assert seen
+    assert found == []

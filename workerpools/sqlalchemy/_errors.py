@@ -360,6 +360,9 @@ def note_errors(
         if not isinstance(error, dialect.loaded_dbapi.Error) or type(error).__name__.startswith("_"):
             # Not a driver's, or one that the driver does not show its users: the end of a wait with a timeout.
             return
+        if state.born is None:
+            # Nobody has been given the connection: its errors are those of connecting.
+            return
         code = error_code(error)
         chosen = is_read_only(error, code) and dialect.get_readonly(connection) is True
         if is_outdated_plan(error, code) or (is_read_only(error, code) and not chosen):

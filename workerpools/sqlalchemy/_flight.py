@@ -118,10 +118,12 @@ class Flights:
         if _RESET_ALL not in state.resets:
             return
         before = connection.autocommit
-        connection.autocommit = True
+        # Not the body's: a connection that is lost here has done nothing.
+        state.announced = connection.autocommit = True
         try:
             milliseconds, kept = self.ask(connection, _SETTINGS)
         finally:
+            state.announced = False
             if not connection.closed:
                 connection.autocommit = before
         state.server = state.session = int(milliseconds)
