@@ -397,6 +397,21 @@ class ConnectionState:
             self.flights.failed(self, error, connection, phase)
             raise
 
+    def fetch(self, cursor: Any, run: Callable[[], R]) -> R:
+        """Return the result of ``run``, which fetches rows of a server-side cursor, by the deadline.
+
+        Args:
+            cursor: The driver's cursor; ``of_engine`` says whether the engine has executed its statement.
+            run: The function.
+
+        Raises:
+            Exception: The driver's error.
+        """
+        if not cursor.of_engine:
+            return self.past_engine(cursor.connection, run)
+        self.phase = Phase.STATEMENT
+        return self.bounded(run)
+
     def taken(self) -> bool:
         """Wait for the watchdog, which took the token; return whether it shut the socket down."""
         found = self.watch is not None and watchdog.stop_waiting(self.watch)

@@ -223,10 +223,7 @@ def _fetched(name: str) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any, **options: Any) -> Any:
         run = getattr(super(_Fetching, self), name)
         state = self.connection.workerpools
-        if not self.of_engine:
-            return state.past_engine(self.connection, lambda: run(*arguments, **options))
-        state.phase = Phase.STATEMENT
-        return state.bounded(lambda: run(*arguments, **options))
+        return state.fetch(self, lambda: run(*arguments, **options))
 
     method.__name__ = method.__qualname__ = name
     return method

@@ -286,10 +286,7 @@ def _fetched(name: str) -> Callable[..., Any]:
         state = self.connection.workerpools
         if state is None or state.announced:
             return run(*arguments, **options)
-        if not self.of_engine:
-            return state.past_engine(self.connection, lambda: run(*arguments, **options))
-        state.phase = Phase.STATEMENT
-        return state.bounded(lambda: run(*arguments, **options))
+        return state.fetch(self, lambda: run(*arguments, **options))
 
     method.__name__ = method.__qualname__ = name
     return method
