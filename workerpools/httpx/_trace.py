@@ -247,7 +247,7 @@ class Trace:
         if not self._tunnels:
             self._begins()
             self.progress.head_started = True
-            self._acquire()
+            self.acquire()
             self.leaves()
             self._stream_number = info.get("stream_id", 0)
         if self.limit.at is not None:
@@ -293,7 +293,8 @@ class Trace:
         if not self.progress.answered:
             FAILING.discard(threading.get_ident())
 
-    def _acquire(self) -> None:
+    def acquire(self) -> None:
+        """Note that the request has a connection, once."""
         if self._acquired:
             return
         self._acquired = True
@@ -344,7 +345,6 @@ class Trace:
     def unheard(self) -> None:
         """Note that the request may have left, or did, if nothing of it was heard."""
         if not self.progress.watched:
-            self._acquire()
             self.leaves()
 
     def leaves(self) -> None:

@@ -199,6 +199,7 @@ class WatchedTransport(httpx.BaseTransport):
             if not traced:
                 trace.leaves()
             response = generation.transport.handle_request(request)
+            trace.acquire()
             trace.unheard()
             response.extensions[RESOURCE] = self._traffic.opening.resource
             wire = wire_of(response)
@@ -220,9 +221,9 @@ class WatchedTransport(httpx.BaseTransport):
             response.stream = stream
             return response
         except BaseException as error:
-            release(error)
             if trace.generation is not None and not isinstance(error, _UNSENT):
                 trace.unheard()
+            release(error)
             if isinstance(error, httpx.TransportError):
                 before = {**before, RESOURCE: self._traffic.opening.resource}
                 failed = self._failed(error, request, trace, cast(Any, trace.generation))
