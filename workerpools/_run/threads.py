@@ -133,13 +133,25 @@ def _taken() -> list[str]:
 
 
 def _threads(attempt: Attempt) -> Iterator[Living]:
-    current_thread, frames = threading.current_thread(), sys._current_frames()
+    current_thread, frames = threading.current_thread(), _frames()
     pool = _Worker.of(sys._getframe())
     for thread in threading.enumerate():
         if thread is not current_thread:
             worker = _Worker.of(frames.get(thread.ident or 0))
             own = thread.name.startswith(PREFIX) or (worker is not None and worker.runs_tasks(pool))
             yield Living(repr(thread.name), attempt in _noted(thread), own, None if worker is None else worker.is_busy)
+
+
+def _frames() -> dict[int, FrameType]:
+    # While CPython 3.11 lists the frames it holds a lock that starting and ending threads wait for, and a garbage
+    # collection in between may switch to one of these: both wait for ever (python/cpython#106883).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _greenlets(attempt: Attempt) -> Iterator[Living]:
