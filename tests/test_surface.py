@@ -13,6 +13,7 @@ import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
+import workerpools.redis
 import workerpools.sqlalchemy
 import workerpools.testing
 from tests.support.paths import environment
@@ -89,6 +90,7 @@ def test_exported_members() -> None:
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
     assert workerpools.flower.__all__ == ["install"]
+    assert workerpools.redis.__all__ == ["RedisClient"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",
         "TaskSession",
@@ -107,6 +109,7 @@ def test_exported_members() -> None:
         workerpools.httpx,
         workerpools.opentelemetry,
         workerpools.prometheus,
+        workerpools.redis,
         workerpools.sqlalchemy,
         workerpools.testing,
     )

@@ -45,6 +45,8 @@ LIMIT: tuple[Step, ...] = ((None, TIMED_OUT),)
 DATABASE = ("psycopg2", "psycopg")
 HTTP = ("HTTP", "HTTP over TLS")
 PLAIN, TLS = HTTP
+REDIS = ("redis-py", "valkey-py")
+COMMANDS = ("GET", "INCR")
 BOTH_ENDS = ("FIN", "RST")
 #: A limit that nothing reaches, so that its timeout is in the first flight; and one that ends what is silent.
 _LIMITED, _SHORT = "soft_time_limit=60", "soft_time_limit=1"
@@ -63,6 +65,7 @@ BEFORE_COMMIT = "COMMIT, before the server got it"
 AFTER_COMMIT = "COMMIT, after the server got it"
 GOT_IT = "request, after the server got it"
 HEADERS = "response headers"
+MID_ANSWER = "mid-answer"
 MID_BODY = "mid-body of the response"
 
 
@@ -76,6 +79,7 @@ class Cell:
         steps: What the library did, in order; nothing where it noticed nothing.
         rows: How many rows the database has in the end, when every retry has run.
         requests: How many requests the HTTP server saw, the first ones of ``before`` included.
+        increments: How many INCRs the Redis server has done.
         drivers: Over what: the database's drivers, or HTTP plain and over TLS.
         pgbouncer: Whether there was a PgBouncer, in transaction mode, before the database.
         methods: The requests that it was tried with; empty for a database alone.
@@ -90,6 +94,7 @@ class Cell:
     steps: tuple[Step, ...]
     rows: int | None = None
     requests: int | None = None
+    increments: int | None = None
     drivers: tuple[str, ...] = DATABASE
     pgbouncer: bool = False
     methods: tuple[str, ...] = ("",)
@@ -122,6 +127,25 @@ def _http(
         requests=requests,
         methods=(methods,) if isinstance(methods, str) else methods,
         **{"drivers": HTTP, **more},
+    )
+
+
+def _redis(
+    breaks: str | tuple[str, ...],
+    moment: str,
+    methods: str | tuple[str, ...],
+    steps: tuple[Step, ...],
+    increments: int = 0,
+    **more: Any,
+) -> Cell:
+    return Cell(
+        (breaks,) if isinstance(breaks, str) else breaks,
+        moment,
+        steps,
+        increments=increments,
+        methods=(methods,) if isinstance(methods, str) else methods,
+        drivers=REDIS,
+        **more,
     )
 
 
@@ -248,6 +272,33 @@ OVER_HTTP = (
     _http(("502", "504"), HEADERS, "POST", LOST, 1),
 )
 
+OVER_REDIS = (
+    _redis((*BOTH_ENDS, "restart"), IDLE, "GET", (), remark="seen before the connection is used"),
+    _redis((*BOTH_ENDS, "restart"), IDLE, "INCR", (), 1, remark="seen before the connection is used"),
+    _redis("blackhole", IDLE, "GET", RETRY, remark="after `timeout`: nothing was changed"),
+    _redis("blackhole", IDLE, "INCR", LOST, remark="after `timeout`: it may be slow as well"),
+    _redis("failover", IDLE, "GET", (), remark="a replica answers, until its connections end"),
+    _redis("failover", IDLE, "INCR", REPLAY, 1, remark="the replay reaches the new primary"),
+    _redis("failover for long", IDLE, "INCR", REPLAY + RETRY, 1, remark="the replay finds a replica, too"),
+    _redis((*BOTH_ENDS, "blackhole", "restart slow"), CONNECTING, "GET", RETRY),
+    _redis((*BOTH_ENDS, "blackhole", "restart slow"), CONNECTING, "INCR", RETRY, 1),
+    _redis("wrong password", CONNECTING, COMMANDS, ((FailureKind.PERMANENT, RAISED),)),
+    _redis("pool full", CONNECTING, "INCR", ((FailureKind.POOL_EXHAUSTED, RETRIED),), 1),
+    _redis("restart slow", CONNECTING, "GET", ((UNAVAILABLE, RAISED),), 1, before="INCR"),
+    _redis(BOTH_ENDS, FIRST_BYTE, "GET", RESEND),
+    _redis(BOTH_ENDS, FIRST_BYTE, "GET", RESEND, 1, before="INCR", remark="the GET alone"),
+    _redis(BOTH_ENDS, FIRST_BYTE, "INCR", LOST, remark="from here it looks like the next line"),
+    _redis(BOTH_ENDS, GOT_IT, ("INCR", "MULTI, INCR, EXEC", "EVAL"), LOST, 1),
+    _redis(BOTH_ENDS, GOT_IT, "INCR", ((INDETERMINATE, REPLAYED),), 2, declared="idempotent=True"),
+    _redis(BOTH_ENDS, GOT_IT, "GET", RESEND),
+    _redis(BOTH_ENDS, GOT_IT, "GET", ((STALE, RETRIED),), declared="replays=0"),
+    _redis(BOTH_ENDS, MID_ANSWER, "GET", RESEND),
+    _redis(BOTH_ENDS, MID_ANSWER, "INCR", LOST, 1),
+    *(_redis("silent", moment, COMMANDS, LIMIT, declared=_SHORT) for moment in (IDLE, CONNECTING)),
+    _redis("silent", GOT_IT, "GET", LIMIT, declared=_SHORT),
+    _redis("silent", GOT_IT, "INCR", LIMIT, 1, declared=_SHORT),
+)
+
 
 def parameters(*cells: Cell) -> list[Any]:
     """Return a test's arguments for everything that the cells name: cell, break, driver, method."""
@@ -265,7 +316,7 @@ def markdown() -> str:
     rows = [
         f"| {_over(cell)} | {', '.join(cell.breaks)} | {cell.moment} | {_circumstances(cell)} | {_steps(cell)} "
         f"| {_saw(cell)} | {_remark(cell)} |"
-        for cell in (*OVER_DATABASE, *OVER_PGBOUNCER, *OVER_HTTP)
+        for cell in (*OVER_DATABASE, *OVER_PGBOUNCER, *OVER_HTTP, *OVER_REDIS)
     ]
     head = "| over | what broke | when | circumstances | what was done | the server saw | remark |"
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
@@ -274,13 +325,15 @@ def markdown() -> str:
 def _over(cell: Cell) -> str:
     if cell.drivers == HTTP:
         return "HTTP, plain and TLS"
+    if cell.drivers == REDIS:
+        return "Redis"
     if cell.drivers == DATABASE:
         return "PgBouncer" if cell.pgbouncer else "PostgreSQL"
     return f"{'PgBouncer, ' if cell.pgbouncer else ''}{', '.join(cell.drivers)}"
 
 
 def _circumstances(cell: Cell) -> str:
-    requests = ", ".join(filter(None, cell.methods))
+    requests = ("; " if cell.drivers == REDIS else ", ").join(filter(None, cell.methods))
     before = f"after {_code(cell.before)}" if cell.before else ""
     declared = ", ".join(_code(word) for word in cell.declared.split(", ")) if cell.declared else ""
     return "; ".join(filter(None, (requests, before, declared)))
@@ -297,7 +350,7 @@ def _steps(cell: Cell) -> str:
 
 
 def _saw(cell: Cell) -> str:
-    counts = ((cell.rows, "row"), (cell.requests, "request"))
+    counts = ((cell.rows, "row"), (cell.requests, "request"), (cell.increments, "increment"))
     return ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count is not None)
 
 

@@ -14,7 +14,7 @@ def test_the_page_has_the_table() -> None:
 
 def test_every_kind_and_action_is_in_the_table() -> None:
     """What the library can say and do is said and done somewhere."""
-    cells = (*table.OVER_DATABASE, *table.OVER_PGBOUNCER, *table.OVER_HTTP)
+    cells = (*table.OVER_DATABASE, *table.OVER_PGBOUNCER, *table.OVER_HTTP, *table.OVER_REDIS)
     steps = {step for cell in cells for step in cell.steps}
     assert {kind for kind, _ in steps} - {None} == set(FailureKind)
     done = {table.REPLAYED, table.SENT_AGAIN, table.RESOLVED, table.RETRIED, table.RAISED, table.TIMED_OUT}
@@ -24,10 +24,11 @@ def test_every_kind_and_action_is_in_the_table() -> None:
 
 def test_no_effect_is_done_twice_undeclared() -> None:
     """Only what may be sent again, or a task that says so, is seen twice by a server."""
-    for cell in (*table.OVER_DATABASE, *table.OVER_PGBOUNCER, *table.OVER_HTTP):
+    for cell in (*table.OVER_DATABASE, *table.OVER_PGBOUNCER, *table.OVER_HTTP, *table.OVER_REDIS):
         if "idempotent=True" in cell.declared:
             continue
         assert (cell.rows or 0) <= 1, cell
+        assert (cell.increments or 0) <= 1, cell
         if "POST" in (*cell.methods, cell.before):
             # A POST before another request is seen as well as that one.
             assert (cell.requests or 0) <= 1 + bool(cell.before and cell.methods != ("",)), cell

@@ -1,0 +1,173 @@
+"""Every break of a connection to Redis, at every moment, with each driver: the commands of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+
+from demo_tasks.servers import ValkeyServer, Workspace
+from demo_tasks.servers.binaries import valkey_program
+from tests.chaos import table
+from tests.chaos.breaks import ENDINGS, repair
+from tests.chaos.shop import ChaosShop, run_to_the_end
+from tests.chaos.table import Cell
+from tests.support.proxy import TcpProxy
+from tests.support.services import require_program
+from workerpools.redis import RedisClient
+
+COUNT = "return redis.call('INCR', KEYS[1])"
+#: A value whose middle is in another chunk than its beginning.
+_LARGE = b"x" * 20_000
+
+
+@pytest.fixture(scope="module")
+def servers(workspace: Workspace) -> Iterator[list[ValkeyServer]]:
+    """Two servers of these tests' own, with one password."""
+    require_program(valkey_program)
+    with ValkeyServer(workspace, name="chaos-first") as first, ValkeyServer(workspace, name="chaos-second") as second:
+        second.stop()
+        second.password = first.password
+        second.start()
+        yield [first, second]
+
+
+@dataclass
+class RedisSite:
+    """A shop, its servers, and the proxy that its connections go through."""
+
+    shop: ChaosShop
+    servers: list[ValkeyServer]
+    proxy: TcpProxy
+    cache: Any
+    own: list[Any]
+    _undo: ExitStack = field(default_factory=ExitStack)
+
+    def arm(self, broken: str, moment: str) -> None:
+        """Have it broken at that moment of the next delivery; called when the client has been used."""
+        if moment == table.CONNECTING:
+            self.cache.close()
+        if broken == "pool full":
+            pipeline = self._undo.enter_context(self.cache.get().pipeline())
+            pipeline.watch("n")
+        elif broken == "restart":
+            self.servers[0].stop()
+            self.servers[0].start()
+        elif broken == "restart slow":
+            self.proxy.close_all()
+            self.proxy.stop()
+        elif broken.startswith("failover"):
+            self._fail_over(for_long=broken == "failover for long")
+        elif broken in ENDINGS:
+            self._end(ENDINGS[broken], moment)
+        elif broken == "blackhole" and moment == table.CONNECTING:
+            self.proxy.refuse_silently()
+        elif broken == "blackhole":
+            self.proxy.sever()
+        elif broken == "silent":
+            self._silence(moment)
+
+    def heal(self) -> None:
+        """Repair everything."""
+        self._undo.close()
+        repair(self.proxy)
+
+    def increments(self) -> int:
+        """How many INCRs were done, wherever."""
+        return sum(int(client.get("n") or 0) for client in self.own)
+
+    def _end(self, how: Any, moment: str) -> None:
+        if moment == table.IDLE:
+            self.proxy.close_all(how)
+        elif moment == table.CONNECTING:
+            self.proxy.cut_after(0, "to_server", how, scope="all")
+        elif moment == table.FIRST_BYTE:
+            self.proxy.cut_after(0, "to_server", how, scope="open")
+        elif moment == table.GOT_IT:
+            self.proxy.cut_when(lambda chunk: True, "to_server", how, deliver=True, scope="open")
+        else:
+            self.proxy.cut_after(2, "to_client", how, scope="open")
+
+    def _silence(self, moment: str) -> None:
+        # What was held back is lost for good.
+        self._undo.callback(self.proxy.close_all)
+        if moment == table.GOT_IT:
+            self.proxy.cut_when(lambda chunk: bool(self.proxy.blackhole()), "to_server", scope="open")
+        else:
+            self.proxy.blackhole()
+
+    def _fail_over(self, *, for_long: bool) -> None:
+        first, second = self.servers
+        first_own = self.own[0]
+        first_own.execute_command("REPLICAOF", second.host, second.port)
+        self._undo.callback(first_own.execute_command, "REPLICAOF", "NO", "ONE")
+        if not for_long:
+            self.proxy.lead_to(second)
+            self._undo.callback(self.proxy.lead_to, first)
+
+
+@pytest.fixture
+def site(
+    servers: list[ValkeyServer], cell: Cell, broken: str, driver: str, proxy_to: Callable[[Any], TcpProxy]
+) -> Iterator[RedisSite]:
+    """An app with a client that has used its connection once."""
+    with ExitStack() as opened:
+        own = [opened.enter_context(closing(redis.Redis.from_url(server.url()))) for server in servers]
+        for client in own:
+            client.flushall()
+        proxy = proxy_to(servers[0])
+        shop = ChaosShop()
+        password = "mistaken" if broken == "wrong password" else servers[0].password
+        url = f"{driver.partition('-')[0]}://:{password}@127.0.0.1:{proxy.port}/0"
+        # However slow the machine is, an idle connection is trusted: what is to find it dead is the task.
+        options: dict[str, Any] = {"check_after": None, "acquire_timeout": 0.2}
+        if "soft_time_limit" not in cell.declared:
+            options.update(timeout=0.5, connect_timeout=0.5)
+        if broken == "pool full":
+            options["max_connections"] = 1
+        cache = shop.pools.add(RedisClient(url, **options), name="cache")
+        shop._extend(cache=cache)
+        opened.callback(shop.close)
+        made = RedisSite(shop, servers, proxy, cache, own)
+        opened.callback(made.heal)
+        yield made
+
+
+def send(cache: Any, command: str) -> None:
+    """Send a command as the table names it."""
+    if command == "GET":
+        assert cache.get("large") in (_LARGE, None)
+    elif command == "INCR":
+        cache.incr("n")
+    elif command == "EVAL":
+        cache.eval(COUNT, 1, "n")
+    else:
+        with cache.pipeline() as pipeline:
+            pipeline.incr("n").execute()
+
+
+@pytest.mark.parametrize(("cell", "broken", "driver", "method"), table.parameters(*table.OVER_REDIS))
+def test_cell(cell: Cell, broken: str, driver: str, method: str, site: RedisSite) -> None:
+    """What the task did, and how often the server did the command."""
+    shop = site.shop
+
+    def body(self: Any) -> None:
+        if cell.before:
+            send(self.cache, cell.before)
+            shop.pause_at("after that")
+        send(self.cache, method)
+
+    shop.declare(body, cell.declared)
+    site.own[0].set("large", _LARGE)
+    if broken != "wrong password":
+        assert site.cache.get().get("n") is None
+    if cell.before:
+        shop.at["after that"] = lambda: site.arm(broken, cell.moment)
+    else:
+        site.arm(broken, cell.moment)
+    run_to_the_end(shop, site.heal, cell.steps)
+    assert site.increments() == cell.increments

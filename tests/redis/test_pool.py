@@ -1,0 +1,252 @@
+"""The pool: bounds, liveness, lifetimes, and what a body leaves on a connection."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.redis.conftest import Stage
+from tests.support.interruptions import Interruption
+from workerpools import ConfigurationError, FailureKind, classify
+from workerpools.adapter import ExecutionPool
+from workerpools.testing import run_attempt
+
+
+def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
+    """By acquire_timeout, where another thread has them all; and at once, where the body itself does."""
+    cache = stage.declare(max_connections=1, acquire_timeout=0.3)
+    taken, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with cache.get().pipeline() as pipeline:
+            pipeline.watch("n")
+            taken.set()
+            over.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(10)
+    began = time.monotonic()
+    with pytest.raises(Exception, match=r"none became free in 0\.3 s") as caught:
+        run_attempt(lambda: cache.get().get("n"))
+    assert 0.3 <= time.monotonic() - began < 1.5
+    failure = classify(caught.value)
+    assert failure is not None
+    assert failure.kind is FailureKind.POOL_EXHAUSTED
+    assert stage.stats().value("acquire_timeouts") == 1
+    over.set()
+    holder.join(10)
+
+    def nested() -> None:
+        with cache.get().pipeline() as pipeline:
+            pipeline.watch("n")
+            cache.get().get("n")
+
+    began = time.monotonic()
+    with pytest.raises(Exception, match="held by this very run") as caught:
+        run_attempt(nested)
+    assert time.monotonic() - began < 0.3
+    failure = classify(caught.value)
+    assert failure is not None
+    assert failure.kind is FailureKind.PERMANENT
+    assert run_attempt(lambda: cache.get().get("n")) is None
+
+
+def test_its_size_follows_from_the_execution_pool(stage: Stage) -> None:
+    """Ten, or the concurrency; connections are opened as they are needed."""
+    from workerpools.adapter import Opening
+
+    adapter = stage.declare().adapter
+    for concurrency, size in ((None, 10), (4, 10), (50, 50)):
+        client = adapter.open(Opening("cache", ExecutionPool("threads", concurrency)))
+        assert client.connection_pool.max_connections == size
+        adapter.close(client, 0.0)
+    assert stage.proxy.accepted == 0
+
+
+def test_connecting_takes_one_round_trip(stage: Stage) -> None:
+    """Log-in, names and the database's number leave together."""
+    cache = stage.declare(client_name="shop")
+    run_attempt(lambda: cache.get().get("n"))
+    (found,) = [client for client in stage.own.client_list() if client["name"] == "shop"]
+    assert (found["lib-name"], found["lib-ver"] != "") == (f"{stage.scheme}-py(workerpools)", True)
+    assert stage.stats().value("opened") == 1
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_protocols(stage: Stage, protocol: int) -> None:
+    """RESP2 and RESP3, decoded where that is asked for."""
+    cache = stage.declare(protocol=protocol, decode_responses=True, name=f"cache-{protocol}")
+    run_attempt(lambda: cache.get().hset("hash", mapping={"a": 1}))
+    assert run_attempt(lambda: cache.get().hgetall("hash")) == {"a": "1"}
+
+    def listen() -> object:
+        with cache.get().pubsub(ignore_subscribe_messages=True) as pubsub:
+            pubsub.subscribe("channel")
+            pubsub.get_message(timeout=2)
+            stage.own.publish("channel", "hello")
+            return pubsub.get_message(timeout=2)["data"]
+
+    assert run_attempt(listen) == "hello"
+    assert stage.stats().in_use == 0
+
+
+LEFT: list[Callable[[Any], object]] = [
+    lambda cache: cache.select(5) if hasattr(cache, "select") else cache.execute_command("SELECT", 5),
+    lambda cache: cache.execute_command("SELECT", 5),
+    lambda cache: cache.execute_command("MULTI"),
+    lambda cache: cache.execute_command("WATCH", "n"),
+    lambda cache: cache.client_setname("mine"),
+    lambda cache: cache.execute_command("CLIENT", "TRACKING", "OFF"),
+    lambda cache: cache.execute_command("HELLO", 2),
+    lambda cache: cache.readonly(),
+    lambda cache: cache.pubsub().subscribe("channel"),
+    lambda cache: _watching(cache.pipeline()),
+    lambda cache: cache.monitor().__enter__(),
+    lambda cache: cache.connection_pool.get_connection("_").send_command("GET", "n"),
+]
+
+
+def _watching(pipeline: Any) -> object:
+    pipeline.watch("n")
+    # Kept: one that is collected is reset.
+    return pipeline
+
+
+@pytest.mark.parametrize("leave", LEFT)
+def test_what_a_body_leaves_on_a_connection_is_gone(stage: Stage, leave: Any) -> None:
+    """The next task has a connection without it, and nothing stays in use."""
+    cache = stage.declare(max_connections=1)
+    stage.own.set("n", 1)
+    kept: list[object] = []
+    run_attempt(lambda: kept.append(leave(cache.get())))
+    assert stage.stats().in_use == 0
+    assert run_attempt(lambda: cache.get().get("n")) == b"1"
+    assert stage.stats().value("opened") == 2
+
+
+def test_a_connection_without_a_remainder_is_kept(stage: Stage) -> None:
+    """Also after a transaction that watched a key, and one that was given up."""
+    cache = stage.declare(max_connections=1)
+
+    def body() -> None:
+        with cache.get().pipeline() as pipeline:
+            pipeline.watch("n")
+            pipeline.multi()
+            pipeline.incr("n").execute()
+            pipeline.watch("n")
+        with cache.get().pipeline() as pipeline:
+            pipeline.watch("n")
+            pipeline.unwatch()
+
+    run_attempt(body)
+    run_attempt(body)
+    assert stage.stats().value("opened") == 1
+
+
+def test_what_was_given_back_serves_nobody_else(stage: Stage) -> None:
+    """A pipeline that its body kept cannot use the connection that the pool has taken back."""
+    cache = stage.declare()
+    kept: list[Any] = []
+
+    def body() -> None:
+        pipeline = cache.get().pipeline()
+        pipeline.watch("n")
+        kept.append(pipeline)
+
+    run_attempt(body)
+    with pytest.raises(Exception, match="given back to its pool"):
+        kept[0].get("n")
+    kept[0].reset()
+    assert stage.stats().in_use == 0
+
+
+def test_an_idle_connection_is_checked_when_it_is_due(stage: Stage) -> None:
+    """Not before check_after; then by a PING, which replaces it where none is answered."""
+    cache = stage.declare(check_after=0.2, connect_timeout=0.5)
+    run_attempt(lambda: cache.get().get("n"))
+    run_attempt(lambda: cache.get().get("n"))
+    assert stage.stats().value("checks") == 0
+    time.sleep(0.25)
+    run_attempt(lambda: cache.get().get("n"))
+    assert (stage.stats().value("checks"), stage.stats().value("failed_checks")) == (1, 0)
+    time.sleep(0.25)
+    stage.proxy.silence(new=False)
+    run_attempt(lambda: cache.get().incr("n"))
+    assert (stage.stats().value("checks"), stage.stats().value("failed_checks")) == (2, 1)
+    assert stage.stats().value("failures") == 0
+    assert stage.own.get("n") == b"1"
+
+
+@pytest.mark.parametrize(("options", "reason"), [({"max_lifetime": 0.2}, "lifetime"), ({"max_idle": 0.2}, "idle")])
+def test_a_connection_is_replaced_in_time(stage: Stage, options: dict[str, Any], reason: str) -> None:
+    """After its lifetime, shortened at random; or once it was idle for too long."""
+    cache = stage.declare(**options)
+    run_attempt(lambda: cache.get().get("n"))
+    time.sleep(0.25)
+    run_attempt(lambda: cache.get().incr("n"))
+    assert stage.stats().value("closed", reason) == 1
+    assert stage.own.get("n") == b"1"
+
+
+def test_the_driver_is_not_made_to_retry(stage: Stage) -> None:
+    """It would send again what may have been done."""
+    client = stage.declare().get()
+    assert client.connection_pool.get_connection("_").retry._retries == 0
+    with pytest.raises(ConfigurationError, match="send nothing again"):
+        client.set_retry(None) if hasattr(client, "set_retry") else client.connection_pool.set_retry(None)
+
+
+def _work(cache: Any, number: int) -> None:
+    value = f"value-{number}"
+    with cache.pipeline() as pipeline:
+        pipeline.set(value, value).get(value).execute()
+    with cache.lock("lock", timeout=5):
+        assert cache.get(value) == value.encode()
+    with cache.pipeline() as pipeline:
+        pipeline.watch(value)
+        assert pipeline.get(value) == value.encode()
+
+
+# One that strikes in a finalizer is ignored by Python.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_anywhere_leaves_nothing(stage: Stage) -> None:
+    """Struck at points all over our code and the driver's: no connection is lost, none has another's answer."""
+    cache = stage.declare(max_connections=2, acquire_timeout=1.0, name="struck")
+    files = ("workerpools/redis/", "/redis/connection.py", "/redis/client.py", "/redis/_parsers/", "/redis/lock.py")
+    if stage.scheme == "valkey":
+        files = (files[0], *(part.replace("redis", "valkey") for part in files[1:]))
+    _work(cache.get(), 0)
+    with Interruption(files) as counted:
+        run_attempt(lambda: _work(cache.get(), 0))
+    assert counted.points > 300
+    struck = 0
+    for at in range(1, counted.points, 7):
+        strike = Interruption(files, at=at, error=_Struck)
+
+        def body(strike: Interruption = strike, at: int = at) -> None:
+            with strike:
+                _work(cache.get(), at)
+
+        with suppress(_Struck):
+            run_attempt(body)
+        struck += bool(strike.where)
+        stats = stage.stats()
+        assert (stats.in_use, stats.pending) == (0, 0), strike.where
+        assert stats.open <= 2, strike.where
+        # Whatever was interrupted, the lock included.
+        stage.own.delete("lock")
+        for number in (1, 2):
+            assert run_attempt(lambda number=number: cache.get().echo(f"{number}")) == f"{number}".encode(), (
+                strike.where
+            )
+    assert struck > 40
+
+
+class _Struck(SystemExit):
+    """The interruption."""

@@ -1,0 +1,89 @@
+"""Real workers: forked children and threads, lost answers, time limits that strike anywhere, and a clean end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+
+from demo_tasks.servers import ValkeyServer
+from tests.support.stand import PATIENCE, wait_until
+from tests.support.worker import WorkerProcess
+from workerpools.testing import TcpProxy
+
+pytestmark = [pytest.mark.worker, pytest.mark.timeout(120)]
+
+DRIVERS = ("redis", "valkey")
+
+
+@dataclass
+class Counting:
+    """A worker, and what is around it."""
+
+    client: Celery
+    worker: WorkerProcess
+    proxy: TcpProxy
+    own: Any
+
+    def send(self, name: str, *arguments: Any) -> Any:
+        return self.client.send_task(f"counting.{name}", arguments)
+
+    def named(self) -> int:
+        return sum(client["name"] == "counting" for client in self.own.client_list())
+
+
+@pytest.fixture(params=["prefork", "threads", "solo"])
+def counting(request: pytest.FixtureRequest, valkey_server: ValkeyServer, broker_url: str) -> Iterator[Counting]:
+    """A worker of each kind, whose app has used its clients before it forks."""
+    server = valkey_server.start()
+    with TcpProxy(server.host, server.port) as proxy, closing(redis.Redis.from_url(server.url())) as own:
+        url = f"redis://:{server.password}@{proxy.host}:{proxy.port}/0"
+        env = {"COUNTING_BROKER": broker_url, "COUNTING_URL": url}
+        if request.param == "prefork":
+            env["COUNTING_PRELOADED"] = "yes"
+        client = Celery("client", broker=broker_url, backend=broker_url, set_as_current=False)
+        with closing(client), WorkerProcess("tests.redis.app:app", pool=request.param, env=env) as worker:
+            yield Counting(client, worker, proxy, own)
+
+
+def test_a_worker(counting: Counting) -> None:
+    """Every INCR is done once, also one whose answer is lost; dead connections cost nothing; none is left."""
+    key = uuid.uuid4().hex
+    for driver in DRIVERS:
+        results = [counting.send("count", driver, f"{key}-{driver}") for _ in range(30)]
+        assert sorted(result.get(timeout=PATIENCE) for result in results) == list(range(1, 31))
+
+        counting.proxy.cut()
+        results = [counting.send("count", driver, f"{key}-{driver}") for _ in range(10)]
+        assert sorted(result.get(timeout=PATIENCE) for result in results) == list(range(31, 41))
+
+        counting.proxy.lose_answer(f"{key}-{driver}".encode())
+        with pytest.raises(Exception, match="closed by server"):
+            counting.send("count", driver, f"{key}-{driver}").get(timeout=PATIENCE)
+        assert int(counting.own.get(f"{key}-{driver}")) == 41
+    counting.send("read", "redis").get(timeout=PATIENCE)
+    assert counting.named() > 0
+    counting.worker.stop()
+    wait_until(lambda: counting.named() == 0, "no connection")
+
+
+def test_time_limits_that_strike_anywhere(counting: Counting) -> None:
+    """No answer is another one's, and no connection is left in the middle of one."""
+    if "prefork" not in counting.worker.command:
+        pytest.skip("Celery has time limits only in forked children")
+    results = [counting.send("struck", driver, number) for number in range(40) for driver in DRIVERS]
+    for result in results:
+        with pytest.raises(SoftTimeLimitExceeded):
+            result.get(timeout=PATIENCE)
+    for driver in DRIVERS:
+        for result in [counting.send("read", driver) for _ in range(10)]:
+            result.get(timeout=PATIENCE)
+    # One in each child for each driver, and in the parent, which had them before the fork.
+    assert counting.named() <= 3 * len(DRIVERS)
