@@ -41,10 +41,12 @@ ACQUIRE_TIMEOUT = 2.0
 #: request sent while the server closes is lost.
 MAX_IDLE = 4.0
 
-#: Socket options that detect a vanished peer, where the platform has them: TCP keepalives on an idle connection and
-#: TCP_USER_TIMEOUT (milliseconds) for unacknowledged data.
+_OF_URLLIB3: Any = HTTPConnection.default_socket_options
+
+#: urllib3's socket options, and those that detect a vanished peer, where the platform has them: TCP keepalives on an
+#: idle connection and TCP_USER_TIMEOUT (milliseconds) for unacknowledged data.
 SOCKET_OPTIONS: tuple[tuple[int, int, int | bytes], ...] = (
-    *HTTPConnection.default_socket_options,
+    *_OF_URLLIB3,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -176,9 +178,10 @@ class RequestsSession(Adapter[requests.Session]):
         }
         self._cookie_mode = cookies if isinstance(cookies, str) else "attempt"
         self._jar = None if isinstance(cookies, str) else cookies
-        if socket_options is not None and not isinstance(socket_options, (str, bytes)):
+        sockets: Any = socket_options
+        if isinstance(sockets, Iterable) and not isinstance(sockets, (str, bytes)):
             # Once: the option may be an iterator.
-            socket_options = list(socket_options) if isinstance(socket_options, Iterable) else socket_options
+            sockets = list(sockets)
         check_options(
             self._options,
             cookies=self._cookie_mode,
@@ -187,7 +190,7 @@ class RequestsSession(Adapter[requests.Session]):
             on_open=on_open,
             pool_connections=pool_connections,
             pool_maxsize=pool_maxsize,
-            socket_options=socket_options,
+            socket_options=sockets,
             verify=verify,
         )
         if credentials is not None:
@@ -213,7 +216,7 @@ class RequestsSession(Adapter[requests.Session]):
         self._total_timeout = total_timeout
         self._pool_maxsize = pool_maxsize
         self._pool_connections = pool_connections
-        self._socket_options = list(SOCKET_OPTIONS if socket_options is None else socket_options)
+        self._socket_options = list(SOCKET_OPTIONS if sockets is None else sockets)
         # Weak: user code may close and drop a session.
         self._traffic: weakref.WeakKeyDictionary[requests.Session, Traffic] = weakref.WeakKeyDictionary()
 
@@ -228,7 +231,9 @@ class RequestsSession(Adapter[requests.Session]):
         # With a base URL there is one server for most; each has a pool of its own.
         opening.limited(size if self._base.url else size * self._pool_connections)
         traffic = Traffic(opening, self._lifetime, self._acquire_timeout, self._total_timeout)
-        session = PooledSession(opening, self._cookie_mode, self._base.url, self._timeout)
+        session = PooledSession(
+            opening, self._cookie_mode, self._base.url, self._timeout, has_context=self._contexts.has_own
+        )
         adapter = WatchedAdapter(
             traffic,
             self._contexts,
@@ -260,7 +265,8 @@ class RequestsSession(Adapter[requests.Session]):
         if isinstance(value, PooledSession):
             # After ``on_open``: what changes from now on is a body's.
             value.is_set_up = True
-        for name, hooks in value.hooks.items():
+        own: Any = value.hooks
+        for name, hooks in own.items():
             for hook in hooks if isinstance(hooks, list) else (hooks,):
                 yield f"hooks[{name!r}]", hook
         for prefix, adapter in value.adapters.items():

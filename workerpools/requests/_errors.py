@@ -90,7 +90,9 @@ def _needs_no_key(request: requests.PreparedRequest) -> bool:
 
 
 def _key(request: requests.PreparedRequest) -> str:
-    key: Any = (request.headers or {}).get("Idempotency-Key", "")
+    # A request that was not prepared as a whole has none.
+    headers: Any = request.headers or {}
+    key: Any = headers.get("Idempotency-Key", "")
     return key.decode("latin-1") if isinstance(key, bytes) else str(key)
 
 
@@ -188,7 +190,9 @@ def classify_status(error: requests.HTTPError, now: datetime | None = None) -> F
     response: requests.Response | None = error.response
     if response is None:
         return None
-    status, request = response.status_code, response.request
+    status = response.status_code
+    # Mocks leave it out.
+    request: Any = response.request
     resource = str(getattr(request, RESOURCE, ""))
     if status == 407:
         return Failure(FailureKind.PERMANENT, Sent.ALL, resource, Phase.RESPONSE, "407", known=_REFUSED_BY_PROXY)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import requests
-from requests.auth import HTTPBasicAuth
+from requests.auth import AuthBase, HTTPBasicAuth
 
 from workerpools.adapter import WEEK, redact_url, seconds, whole
 from workerpools.errors import ConfigurationError
@@ -36,7 +36,7 @@ class Base(NamedTuple):
     """
 
     url: str
-    auth: requests.auth.AuthBase | None
+    auth: AuthBase | None
     shown: str
     server: tuple[str, int] | None
 
@@ -81,7 +81,7 @@ def base_of(given: Any) -> Base:
 def _split(given: Any) -> SplitResult | None:
     try:
         url = urlsplit(given) if isinstance(given, str) else None
-        if url is None or url.scheme not in _PORTS or not url.hostname or url.port == 0:
+        if url is None or any(map(str.isspace, given)) or url.scheme not in _PORTS or not url.hostname or url.port == 0:
             return None
         prepared = requests.Request("GET", url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()).prepare()
     except (ValueError, UnicodeError):
@@ -107,7 +107,7 @@ def _server(url: SplitResult) -> tuple[str, int] | None:
     return (url.hostname, port) if url.hostname and port else None
 
 
-class Credentials(requests.auth.AuthBase):
+class Credentials(AuthBase):
     """Authenticates each request with fresh credentials.
 
     Args:

@@ -40,15 +40,19 @@ class PooledSession(requests.Session):
         cookie_mode: ``attempt``, ``process`` or ``off``: how long the cookies that a server sets are kept.
         base_url: What URLs without a host are appended to; empty for none.
         timeout: The timeouts of requests that give none, as for ``requests.request``.
+        has_context: Whether ``verify=True`` stands for a context of the user's.
     """
 
-    def __init__(self, opening: Opening, cookie_mode: str, base_url: str, timeout: Any) -> None:
+    def __init__(
+        self, opening: Opening, cookie_mode: str, base_url: str, timeout: Any, *, has_context: bool = False
+    ) -> None:
         #: The process's defaults.
         self.process: dict[str, Any] = {"base_url": base_url, "timeout": timeout}
         #: Whether it has been set up: what changes from then on in an attempt is the attempt's.
         self.is_set_up = False
         self._opening = opening
         self._cookie_mode = cookie_mode
+        self._has_context = has_context
         self._told: set[str] = set()
         #: The threads in which an authentication is being applied.
         self._authenticating: set[int] = set()
@@ -92,8 +96,8 @@ class PooledSession(requests.Session):
         if own is not None:
             if "cookies" not in own:
                 own["cookies"] = jar.copy()
-            jar = own["cookies"]
-            return jar
+            mine: RequestsCookieJar = own["cookies"]
+            return mine
         # In a thread of a body nothing tells whose cookies they are.
         return jar.copy() if self._cookie_mode == "off" or in_attempt() else jar
 
@@ -117,6 +121,15 @@ class PooledSession(requests.Session):
         finally:
             if not within:
                 self._authenticating.discard(thread)
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        """Add what the environment says, as ``requests.Session`` does; a declared ``verify`` is kept."""
+        declared = self.verify  # type: ignore[attr-defined]
+        if verify is None and (declared is not True or self._has_context):
+            verify = declared
+            settings = super().merge_environment_settings(url, proxies, stream, False, cert)
+            return {**settings, "verify": verify}
+        return super().merge_environment_settings(url, proxies, stream, verify, cert)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send a request, as ``requests.Session`` does."""
@@ -157,6 +170,10 @@ def _hooks(hooks: dict[str, Any]) -> dict[str, Any]:
     return {name: list(each) if isinstance(each, list) else each for name, each in hooks.items()}
 
 
+def _copy(value: Any) -> Any:
+    return value.copy() if hasattr(value, "copy") else value
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -167,11 +184,11 @@ _DEFAULTS: dict[str, Callable[[Any], Any]] = {
     "auth": _same,
     "base_url": _same,
     "cert": _same,
-    "headers": copy.copy,
+    "headers": _copy,
     "hooks": _hooks,
     "max_redirects": _same,
-    "params": copy.copy,
-    "proxies": copy.copy,
+    "params": _copy,
+    "proxies": _copy,
     "stream": _same,
     "timeout": _same,
     "trust_env": _same,

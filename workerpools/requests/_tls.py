@@ -7,7 +7,7 @@ import os
 import ssl
 from typing import Any
 
-import requests.certs
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util import create_urllib3_context
 
 __all__ = ["Contexts"]
@@ -28,6 +28,11 @@ class Contexts:
     def __init__(self, own: ssl.SSLContext | None = None) -> None:
         self._own = own
         self._built: dict[tuple[Any, Any], tuple[Stamp, ssl.SSLContext]] = {}
+
+    @property
+    def has_own(self) -> bool:
+        """Whether ``verify=True`` stands for a context of the user's."""
+        return self._own is not None
 
     def renew(self) -> None:
         """Build the contexts anew that have files."""
@@ -71,7 +76,7 @@ class Contexts:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(*chain)
         else:
             context = create_urllib3_context()
-            authorities = requests.certs.where() if verify is True else str(verify)
+            authorities = DEFAULT_CA_BUNDLE_PATH if verify is True else str(verify)
             if os.path.isdir(authorities):
                 context.load_verify_locations(capath=authorities)
             else:

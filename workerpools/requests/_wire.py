@@ -133,18 +133,21 @@ class Slots:
         exchange = running.get(threading.get_ident()) if block else None
         if exchange is not None:
             self._wait(exchange)
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                if block:
-                    return None
-                raise queue.Empty from None
-            if not self._is_over(connection):
-                if exchange is not None:
-                    connection.take(exchange)
-                return connection
-            connection.close()
+        held: list[Watched] = [] if exchange is None else exchange.held
+        while self._idle:
+            with suppress(IndexError):
+                # In one step, as every move of a connection: it is idle, or its exchange closes it.
+                held.extend(map(self._idle.pop, (-1,)))
+                connection = held[-1]
+                if not self._is_over(connection):
+                    if exchange is not None:
+                        connection.take(exchange)
+                    return connection
+                connection.close()
+                held.pop()
+        if block:
+            return None
+        raise queue.Empty
 
     def _wait(self, exchange: Exchange) -> None:
         # Kept before it is counted: an interruption in between leaves it to be removed.
@@ -177,11 +180,11 @@ class Slots:
         if item is None:
             return
         exchange = item.exchange
-        item.exchange, item.idle_since = None, time.monotonic()
-        if self._traffic is None or self._traffic.closed or self._is_over(item):
+        item.idle_since = time.monotonic()
+        if exchange is None or item not in exchange.held or exchange.traffic.closed or self._is_over(item):
             item.close()
         elif not item.is_closed:
-            self._idle.append(item)
+            self._idle.extend(map(exchange.held.pop, (-1,)))
         if exchange is not None:
             exchange.over()
         # Those that nobody takes any more, because fewer are enough, are the first ones.
@@ -256,7 +259,8 @@ class Exchange:
         #: Held while it waits for its turn; None if it does not.
         self.turn: threading.Lock | None = None
         self.slots: Slots | None = None
-        self.connection: Watched | None = None
+        #: Its connection, until it is over.
+        self.held: list[Watched] = []
         self.response: Answer | None = None
         #: The thread that reads the response; 0 before the first read.
         self.reader = 0
@@ -349,11 +353,10 @@ class Exchange:
         The lease ends last: if a signal interrupts this, the end of the attempt does it again.
         """
         self.in_time()
-        connection = self.connection
-        if connection is not None and connection.exchange is self:
+        for connection in self.held:
             # Not given back to the pool.
             connection.close()
-            connection.exchange = None
+        self.held.clear()
         if self.closed is not None:
             self.closed()
             self.closed = None
@@ -386,7 +389,7 @@ class Watched:
     timeout: Any
     port: Any
     is_closed: Any
-    #: The exchange that uses it; None while it is idle.
+    #: The exchange that uses it, or was the last to do so.
     exchange: Exchange | None = None
     #: Its socket; None before it is connected.
     number: SocketNumber | None = None
@@ -403,7 +406,9 @@ class Watched:
     def take(self, exchange: Exchange) -> None:
         """Note that ``exchange`` uses it."""
         if self.exchange is not exchange:
-            exchange.connection, self.exchange = self, exchange
+            self.exchange = exchange
+            if self not in exchange.held:
+                exchange.held.append(self)
             exchange.uses(self)
 
     @property
@@ -477,6 +482,7 @@ class Watched:
             return
         if self.sock is None:
             self.connect()
+        connected: Any = self.sock
         progress = exchange.progress
         first = not progress.head_started
         if first:
@@ -485,7 +491,7 @@ class Watched:
         try:
             pieces = (data,) if not isinstance(data, bytes) or len(data) <= PIECE else _cut(data)
             for piece in pieces:
-                self.sock.settimeout(exchange.clamp(exchange.write_timeout))
+                connected.settimeout(exchange.clamp(exchange.write_timeout))
                 super().send(piece)  # type: ignore[misc]
         except OSError:
             # The head is sent in one.
@@ -506,28 +512,30 @@ class Watched:
         if isinstance(response, urllib3.HTTPResponse):
             # urllib3 has no place for a class of one's own.
             response.__class__ = Answer
-            exchange.response = response  # type: ignore[assignment]
-            response.exchange = exchange  # type: ignore[attr-defined]
+            answer: Any = response
+            answer.exchange, exchange.response = exchange, answer
         return response
 
     def close(self) -> None:
         number, self.number = self.number, None
-        super().close()  # type: ignore[misc]
-        if number is None or self._opening is None:
-            return
-        opening, reason, age = self._opening, self.reason, time.monotonic() - self.made
+        try:
+            super().close()  # type: ignore[misc]
+        finally:
+            if number is not None and self._opening is not None:
+                self._closed(self._opening, number)
+
+    def _closed(self, opening: Opening, number: SocketNumber) -> None:
+        reason, age = self.reason, time.monotonic() - self.made
 
         def report() -> None:
             opening.disconnected(number, reason=reason, age=age)
 
         exchange = self.exchange
-        if exchange is None or number.fileno() < 0:
-            report()
-            if exchange is not None and exchange.progress.answered:
-                exchange.over()
-        else:
+        if exchange is not None and self in exchange.held and number.fileno() >= 0:
             # The response is still to be read from it.
             exchange.closed = report
+        else:
+            report()
 
 
 def _cut(data: bytes) -> Iterator[memoryview]:
@@ -545,6 +553,14 @@ class Head(http.client.HTTPResponse):
             raw: Any = self.fp
             self._bytes = Bytes(raw.detach(), exchange)
             self.fp = io.BufferedReader(self._bytes)  # type: ignore[assignment]
+
+    def begin(self) -> None:
+        """Read the head; informational ones before it are not the response (RFC 9110 §15.2)."""
+        super().begin()
+        # http.client knows one of them, 100.
+        while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
+            self.headers = None  # type: ignore[assignment]
+            super().begin()
 
     @property
     def is_cut(self) -> bool:
@@ -646,5 +662,3 @@ def watched(pool: type[Any]) -> type[Any]:
         return pool
     made = type(connection.__name__, (Watched, connection), {"response_class": Head})
     return type(pool.__name__, (pool,), {"ConnectionCls": made, "QueueCls": Slots})
-
-
