@@ -89,7 +89,7 @@ def test_exported_members() -> None:
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
-    assert workerpools.requests.__all__ == ["DEFAULT_TIMEOUT", "RequestsSession", "classify"]
+    assert workerpools.requests.__all__ == ["RequestsSession", "classify"]
     assert workerpools.flower.__all__ == ["install"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",

@@ -6,16 +6,19 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import requests_mock
 import responses
+import vcr
 from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.auth import AuthBase, HTTPDigestAuth
 
 from tests.requests.conftest import RequestsShop
+from tests.stats.counting import stats
 from tests.support.proxy import TcpProxy
 from tests.support.upstream import EchoUpstream
 from workerpools import FailureKind, RetryPolicy, classify
@@ -293,6 +296,21 @@ def test_a_stand_in_says_what_a_server_would(name: str) -> None:
         ("done", "POST"): ("done", post),
         ("done", "GET"): ("done", []),
     }
+
+
+def test_vcrpy(shop: RequestsShop, echo: EchoUpstream, tmp_path: Path) -> None:
+    """It takes the place of the connections: what is recorded goes over the network, what is played back does not."""
+    resource = shop.add_session(echo.url)
+    assert resource.get().get("/echo/x").text == "x"
+    played = []
+    for _ in range(2):
+        with vcr.use_cassette(str(tmp_path / "cassette.yaml")) as cassette:
+            came, effects, _ = attempts(shop, lambda api: api.post("/orders").text)
+            assert ("order" in came, effects) == (True, ["POST by 'api'"])
+            played.append(cassette.play_count)
+    assert (played, echo.orders) == ([0, 1], 1)
+    assert resource.get().get("/echo/x").text == "x"
+    assert stats(shop.pools, "api").in_use == 0
 
 
 def test_a_mounted_network_adapter_is_not_watched(shop: RequestsShop, echo: EchoUpstream) -> None:

@@ -98,7 +98,7 @@ def test_every_wait_is_bounded_by_default(echo: EchoUpstream, proxy_to: Any, mon
     proxy.blackhole()
     with WorkerPools() as pools, pytest.raises(requests.ReadTimeout) as caught:
         add(pools, f"http://127.0.0.1:{proxy.port}", timeout=(3.0, 0.2)).get("/echo/x")
-    assert caught.value.__notes__ == ["workerpools: GET by the resource 'api'"]
+    assert caught.value.__notes__ == ["workerpools: GET by the resource 'api' to 127.0.0.1"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from workerpools.requests._tls import Contexts
 from workerpools.requests._transport import WatchedAdapter
 from workerpools.requests._wire import Traffic
 
-__all__ = ["DEFAULT_TIMEOUT", "RequestsSession", "classify"]
+__all__ = ["RequestsSession", "classify"]
 
 #: The default timeouts of a request, in seconds: to connect, and to read or write.
 DEFAULT_TIMEOUT = (3.0, 10.0)

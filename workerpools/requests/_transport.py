@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -167,7 +168,8 @@ class WatchedAdapter(HTTPAdapter):
                 wanted = requests.ReadTimeout
             if not isinstance(error, wanted):
                 error = wanted(TOO_LATE, request=request)
-        add_note(error, f"workerpools: {request.method} by the resource {opening.resource!r}")
+        host = urlsplit(request.url or "").hostname or "a URL without a host"
+        add_note(error, f"workerpools: {request.method} by the resource {opening.resource!r} to {host}")
         failure = classify_transport(
             error,
             progress,

@@ -175,9 +175,12 @@ class Slots:
                 with suppress(RuntimeError):
                     turn.release()
 
-    def put(self, item: Watched | None, block: bool = True) -> None:
+    def put(self, item: Any, block: bool = True) -> None:
         """Take a connection back; its exchange is over."""
-        if item is None:
+        if not isinstance(item, Watched):
+            if item is not None:
+                # A mock's.
+                item.close()
             return
         exchange = item.exchange
         item.idle_since = time.monotonic()
@@ -657,8 +660,20 @@ def watched(pool: type[Any]) -> type[Any]:
     Args:
         pool: ``HTTPConnectionPool``, ``HTTPSConnectionPool``, or one of these for SOCKS.
     """
-    connection = pool.ConnectionCls
-    if issubclass(connection, Watched):
+    if pool.QueueCls is Slots:
         return pool
-    made = type(connection.__name__, (Watched, connection), {"response_class": Head})
-    return type(pool.__name__, (pool,), {"ConnectionCls": made, "QueueCls": Slots})
+    return type(pool.__name__, (pool,), {"ConnectionCls": _ConnectionClass(pool), "QueueCls": Slots})
+
+
+class _ConnectionClass:
+    """The class of a pool's connections: of its own, unless a mock has put one in the place of urllib3's meanwhile."""
+
+    def __init__(self, pool: type[Any]) -> None:
+        self._pool = pool
+        self._original = pool.ConnectionCls
+        name, bases = self._original.__name__, (Watched, self._original)
+        self._watched = type(name, bases, {"response_class": Head})
+
+    def __get__(self, instance: object, owner: type) -> type[Any]:
+        current: type[Any] = self._pool.ConnectionCls
+        return self._watched if current is self._original else current
