@@ -216,7 +216,7 @@ class RequestsSession(Adapter[requests.Session]):
         self._total_timeout = total_timeout
         self._pool_maxsize = pool_maxsize
         self._pool_connections = pool_connections
-        self._socket_options = list(SOCKET_OPTIONS if sockets is None else sockets)
+        self._socket_options: list[Any] = list(SOCKET_OPTIONS if sockets is None else sockets)
         # Weak: user code may close and drop a session.
         self._traffic: weakref.WeakKeyDictionary[requests.Session, Traffic] = weakref.WeakKeyDictionary()
 

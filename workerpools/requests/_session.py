@@ -124,7 +124,7 @@ class PooledSession(requests.Session):
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         """Add what the environment says, as ``requests.Session`` does; a declared ``verify`` is kept."""
-        declared = self.verify  # type: ignore[attr-defined]
+        declared = self.verify
         if verify is None and (declared is not True or self._has_context):
             verify = declared
             settings = super().merge_environment_settings(url, proxies, stream, False, cert)

@@ -555,7 +555,7 @@ class Head(http.client.HTTPResponse):
         if (exchange := running.get(threading.get_ident())) is not None:
             raw: Any = self.fp
             self._bytes = Bytes(raw.detach(), exchange)
-            self.fp = io.BufferedReader(self._bytes)  # type: ignore[assignment]
+            self.fp = io.BufferedReader(self._bytes)
 
     def begin(self) -> None:
         """Read the head; informational ones before it are not the response (RFC 9110 §15.2)."""
