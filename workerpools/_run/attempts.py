@@ -46,8 +46,8 @@ MAX_ROUNDS = 20
 
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
-#: The task and the effects of the context's last outermost attempt, if it succeeded.
-last_returned: ContextVar[tuple[Any, Sequence[Effect]] | None] = ContextVar("workerpools_returned", default=None)
+#: The context's last outermost attempt, if it succeeded.
+last_returned: ContextVar[Attempt | None] = ContextVar("workerpools_returned", default=None)
 
 
 class Effect:
@@ -143,8 +143,6 @@ class Attempt:
     noted_effects: tuple[Effect, ...] = ()
     #: Notes about the exceptions raised by its resources.
     noted: tuple[Noted, ...] = ()
-    #: The budget of the first resource it used, which gets a token for a success without replays.
-    budget: Budget | None = None
     #: The effects noted when its commit began; None before.
     before_commit: tuple[Effect, ...] | None = None
     #: Whether it has ended.
@@ -159,7 +157,7 @@ class Attempt:
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
         self.parent = parent
-        #: The values it uses, by resource: each is kept until the attempt ends.
+        #: The values it uses, by resource: each is kept until the attempt ends. None while one is being opened.
         self.values: dict[Any, Any] = {}
         #: Its scoped objects, by key.
         self.scoped: dict[object, Any] = {}
@@ -180,6 +178,15 @@ class Attempt:
     def effects(self) -> tuple[Effect, ...]:
         """The effects that were not withdrawn."""
         return tuple([effect for effect in self.noted_effects if not effect.withdrawn])
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of the first resource it used, which gets a token for a success without replays."""
+        for value in self.values.values():
+            if value is not None:
+                budget: Budget = value.opening.budget
+                return budget
+        return None
 
     @cached_property
     def deadline(self) -> Deadline:
@@ -250,7 +257,7 @@ class Attempt:
             raise interruption
 
     def end(self) -> None:
-        """Leave the attempt unless already done, and run the callbacks.
+        """Leave the attempt unless already done, release its values, and run the callbacks.
 
         Until then it counts as running: threads of the body may have effects while its failure is examined.
 
@@ -258,15 +265,23 @@ class Attempt:
         no retry was sent. A second call goes on where a signal struck.
 
         Raises:
-            BaseException: An interruption that arrived during a callback.
+            BaseException: An interruption that arrived meanwhile.
         """
         if not self.ended:
-            self.leave()
+            if _current.get() is self:
+                _current.set(self.parent)
+            self.ended = True
         _active.attempts.discard(self)
         if self.scoped:
             # A signal interrupted its closing.
             self.close(rollback=True)
         interruption: BaseException | None = None
+        values = self.values
+        while values:
+            # Removed once it is released: a signal may interrupt each step, and then it is released again.
+            resource = next(iter(values))
+            interruption = resource.attempt_ended(self) or interruption
+            values.pop(resource, None)
         while self.callbacks:
             interruption = self.callbacks[0](self) or interruption
             del self.callbacks[0]
