@@ -54,19 +54,19 @@ def patient(self: AskingTask) -> int:
 
 @app.task(base=AskingTask, bind=True, name="asked.struck")
 def struck(self: AskingTask, number: int) -> list[int]:
-    """Be struck by the signal of a time limit again and again, at random moments; count what came through."""
+    """Be struck by a time limit again and again, at random moments; count right answers, wrong ones and strikes."""
     import signal
 
     def strike(*_: object) -> None:
         raise SoftTimeLimitExceeded
 
-    drawn, found = random.Random(number), [0, 0]
+    drawn, found = random.Random(number), [0, 0, 0]
     before = signal.signal(signal.SIGALRM, strike)
     until = time.monotonic() + 3.0
     try:
         while time.monotonic() < until:
             try:
-                signal.setitimer(signal.ITIMER_REAL, drawn.uniform(0.0001, 0.006))
+                signal.setitimer(signal.ITIMER_REAL, drawn.uniform(0.0001, 0.03))
                 answer = None
                 try:
                     answer = nested.run(str(number))
@@ -74,7 +74,7 @@ def struck(self: AskingTask, number: int) -> list[int]:
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 found[answer != str(number)] += 1
             except SoftTimeLimitExceeded:
-                continue
+                found[2] += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
