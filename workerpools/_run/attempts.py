@@ -153,6 +153,8 @@ class Attempt:
     waiting: deque[Any] | None = None
     #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
     interrupted = False
+    #: Called with the attempt after it has ended; see :meth:`callback`.
+    callbacks: Sequence[Callable[[Attempt], BaseException | None]] = ()
 
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
@@ -161,8 +163,6 @@ class Attempt:
         self.values: dict[Any, Any] = {}
         #: Its scoped objects, by key.
         self.scoped: dict[object, Any] = {}
-        #: Called with the attempt after it has ended; see :meth:`callback`.
-        self.callbacks: list[Callable[[Attempt], BaseException | None]] = []
 
     @property
     def task(self) -> str:
@@ -201,7 +201,7 @@ class Attempt:
             function: Called with the attempt; again if a signal interrupts it. Returns the interruption (SystemExit,
                 GreenletExit) that it caught, or None. Must not raise.
         """
-        self.callbacks.append(function)
+        self.callbacks = (*self.callbacks, function)
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
@@ -245,16 +245,27 @@ class Attempt:
         while self.scoped:
             # Removed when it has ended: a signal may interrupt each step, and then it is closed again.
             key, scoped = next(reversed(self.scoped.items()))
-            for step in (scoped.rollback, scoped.end) if rollback else (scoped.end,):
+            if rollback:
                 try:
-                    step()
+                    scoped.rollback()
                 except BaseException as failure:
-                    if is_interruption(failure):
-                        self.interrupted = True
-                    interruption = _failed_to_clean_up(scoped, failure) or interruption
+                    interruption = self._failed_to_clean_up(scoped, failure) or interruption
+            try:
+                scoped.end()
+            except BaseException as failure:
+                interruption = self._failed_to_clean_up(scoped, failure) or interruption
             self.scoped.pop(key, None)
         if interruption is not None:
             raise interruption
+
+    def _failed_to_clean_up(self, scoped: Any, failure: BaseException) -> BaseException | None:
+        """Keep the connection of a failed clean-up out of its pool; return ``failure`` if it interrupts the process."""
+        if is_interruption(failure):
+            self.interrupted = True
+        logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
+        with contextlib.suppress(BaseException):
+            scoped.invalidate()
+        return None if isinstance(failure, Exception) else failure
 
     def end(self) -> None:
         """Leave the attempt unless already done, release its values, and run the callbacks.
@@ -284,7 +295,7 @@ class Attempt:
             values.pop(resource, None)
         while self.callbacks:
             interruption = self.callbacks[0](self) or interruption
-            del self.callbacks[0]
+            self.callbacks = self.callbacks[1:]
         if interruption is not None:
             raise interruption
 
@@ -303,14 +314,6 @@ class Attempt:
             if noted is not None:
                 return noted
         return None
-
-
-def _failed_to_clean_up(scoped: Any, failure: BaseException) -> BaseException | None:
-    """Keep the connection of a failed clean-up out of its pool; return ``failure`` if it interrupts the process."""
-    logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
-    with contextlib.suppress(BaseException):
-        scoped.invalidate()
-    return None if isinstance(failure, Exception) else failure
 
 
 class _Active:
