@@ -13,6 +13,7 @@ import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
+import workerpools.requests
 import workerpools.sqlalchemy
 import workerpools.testing
 from tests.support.paths import environment
@@ -88,6 +89,7 @@ def test_exported_members() -> None:
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
+    assert workerpools.requests.__all__ == ["RequestsSession", "classify"]
     assert workerpools.flower.__all__ == ["install"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",
@@ -107,6 +109,7 @@ def test_exported_members() -> None:
         workerpools.httpx,
         workerpools.opentelemetry,
         workerpools.prometheus,
+        workerpools.requests,
         workerpools.sqlalchemy,
         workerpools.testing,
     )

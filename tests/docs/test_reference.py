@@ -15,6 +15,7 @@ import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
+import workerpools.requests
 import workerpools.sqlalchemy
 import workerpools.testing
 from demo_tasks.runner.screen import Screen
@@ -27,6 +28,7 @@ from workerpools._stats.metrics import AGES, BOUNDS
 from workerpools._stats.rules import RULES, Thresholds
 from workerpools.adapter import Setting
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
+from workerpools.requests import RequestsSession
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
 # Two sides of one page: a link to a heading, and what GitHub makes of the heading.
@@ -48,6 +50,7 @@ def _api() -> str:
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
         *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),
         *(f"prometheus.{name}" for name in workerpools.prometheus.__all__),
+        *(f"requests.{name}" for name in workerpools.requests.__all__),
         *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
         *(f"testing.{name}" for name in workerpools.testing.__all__),
     ],
@@ -58,7 +61,7 @@ def test_public_name_is_described(name: str) -> None:
     assert re.search(rf"\b{name.rpartition('.')[2]}\b", text)
 
 
-@pytest.mark.parametrize("adapter", [HttpxClient, SQLAlchemyEngine])
+@pytest.mark.parametrize("adapter", [HttpxClient, RequestsSession, SQLAlchemyEngine])
 def test_options_are_described(adapter: type) -> None:
     """Each argument of an adapter is in the API page."""
     names = {

@@ -65,6 +65,7 @@ def test_works_without_any_client_library() -> None:
     ("module", "library", "extra", "distribution"),
     [
         ("workerpools.httpx", "httpx", "httpx", "httpx"),
+        ("workerpools.requests", "requests", "requests", "requests"),
         ("workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy", "sqlalchemy"),
         ("workerpools.prometheus", "prometheus_client", "prometheus", "prometheus-client"),
         ("workerpools.opentelemetry", "opentelemetry", "opentelemetry", "opentelemetry-api"),

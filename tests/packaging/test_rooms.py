@@ -31,6 +31,7 @@ LIBRARIES = {
     "httpx2": {"httpx2"},
     "opentelemetry": {"opentelemetry"},
     "prometheus": {"prometheus_client"},
+    "requests": {"requests", "urllib3"},
     # SQLAlchemy depends on typing_extensions, which has the default of a type variable before Python 3.13.
     "sqlalchemy": {"sqlalchemy", "psycopg", "psycopg2", "typing_extensions"},
     "testing": {"celery", "pytest"},
@@ -113,7 +114,7 @@ def test_no_circle() -> None:
     assert cycles(graph()) == []
 
 
-@pytest.mark.parametrize("adapter", ["httpx", "sqlalchemy"])
+@pytest.mark.parametrize("adapter", ["httpx", "requests", "sqlalchemy"])
 def test_our_adapters_use_what_anyone_can(adapter: str) -> None:
     """Nothing of the project but the adapters' surface, the errors, and their own files."""
     used = {other for module in MODULES if room(module) == adapter for other in graph()[module]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import httpx
+import requests
 import sqlalchemy
 from celery import Celery
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from typing_extensions import assert_type
 
 from workerpools import Adapter, DatabaseTask, HTTPTask, PooledTask, Resource, WorkerPools
 from workerpools.httpx import HttpxClient
+from workerpools.requests import RequestsSession
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession, current_session
 
 app = Celery("shop")
@@ -39,6 +41,7 @@ class OwnSession(Session):
 
 class ShopTask(PooledTask):
     api = pools.add(HttpxClient(base_url="https://api.example.com"))
+    asked = pools.add(RequestsSession("https://api.example.com"))
     db = pools.add(SQLAlchemyEngine("postgresql+psycopg2://app@db/shop"))
     session = TaskSession(db)
     own = TaskSession(db, class_=OwnSession, expire_on_commit=False)
@@ -53,6 +56,7 @@ class EverythingTask(HTTPTask, DatabaseTask):
 
 def body(self: ShopTask) -> None:
     assert_type(self.api, httpx.Client)
+    assert_type(self.asked, requests.Session)
     assert_type(self.db, sqlalchemy.Engine)
     assert_type(self.session, Session)
     assert_type(self.own, OwnSession)
