@@ -10,9 +10,10 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.injection import Injected
 from workerpools._pools.shared import Shared
 from workerpools._process import fork
 from workerpools._process.bounded import remaining, run_bounded
@@ -64,6 +65,26 @@ class Overridable(Generic[T]):
             yield value
         finally:
             self._overrides = (*self._overrides[: depth - 1], *self._overrides[depth:])
+
+    def inject(self) -> T:
+        """Return the default of a parameter that each run of a task's body gets the value for, as ``self.…`` would.
+
+        >>> from celery import Celery
+        >>> from workerpools import PooledTask, WorkerPools
+        >>> app = Celery("shop", set_as_current=False)
+        >>> prices = WorkerPools(app).add(lambda: {"teapot": 12}, name="prices")
+        >>> @app.task(base=PooledTask, name="shop.price")
+        ... def price(sku, prices=prices.inject()):
+        ...     return prices[sku]
+        >>> price("teapot")
+        12
+        >>> price("teapot", {"teapot": 10})
+        10
+
+        Returns:
+            A placeholder. Its type is that of the value for type checkers, so that the parameter has the value's type.
+        """
+        return cast(T, Injected(self))
 
     if not TYPE_CHECKING:  # a type checker would believe every name
 
