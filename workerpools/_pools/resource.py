@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from workerpools._pools.adapter import Adapter, Opening
@@ -190,6 +191,7 @@ class Resource(Overridable[T]):
                 "call them in one function"
             )
         know_libraries(getattr(adapter, "libraries", ()))
+        self._unseen = bool(getattr(adapter, "unseen_effects", False))
         self._forget()
         fork.guard(self)
 
@@ -323,6 +325,8 @@ class Resource(Overridable[T]):
             if attempt is not None and replaced is None:
                 attempt.values[self] = live
                 live.users.add(attempt)
+                if self._unseen:
+                    live.opening.effect(f"a use of {self.name!r}")
                 if attempt.budget is None:
                     attempt.budget = live.opening.budget
         finally:
@@ -377,6 +381,7 @@ class Resource(Overridable[T]):
                 self.meter,
                 notice=self.notice,
                 ended=lambda: self._closed_by_user(descriptors),
+                broken=lambda: self.ask(time.monotonic()),
             )
             # Threads of the value, such as a client's monitor, are not the attempt's.
             with of_no_attempt():
@@ -613,7 +618,17 @@ class Resource(Overridable[T]):
         self.meter.discarded(len(inherited))
         if ledgers:
             self._discarded = len(inherited)
+        # The adapter may not derive from Adapter.
+        if held and hasattr(self.adapter, "discard"):
+            fork.afterwards(partial(self._discard, held))
         return kept, inherited
+
+    def _discard(self, inherited: Sequence[_Live[T]]) -> None:
+        for live in inherited:
+            try:
+                self.adapter.discard(live.value)
+            except Exception:  # third-party code: the fork goes on without it
+                logger.exception("could not discard an inherited value of %r", self)
 
     def _held(self) -> list[_Live[T]]:
         return [*self._closing, *self._retired, *([self._live] if self._live is not None else [])]
