@@ -9,7 +9,7 @@ from workerpools._celery.task import PooledTask
 from workerpools._pools.adapter import Adapter
 from workerpools._pools.resource import Resource
 from workerpools._run.deadline import Deadline
-from workerpools._run.decision import RetryPolicy
+from workerpools._run.delivery import RetryPolicy
 from workerpools._run.failure import Failure, FailureKind
 from workerpools.bases import DatabaseTask, HTTPTask
 from workerpools.errors import ConfigurationError, DeadlineExceeded, NoAttemptError, OpenTimeoutError, WorkerPoolsError

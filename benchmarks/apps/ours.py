@@ -25,7 +25,6 @@ class ShopTask(PooledTask):
     db = pools.add(
         SQLAlchemyEngine(
             common.DATABASE,
-            resolve_commit=os.environ.get("BENCH_RESOLVE", "1") == "1",
             check_after=float(_check_after) if _check_after else 1.0,
         )
     )
@@ -40,13 +39,6 @@ def noop(self: ShopTask, number: float) -> None:
 @app.task(base=ShopTask, bind=True, name="read")
 def read(self: ShopTask, number: float) -> None:
     """Read one row."""
-    self.session.execute(READ, {"number": int(number) % 100}).one()
-
-
-@app.task(base=ShopTask, bind=True, name="read_only")
-def read_only(self: ShopTask, number: float) -> None:
-    """Read one row in a transaction that cannot write."""
-    self.session.connection(execution_options={"postgresql_readonly": True})
     self.session.execute(READ, {"number": int(number) % 100}).one()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from workerpools._run.attempts import Effect, note_effect
 from workerpools._run.budget import Budget
-from workerpools._run.decision import ABORTED_BACKOFF, Action, RetryPolicy, Situation, decide
+from workerpools._run.delivery import ABORTED_BACKOFF, Action, RetryPolicy, Situation, decide
 from workerpools._run.events import Listeners
 from workerpools._run.failure import Failure, FailureKind, Noted, Phase, Sent, attach
 from workerpools._run.loop import run

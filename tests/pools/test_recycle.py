@@ -16,6 +16,7 @@ import pytest
 from tests.pools.test_resource import Client
 from tests.support.forking import run_in_fork
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
+from workerpools._run.attempts import current
 from workerpools._run.delivery import Terms
 from workerpools._run.loop import run
 from workerpools.events import Event
@@ -140,6 +141,36 @@ def test_an_attempt_of_another_thread_keeps_its_value(client: Resource[Client], 
     assert first.closed == 1
     assert attempt(client.get) is third
     assert third.closed == 0
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it is known to be used", "after"])
+def test_a_value_is_replaced_as_another_thread_begins_to_use_it(client: Resource[Client], late: bool) -> None:
+    """Whoever comes first, nobody is given a closed one, and none is left open."""
+
+    class Values(dict[Any, Any]):
+        """Has the value replaced as it is noted."""
+
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if late:
+                super().__setitem__(key, value)
+            if not replaced:
+                with ThreadPoolExecutor(1) as other:
+                    client.recycle()
+                    replaced.append(other.submit(attempt, client.get).result())
+            super().__setitem__(key, value)
+
+    def body() -> None:
+        running = current()
+        assert running is not None
+        running.values = Values()
+        assert client.get() is replaced[0]
+        assert replaced[0].closed == 0
+
+    first = attempt(client.get)
+    assert attempt(client.get) is first
+    replaced: list[Client] = []
+    attempt(body)
+    assert (first.closed, replaced[0].closed) == (1, 0)
 
 
 def test_a_value_that_was_given_out_outside_of_attempts_is_closed_with_the_rest(

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from workerpools import Failure, FailureKind, RetryPolicy
-from workerpools._run.decision import Action, Situation, decide
+from workerpools._run.delivery import Action, Situation, decide
 from workerpools.failures import Sent
 
 TASKS = 5000

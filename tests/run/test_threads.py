@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, cast
 
 import pytest
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.support.databases import Database
 from tests.support.proxy import TcpProxy
 from tests.support.shop import Shop, insert
+from tests.support.stand import wait_until
 from tests.support.upstream import EchoUpstream
 from workerpools._run import threads
 from workerpools._run.attempts import Attempt
@@ -71,6 +75,26 @@ def executor(over: threading.Event) -> Iterator[ThreadPoolExecutor]:
         over.set()
 
 
+class Taking(SimpleQueue[Any]):
+    """A queue from which work is taken a while before the worker has it in a variable, from the second on.
+
+    Args:
+        over: The end of the while.
+    """
+
+    def __init__(self, over: threading.Event) -> None:
+        self.over = over
+        self.taken = 0
+
+    def get(self, *arguments: Any, **options: Any) -> Any:
+        """Return the next work."""
+        found = super().get(*arguments, **options)
+        self.taken += 1
+        if self.taken == 2:
+            self.over.wait()
+        return found
+
+
 def loses(shop: Shop, begins: Callable[[], object], **options: Any) -> tuple[Any, list[int]]:
     """Return a task whose first run calls ``begins`` and then loses its connection; and the list of its runs."""
     runs: list[int] = []
@@ -99,7 +123,20 @@ def started(target: Callable[[], object], **options: Any) -> threading.Thread:
 
 @pytest.mark.parametrize(
     "kind",
-    ["plain", "daemon", "timer", "copied context", "of a thread", "of a worker", "executor", "new executor", "pool"],
+    [
+        "plain",
+        "daemon",
+        "timer",
+        "copied context",
+        "of a thread",
+        "of a worker",
+        "executor",
+        "new executor",
+        "taken",
+        "pool",
+        "generator",
+        "processes",
+    ],
 )
 def test_no_replay_while_a_thread_of_the_body_lives(
     shop: Shop, over: threading.Event, executor: ThreadPoolExecutor, kind: str
@@ -107,6 +144,11 @@ def test_no_replay_while_a_thread_of_the_body_lives(
     """Whatever it is: it would do its work in both runs. The note names it."""
     pools = [ThreadPool(1)]
     late = ThreadPoolExecutor(1, thread_name_prefix="late")
+    processes = ProcessPoolExecutor(1, mp_context=get_context("fork"))
+
+    def values() -> Iterator[int]:
+        over.wait()
+        yield 1
 
     def begins() -> None:
         if kind == "plain":
@@ -128,21 +170,41 @@ def test_no_replay_while_a_thread_of_the_body_lives(
             executor.submit(over.wait)
         elif kind == "new executor":
             late.submit(over.wait)
-        else:
+        elif kind == "taken":
+            late._work_queue = cast(Any, Taking(over))
+            late.submit(int).result()
+            late.submit(over.wait)
+            wait_until(lambda: late._work_queue.empty(), "the work taken")
+        elif kind == "pool":
             pools[0].apply_async(over.wait)
+        elif kind == "generator":
+            # It is run by the thread that hands work to the workers.
+            pools[0].imap(int, values())
+        else:
+            processes.submit(time.sleep, 2.0)
 
     pools[0].apply(int)
+    if kind == "processes":
+        processes.submit(int).result()
     task, runs = loses(shop, begins)
     with pytest.raises(DBAPIError) as caught:
         task()
     assert len(runs) == 1
-    named = {"executor": "'module_0'", "new executor": "'late_0'", "pool": "(worker)"}.get(kind, "'late'")
+    named = {
+        "executor": "'module_0'",
+        "new executor": "'late_0'",
+        "taken": "'Event.wait'",
+        "pool": "(_handle_tasks)",
+        "generator": "(_handle_tasks)",
+        "processes": "Thread-",
+    }.get(kind, "'late'")
     assert "Not run again: " in notes(caught)
     assert "may still be at work" in notes(caught)
     assert named in notes(caught)
     assert shop.rows() == []
     over.set()
     late.shutdown()
+    processes.shutdown()
     pools[0].close()
     pools[0].join()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,10 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
+from tests.support.databases import Database
 from tests.support.faults import terminate_backends
 from tests.support.shop import Shop, insert
+from tests.support.stand import wait_until
 from workerpools._run import attempts
 from workerpools._run.attempts import Attempt
 
@@ -24,31 +27,40 @@ LIMIT = 1.2
 
 
 @contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Raise SoftTimeLimitExceeded in this thread, by a signal, as Celery's execution pool does."""
+def interrupted_asleep(database: Database) -> Iterator[None]:
+    """Raise SoftTimeLimitExceeded here, by a signal as Celery's execution pool does, once the server sleeps."""
 
     def interrupt(*_: object) -> None:
         raise SoftTimeLimitExceeded
 
+    def strike() -> None:
+        wait_until(lambda: database.execute(_ASLEEP), "pg_sleep")
+        signal.pthread_kill(thread, signal.SIGALRM)
+
+    thread = threading.get_ident()
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    striker = threading.Thread(target=strike)
+    striker.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        striker.join()
         signal.signal(signal.SIGALRM, before)
 
 
-def _interrupted(connection: Any) -> None:
-    with interrupted_after(0.2):
+_ASLEEP = "select 1 from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()"
+
+
+def _interrupted(connection: Any, database: Database) -> None:
+    with interrupted_asleep(database):
         connection.exec_driver_sql("select pg_sleep(0.4)")
 
 
-def _wrong_parameters(connection: Any) -> None:
+def _wrong_parameters(connection: Any, database: Database) -> None:
     connection.exec_driver_sql("select %s", ("one", "two"))
 
 
-def _refused_by_a_listener(connection: Any) -> None:
+def _refused_by_a_listener(connection: Any, database: Database) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("not this one")
 
@@ -71,7 +83,7 @@ def test_a_statement_that_has_ended_is_not_watched_any_more(shop: Shop, how: Any
         connection = self.db.connect()
         connection.exec_driver_sql("select 1")
         with suppress(SoftTimeLimitExceeded, TypeError, ValueError, DBAPIError):
-            how(connection)
+            how(connection, shop.database)
         # psycopg 3 has given an interrupted connection up in the middle.
         with suppress(DBAPIError):
             connection.rollback()
@@ -115,7 +127,7 @@ def test_a_commit_that_was_interrupted_may_have_been_done(shop: Shop) -> None:
     def task(self: Any) -> None:
         runs.append(1)
         insert(self.session, len(runs))
-        with suppress(SoftTimeLimitExceeded), interrupted_after(0.2):
+        with suppress(SoftTimeLimitExceeded), interrupted_asleep(shop.database):
             self.session.commit()
         # psycopg 3 has given the connection up in the middle.
         with suppress(DBAPIError):
@@ -129,14 +141,14 @@ def test_a_commit_that_was_interrupted_may_have_been_done(shop: Shop) -> None:
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize("step", range(5))
 def test_an_attempt_that_was_interrupted_as_it_ended_owns_nothing_of_later_ones(shop: Shop, step: int) -> None:
     """A time limit strikes in the very last steps of an attempt: what the next task of the process does is committed,
     and the deadline is its own."""
 
     def strike(frame: Any, happened: str, _: object) -> Any:
         nonlocal step
-        if frame.f_code is Attempt.leave.__code__:
+        if frame.f_code is Attempt.end.__code__:
             if step == 0:
                 sys.settrace(before)
                 raise SoftTimeLimitExceeded

@@ -86,13 +86,12 @@ _at_exit = _receiver(lambda pools, sender: pools.close())
 
 def _task_failed(sender: Any = None, exception: Any = None, **_: Any) -> None:
     """Log what stands of a task that fails although its body had returned: its result cannot be encoded, say."""
-    task, noted = last_returned.get() or (None, ())
-    if task is None or task is not sender:
+    attempt = last_returned.get()
+    if attempt is None or attempt.instance is not sender:
         return
     last_returned.set(None)
-    effects = [effect for effect in noted if not effect.withdrawn]
-    if effects:
-        log_failed_after_commit(str(task.name), exception, effects)
+    if effects := attempt.effects:
+        log_failed_after_commit(attempt.task, exception, effects)
 
 
 def execution_pool(worker: Any) -> ExecutionPool:

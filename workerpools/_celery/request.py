@@ -15,8 +15,7 @@ from workerpools._celery.lifecycle import worker_limits
 from workerpools._celery.messages import has_left
 from workerpools._celery.settings import read_setting
 from workerpools._run.deadline import seconds_allowed
-from workerpools._run.decision import RetryPolicy
-from workerpools._run.delivery import NotSent, Terms
+from workerpools._run.delivery import NotSent, RetryPolicy, Terms
 
 __all__ = ["TaskTerms", "check_times"]
 

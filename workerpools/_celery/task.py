@@ -20,7 +20,7 @@ from workerpools._pools.resource import Resource
 from workerpools._run import attempts
 from workerpools._run.attempts import Effect, declare_effect
 from workerpools._run.deadline import Deadline
-from workerpools._run.decision import RetryPolicy
+from workerpools._run.delivery import RetryPolicy
 from workerpools._run.loop import run
 from workerpools.errors import ConfigurationError
 

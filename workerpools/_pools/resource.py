@@ -19,7 +19,7 @@ from workerpools._pools.shared import Shared
 from workerpools._process import fork
 from workerpools._process.bounded import remaining, run_bounded
 from workerpools._process.descriptors import Descriptors
-from workerpools._run.attempts import Attempt, current, line
+from workerpools._run.attempts import Attempt, current, line, running
 from workerpools._run.events import EventKind
 from workerpools._run.failure import Failure, Noted, is_interruption, know_libraries
 from workerpools._run.threads import of_no_attempt
@@ -124,12 +124,11 @@ class _Live(Generic[T]):
         born: The start of its opening or last recycling, on the clock of :func:`time.monotonic`.
         number: Its position in the order in which this process has opened values.
         version: The latest version of the recycle requests that it complies with.
-        users: The running attempts that use it.
         outside: Whether it was used outside an attempt, so that the end of its use is unknown.
         closed: Whether it was closed while attempts were using it; their next use opens another.
     """
 
-    __slots__ = ("attached", "born", "closed", "number", "opening", "outside", "users", "value", "version")
+    __slots__ = ("attached", "born", "closed", "number", "opening", "outside", "value", "version")
 
     def __init__(self, value: T, opening: Opening, born: float) -> None:
         self.value = value
@@ -138,14 +137,8 @@ class _Live(Generic[T]):
         self.born = born
         self.number = next(_numbers)
         self.version = -1.0
-        self.users: set[Attempt] = set()
         self.outside = False
         self.closed = False
-
-    @property
-    def is_free(self) -> bool:
-        """Whether it is certainly unused."""
-        return not self.outside and not self.users
 
 
 _numbers = itertools.count(1)
@@ -276,16 +269,26 @@ class Resource(Overridable[T]):
             return self._overrides[-1]
         attempt = current()
         live: _Live[T] | None = self._live if attempt is None else attempt.values.get(self)
-        if live is None or live.closed:
-            live = self._begin(attempt)
-        # Usually this comparison is the only cost of recycling.
-        elif live.version != self._recycles.cells[0]:
-            if attempt is None:
-                live = self._begin(attempt)
-            else:
-                self._renew(live)
         if attempt is None:
+            # Usually this comparison is the only cost of recycling.
+            if live is None or live.version != self._recycles.cells[0]:
+                live = self._begin(None)
             live.outside = True
+            return live.value
+        if live is not None and not live.closed:
+            if live.version != self._recycles.cells[0]:
+                self._renew(live)
+            return live.value
+        live = self._live
+        if live is None or live.version != self._recycles.cells[0] or attempt.parent is not None or attempt.ended:
+            return self._begin(attempt).value
+        if self._unseen:
+            live.opening.effect(f"a use of {self.name!r}")
+        attempt.values[self] = live
+        if self._live is not live:
+            # Replaced in between by another thread, which may have found it unused.
+            del attempt.values[self]
+            return self._begin(attempt).value
         return live.value
 
     def notice(self) -> None:
@@ -298,14 +301,15 @@ class Resource(Overridable[T]):
         """Return the current value, opened if necessary; an attempt keeps it to its end."""
         replaced: _Live[T] | None = None
         opened = False
+        if attempt is not None and attempt.ended:
+            # In a thread that outlives it.
+            attempt = None
         try:
             # Within the block: a signal may interrupt the call after it has acquired the lock.
             if not self._lock.acquire(timeout=OPEN_TIMEOUT):
                 raise OpenTimeoutError(f"{self!r}: another thread has been opening it for {OPEN_TIMEOUT:.0f} s")
             if attempt is not None and self not in attempt.values:
                 # Before anything can fail, so that the adapter gets to classify the error.
-                if self._attempt_ended not in attempt.callbacks:
-                    attempt.callbacks.append(self._attempt_ended)
                 attempt.values[self] = None
             live = self._live
             outer: _Live[T] | None = None
@@ -324,11 +328,8 @@ class Resource(Overridable[T]):
                 live, opened = self._open(attempt), True
             if attempt is not None and replaced is None:
                 attempt.values[self] = live
-                live.users.add(attempt)
                 if self._unseen:
                     live.opening.effect(f"a use of {self.name!r}")
-                if attempt.budget is None:
-                    attempt.budget = live.opening.budget
         finally:
             # First of all: a signal may interrupt any call before it, suppress() too.
             try:  # noqa: SIM105
@@ -340,8 +341,7 @@ class Resource(Overridable[T]):
             self.shared.listeners.emit(EventKind.VALUE_RECYCLED, self.name)
             self._warn_of_loss(replaced)
             # Without the lock, which closing needs; and before another one is opened.
-            if replaced.is_free:
-                self._end(replaced)
+            self._end_unused()
             return self._begin(attempt)
         if opened:
             # Emitted late: logging takes locks, which is unsafe right after a fork.
@@ -477,9 +477,17 @@ class Resource(Overridable[T]):
             logger.exception("%r: recycling failed; closing its value instead", self)
             return False
 
-    def _attempt_ended(self, attempt: Attempt) -> BaseException | None:
-        """Count the attempt, reclaim the connections it left in use, and release its value."""
-        # Each step can be repeated: a signal may interrupt any.
+    def attempt_ended(self, attempt: Attempt) -> BaseException | None:
+        """Count the attempt, reclaim the connections it left in use, and release its value.
+
+        Repeatable: a signal may interrupt any step.
+
+        Args:
+            attempt: The attempt, which no longer counts as running.
+
+        Returns:
+            The interruption that arrived meanwhile; None if none did.
+        """
         interruption: BaseException | None = None
         meter = self.meter
         if (meter.leases or meter.waiting) and (left := meter.left_by(attempt)):
@@ -491,13 +499,9 @@ class Resource(Overridable[T]):
             )
         if attempt.interrupted:
             self._repair()
-        live: _Live[T] | None = attempt.values.get(self)
-        if live is not None:
-            with self._lock:
-                live.users.discard(attempt)
-                free = live is not self._live and live in self._retired and live.is_free
-            if free:
-                self._end(live)
+        if self._retired:
+            attempt.values.pop(self, None)
+            self._end_unused()
         meter.attempt_ended(attempt)
         return interruption
 
@@ -506,9 +510,19 @@ class Resource(Overridable[T]):
         self.meter.agree()
         self.meter.recount(sum(live.opening.open_connections for live in self._held()))
 
-    def _end(self, live: _Live[T]) -> None:
-        """Close a replaced value."""
+    def _end_unused(self) -> None:
+        """Close the replaced values that are certainly unused."""
+        with self._lock:
+            used = [attempt.values.get(self) for attempt in running()]
+            unused = [live for live in self._retired if not live.outside and live not in used]
+            for live in unused:
+                # Kept until its last connection is closed: a fork meanwhile must discard it.
+                self._closing.append(live)
+                self._retired.remove(live)
+        for live in unused:
+            self._end(live)
 
+    def _end(self, live: _Live[T]) -> None:
         def close() -> None:
             try:
                 with self.meter.closing("recycled"):
@@ -516,9 +530,7 @@ class Resource(Overridable[T]):
             except Exception:
                 logger.exception("could not close a value of %r", self)
             finally:
-                with self._lock:
-                    if live in self._retired:
-                        self._retired.remove(live)
+                self._closing.remove(live)
 
         if not run_bounded(close, END_TIMEOUT):
             logger.warning("closing a value of %r takes long; it continues in the background", self)

@@ -46,8 +46,8 @@ MAX_ROUNDS = 20
 
 _current: ContextVar[Attempt | None] = ContextVar("workerpools_attempt", default=None)
 
-#: The task and the effects of the context's last outermost attempt, if it succeeded.
-last_returned: ContextVar[tuple[Any, Sequence[Effect]] | None] = ContextVar("workerpools_returned", default=None)
+#: The context's last outermost attempt, if it succeeded.
+last_returned: ContextVar[Attempt | None] = ContextVar("workerpools_returned", default=None)
 
 
 class Effect:
@@ -143,8 +143,6 @@ class Attempt:
     noted_effects: tuple[Effect, ...] = ()
     #: Notes about the exceptions raised by its resources.
     noted: tuple[Noted, ...] = ()
-    #: The budget of the first resource it used, which gets a token for a success without replays.
-    budget: Budget | None = None
     #: The effects noted when its commit began; None before.
     before_commit: tuple[Effect, ...] | None = None
     #: Whether it has ended.
@@ -155,16 +153,16 @@ class Attempt:
     waiting: deque[Any] | None = None
     #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
     interrupted = False
+    #: Called with the attempt after it has ended; see :meth:`callback`.
+    callbacks: Sequence[Callable[[Attempt], BaseException | None]] = ()
 
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
         self.parent = parent
-        #: The values it uses, by resource: each is kept until the attempt ends.
+        #: The values it uses, by resource: each is kept until the attempt ends. None while one is being opened.
         self.values: dict[Any, Any] = {}
         #: Its scoped objects, by key.
         self.scoped: dict[object, Any] = {}
-        #: Called with the attempt after it has ended; see :meth:`callback`.
-        self.callbacks: list[Callable[[Attempt], BaseException | None]] = []
 
     @property
     def task(self) -> str:
@@ -181,6 +179,15 @@ class Attempt:
         """The effects that were not withdrawn."""
         return tuple([effect for effect in self.noted_effects if not effect.withdrawn])
 
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of the first resource it used, which gets a token for a success without replays."""
+        for value in self.values.values():
+            if value is not None:
+                budget: Budget = value.opening.budget
+                return budget
+        return None
+
     @cached_property
     def deadline(self) -> Deadline:
         """The earlier of its own task's deadline and that of the enclosing attempt."""
@@ -194,7 +201,7 @@ class Attempt:
             function: Called with the attempt; again if a signal interrupts it. Returns the interruption (SystemExit,
                 GreenletExit) that it caught, or None. Must not raise.
         """
-        self.callbacks.append(function)
+        self.callbacks = (*self.callbacks, function)
 
     def enter(self) -> None:
         """Make this the current attempt of the calling context."""
@@ -238,19 +245,30 @@ class Attempt:
         while self.scoped:
             # Removed when it has ended: a signal may interrupt each step, and then it is closed again.
             key, scoped = next(reversed(self.scoped.items()))
-            for step in (scoped.rollback, scoped.end) if rollback else (scoped.end,):
+            if rollback:
                 try:
-                    step()
+                    scoped.rollback()
                 except BaseException as failure:
-                    if is_interruption(failure):
-                        self.interrupted = True
-                    interruption = _failed_to_clean_up(scoped, failure) or interruption
+                    interruption = self._failed_to_clean_up(scoped, failure) or interruption
+            try:
+                scoped.end()
+            except BaseException as failure:
+                interruption = self._failed_to_clean_up(scoped, failure) or interruption
             self.scoped.pop(key, None)
         if interruption is not None:
             raise interruption
 
+    def _failed_to_clean_up(self, scoped: Any, failure: BaseException) -> BaseException | None:
+        """Keep the connection of a failed clean-up out of its pool; return ``failure`` if it interrupts the process."""
+        if is_interruption(failure):
+            self.interrupted = True
+        logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
+        with contextlib.suppress(BaseException):
+            scoped.invalidate()
+        return None if isinstance(failure, Exception) else failure
+
     def end(self) -> None:
-        """Leave the attempt unless already done, and run the callbacks.
+        """Leave the attempt unless already done, release its values, and run the callbacks.
 
         Until then it counts as running: threads of the body may have effects while its failure is examined.
 
@@ -258,18 +276,26 @@ class Attempt:
         no retry was sent. A second call goes on where a signal struck.
 
         Raises:
-            BaseException: An interruption that arrived during a callback.
+            BaseException: An interruption that arrived meanwhile.
         """
         if not self.ended:
-            self.leave()
+            if _current.get() is self:
+                _current.set(self.parent)
+            self.ended = True
         _active.attempts.discard(self)
         if self.scoped:
             # A signal interrupted its closing.
             self.close(rollback=True)
         interruption: BaseException | None = None
+        values = self.values
+        while values:
+            # Removed once it is released: a signal may interrupt each step, and then it is released again.
+            resource = next(iter(values))
+            interruption = resource.attempt_ended(self) or interruption
+            values.pop(resource, None)
         while self.callbacks:
             interruption = self.callbacks[0](self) or interruption
-            del self.callbacks[0]
+            self.callbacks = self.callbacks[1:]
         if interruption is not None:
             raise interruption
 
@@ -288,14 +314,6 @@ class Attempt:
             if noted is not None:
                 return noted
         return None
-
-
-def _failed_to_clean_up(scoped: Any, failure: BaseException) -> BaseException | None:
-    """Keep the connection of a failed clean-up out of its pool; return ``failure`` if it interrupts the process."""
-    logger.debug("cleaning up after an attempt failed: %s", type(failure).__name__, exc_info=failure)
-    with contextlib.suppress(BaseException):
-        scoped.invalidate()
-    return None if isinstance(failure, Exception) else failure
 
 
 class _Active:

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from workerpools._run import attempts, threads
 from workerpools._run.attempts import Attempt, Effect
 from workerpools._run.budget import Budget
-from workerpools._run.decision import Action, describe
-from workerpools._run.delivery import OUTERMOST, Delivery, NotSent, Terms
+from workerpools._run.delivery import OUTERMOST, Action, Delivery, NotSent, Terms, describe
 from workerpools._run.events import REPLAY, EventKind, write
 from workerpools._run.failure import Failure, Noted, Verdict, is_interruption, judge
 from workerpools._text import add_note
@@ -55,7 +54,7 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
             if Budget.touched:
                 delivery.succeeded(attempt.budget)
             if outer is None:
-                attempts.last_returned.set((terms.instance, attempt.noted_effects))
+                attempts.last_returned.set(attempt)
             return result
         except Exception as error:
             attempts.last_returned.set(None)
@@ -199,9 +198,11 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
             raise
         if attempt.scoped:
             attempt.close(rollback=False)
-        return result
-    finally:
+    except BaseException:
+        # A failure is examined outside the attempt; one that succeeds leaves it as it ends.
         attempt.leave()
+        raise
+    return result
 
 
 #: The code that calls the body: beyond it, the stack is the same for every task.

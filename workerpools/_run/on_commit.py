@@ -102,4 +102,4 @@ def _note(what: str) -> None:
     # For the log line of a task that fails after its commit, when its result cannot be encoded.
     found = attempts.last_returned.get()
     if found is not None:
-        attempts.last_returned.set((found[0], (*found[1], Effect(what))))
+        found.noted_effects = (*found.noted_effects, Effect(what))

@@ -1,7 +1,7 @@
 """Threads that may still work for a failed attempt: nothing runs again while one of them lives.
 
 Python does not tell which thread started another one, so each thread is noted when it starts. gevent's greenlets know
-who spawned them. The worker of a thread pool may have been started by anyone: it counts while it has work.
+who spawned them. The worker of a pool may have been started by anyone: it counts while there is work for it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Living(NamedTuple):
         name: Its name.
         started: Whether the attempt may have started it, itself or through other threads.
         own: Whether it is this package's, or runs another task.
-        busy: Whether it is the worker of a thread pool that has work, or for which work is waiting; None if it is no
-            such worker.
+        busy: Whether it is the worker of a pool that has work, or for which work is waiting; None if it is no such
+            worker.
     """
 
     name: str
@@ -116,8 +116,20 @@ def working(attempt: Attempt) -> list[str]:
     """
     gevent = sys.modules.get("gevent.monkey")
     patched = gevent is not None and gevent.is_module_patched("threading")
-    found = _greenlets(attempt) if patched else _threads(attempt)
-    return [thread.name for thread in found if may_act(thread)]
+    found = list(_greenlets(attempt) if patched else _threads(attempt))
+    names = [thread.name for thread in found if may_act(thread)]
+    if not names and any(thread.busy is False for thread in found):
+        # A worker has taken its work from the queue a moment before it is to be seen in one of its variables.
+        names = _taken()
+    return names
+
+
+def _taken() -> list[str]:
+    """Return the names of the functions that the workers of executors have not finished."""
+    kind: Any = sys.modules.get("concurrent.futures.thread")
+    items: list[Any] = [] if kind is None else [each for each in gc.get_objects() if type(each) is kind._WorkItem]
+    functions = [_function(each) for each in items if not each.future.done()]
+    return [repr(getattr(each, "__qualname__", type(each).__name__)) for each in functions if not _of_celery(each)]
 
 
 def _threads(attempt: Attempt) -> Iterator[Living]:
@@ -160,20 +172,22 @@ def _descends(greenlet: Any, ancestor: object) -> bool:
     return False
 
 
-#: The functions in which the workers of the standard library's thread pools run, with their local variables for the
-#: work and for the queue.
+#: The functions in which the threads of the standard library's pools run, with their local variables for the work and
+#: for the queue. A Pool's handler and a ProcessPoolExecutor's manager know all the work that was handed over.
 _WORKERS = {
     ("concurrent.futures.thread", "_worker"): ("work_item", "work_queue"),
-    ("multiprocessing.pool", "worker"): ("task", "inqueue"),
+    ("concurrent.futures.process", "run"): ("self", ""),
+    ("multiprocessing.pool", "worker"): ("task", ""),
+    ("multiprocessing.pool", "_handle_tasks"): ("cache", "taskqueue"),
 }
 
 
 class _Worker(NamedTuple):
-    """The worker of a thread pool.
+    """A thread of a pool.
 
     Attributes:
-        work: What it is doing; None if it waits.
-        queue: The queue that it takes its work from; None if it has not begun.
+        work: What it is doing, or the work of the whole pool; None if it waits.
+        queue: The queue that it takes its work from; None if it has not begun, or has none of its own.
     """
 
     work: Any
@@ -181,7 +195,7 @@ class _Worker(NamedTuple):
 
     @classmethod
     def of(cls, frame: FrameType | None) -> _Worker | None:
-        """Return the worker whose stack ends in ``frame``; None if it is none."""
+        """Return the pool's thread whose stack ends in ``frame``; None if it is none."""
         found = None
         while frame is not None:
             names = _WORKERS.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name))
@@ -197,13 +211,15 @@ class _Worker(NamedTuple):
     @property
     def is_busy(self) -> bool:
         """Whether it has work, or work is waiting for it."""
-        return self.work is not None or (self.queue is not None and not self.queue.empty())
+        # By its own key as soon as it is handed over, until it is done.
+        work = getattr(self.work, "pending_work_items", self.work)
+        busy = not all(map(_is_done, list(work.values()))) if isinstance(work, dict) else work is not None
+        return busy or (self.queue is not None and not self.queue.empty())
 
     @property
     def is_task_system(self) -> bool:
         """Whether it runs a task."""
-        # By name: the core imports no Celery.
-        return str(getattr(getattr(self.work, "fn", None), "__module__", "")).partition(".")[0] == "celery"
+        return _of_celery(_function(self.work))
 
     def runs_tasks(self, pool: _Worker | None) -> bool:
         """Whether it runs a task, or is to run the next one.
@@ -212,3 +228,21 @@ class _Worker(NamedTuple):
             pool: The worker in whose thread the attempt ran; None if it was no worker.
         """
         return self.is_task_system or (pool is not None and pool.is_task_system and self.queue is pool.queue)
+
+
+def _is_done(work: Any) -> bool:
+    """Return whether a work item of an executor, or a result of a Pool, needs no more work."""
+    if hasattr(work, "future"):
+        return bool(work.future.done())
+    return hasattr(work, "ready") and bool(work.ready())
+
+
+def _function(item: Any) -> Any:
+    """Return the function that an executor's work item calls."""
+    # Since Python 3.14 it is kept with its arguments.
+    return getattr(item, "fn", None) or next(iter(getattr(item, "task", ())), None)
+
+
+def _of_celery(function: Any) -> bool:
+    # By name: the core imports no Celery.
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "celery"

@@ -293,10 +293,9 @@ class Meter:
         """
         left: list[Lease] = []
         with self.lock:
-            if self.leases:
+            if self.leases or self.row[_IN_USE] or self.row[_PENDING]:
                 left = [lease for lease in self._disowned(attempt, 0.0) if lease.thread == threading.get_ident()]
                 self.row[_LEAKS] += len(left)
-            if (self.row[_IN_USE], self.row[_PENDING]) != (len(self.leases), len(self.waiting)):
                 self.agree()
             self.row[_ATTEMPTS] += 1
         if self._slot is not None and self.shown is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, overload
 import sqlalchemy
 from sqlalchemy.orm import Mapper, Session, SessionTransaction, scoped_session, sessionmaker
 
-from workerpools.adapter import Overridable, Resource, Scoped, current, refusal, require
+from workerpools.adapter import Attempt, Overridable, Resource, Scoped, current, refusal, require
 from workerpools.errors import ConfigurationError, NoAttemptError
 
 if TYPE_CHECKING:
@@ -125,14 +125,12 @@ class TaskSession(Overridable[S]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        # A shortcut: bodies use their session often.
         attempt = current()
-        found: _InAttempt[S] | None = None if attempt is None else attempt.scoped.get(self)
-        if found is None:
-            title = f"{type(instance).__name__}.{self._name}"
-            attempt = attempt or require(title, _ELSEWHERE)
-            found = attempt.scoped[self] = self._make(instance, title)
-        return found.session
+        if attempt is None:
+            attempt = require(self._title(type(instance)), _ELSEWHERE)
+        # A shortcut: bodies use their session often.
+        found: _InAttempt[S] | None = attempt.scoped.get(self)
+        return self._make(attempt, instance) if found is None else found.session
 
     def get(self, *arguments: NoReturn, **options: NoReturn) -> S:
         """Return the session of the current attempt, created on first use: ``self.session`` for code without ``self``.
@@ -148,22 +146,30 @@ class TaskSession(Overridable[S]):
             return self._overrides[-1]
         attempt = current() or require(title, _ELSEWHERE)
         found: _InAttempt[S] | None = attempt.scoped.get(self)
-        if found is None:
-            found = attempt.scoped[self] = self._make(attempt.instance, self._where or self._name)
-        return found.session
+        return self._make(attempt, attempt.instance) if found is None else found.session
 
-    def _make(self, instance: Any, title: str) -> _InAttempt[S]:
-        options = dict(self._options)
-        if self._binds:
-            options["binds"] = {key: _engine_of(bind, instance, title) for key, bind in self._binds.items()}
-        resource = self._engine
-        engine = resource.get() if instance is None else resource.__get__(instance, type(instance))
+    def _make(self, attempt: Attempt, instance: Any) -> S:
+        owner, resource = type(instance), self._engine
+        engine = resource.get() if instance is None else resource.__get__(instance, owner)
         if not hasattr(engine, "dialect"):
-            _refuse_engine(engine, resource, title)
+            _refuse_engine(engine, resource, self._title(owner))
+        options = self._options
+        if self._binds:
+            binds = {key: _engine_of(bind, instance, self._title(owner)) for key, bind in self._binds.items()}
+            options = {**options, "binds": binds}
         found: Any = _InAttempt()
-        found.session, found.declared, found.title = self._class(bind=engine, **options), self, title
-        made: _InAttempt[S] = found
+        made: S = self._class(bind=engine, **options)
+        found.session, found.declared, found.owner = made, self, owner
+        attempt.scoped[self] = found
         return made
+
+    def _title(self, owner: type) -> str:
+        """Return what messages call it.
+
+        Args:
+            owner: The class of the task; ``NoneType`` if unknown.
+        """
+        return self._where or self._name if owner is type(None) else f"{owner.__name__}.{self._name}"
 
     def _refusal(self, name: str) -> str:
         if name not in EVENT_ATTRIBUTES:
@@ -187,7 +193,7 @@ class _InAttempt(Scoped, Generic[S]):
 
     session: S
     declared: TaskSession[Any]
-    title: str
+    owner: type
 
     def finish(self) -> bool:
         # Any use of a session begins a transaction.
@@ -211,7 +217,7 @@ class _InAttempt(Scoped, Generic[S]):
         try:
             session.close()
         finally:
-            session._workerpools_title = self.title
+            session._workerpools = self.declared, self.owner
             # Session(close_resets_only=False) would also keep a body from closing its session and going on.
             session.__class__ = self.declared._ended
 
@@ -231,7 +237,7 @@ class _InAttempt(Scoped, Generic[S]):
                 "%s returned with %s in %s, which is rolled back: with commit=False, the body calls commit()",
                 task,
                 "uncommitted changes" if lost else "an open transaction",
-                self.title,
+                self.declared._title(self.owner),
             )
 
 
@@ -359,7 +365,8 @@ def _checked(binds: Any) -> dict[Any, Any]:
 class _Ended(Session):
     """Mixed into a session's class once its attempt has ended. A class of its own: live sessions need no check."""
 
-    _workerpools_title: str
+    #: Its declaration, and the class of its task.
+    _workerpools: tuple[TaskSession[Any], type]
 
     def __init_subclass__(cls, **options: Any) -> None:
         # The user's class may want arguments for its subclasses.
@@ -374,8 +381,9 @@ class _Ended(Session):
 
     def _refuse(self) -> NoReturn:
         self.close()
+        declared, owner = self._workerpools
         raise NoAttemptError(
-            f"{self._workerpools_title}: the run of the task body that this session belonged to has ended, and its "
+            f"{declared._title(owner)}: the run of the task body that this session belonged to has ended, and its "
             "changes would never be committed. Return data from a body, not its session; elsewhere " + _ELSEWHERE
         )
 

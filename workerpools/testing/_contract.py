@@ -24,7 +24,7 @@ from workerpools._celery.task import PooledTask
 from workerpools._pools.adapter import Adapter
 from workerpools._pools.resource import Resource
 from workerpools._process.descriptors import numbers
-from workerpools._run.decision import RetryPolicy
+from workerpools._run.delivery import RetryPolicy
 from workerpools._run.events import Event, EventKind
 from workerpools._run.failure import Failure
 from workerpools._stats.snapshot import ResourceStats

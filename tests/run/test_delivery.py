@@ -12,7 +12,7 @@ from tests.support.forking import run_in_fork
 from workerpools import ConfigurationError, Failure, FailureKind, RetryPolicy
 from workerpools._run.attempts import Effect
 from workerpools._run.budget import Budget
-from workerpools._run.decision import Action, Situation, decide
+from workerpools._run.delivery import Action, Situation, decide
 from workerpools.failures import Sent
 
 STALE, ABORTED, INDETERMINATE, UNAVAILABLE, EXHAUSTED, PERMANENT = (
