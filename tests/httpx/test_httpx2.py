@@ -93,7 +93,7 @@ def test_both_in_one_process(echo: EchoUpstream) -> None:
             proxy.lose_answer(b"POST")
             with pytest.raises(library.TransportError) as caught:
                 run_attempt(lambda resource=resource: resource.get().post("/orders"))
-            assert "may have" in caught.value.__notes__[0]
+            assert "it may have been done, and the task is not declared idempotent" in "".join(caught.value.__notes__)
             failure = workerpools.classify(caught.value)
             assert failure is not None
             assert (failure.kind, failure.resource) == (FailureKind.INDETERMINATE, library.__name__)

@@ -358,12 +358,15 @@ def test_the_default_is_quiet() -> None:
 
 def test_positional_only_is_refused() -> None:
     """When the task is created; it is not registered then."""
+    other = Celery("only", set_as_current=False)
+
+    # Not for every later app of the process.
+    @other.task(base=ShopTask, name="injection.only", shared=False)
+    def body(api: Client = ShopTask.api.inject(), /) -> None: ...
+
     with pytest.raises(ConfigurationError, match=r"injection\.only: the parameter 'api' is positional-only.*'/'"):
-
-        @app.task(base=ShopTask, name="injection.only", lazy=False)
-        def body(api: Client = ShopTask.api.inject(), /) -> None: ...
-
-    assert "injection.only" not in app.tasks
+        other.finalize()
+    assert "injection.only" not in other.tasks
 
 
 def instructions(call: Callable[[], object]) -> int:
@@ -422,4 +425,4 @@ def test_cost() -> None:
     assert instructions(injects) - instructions(uses_self) <= 100
     # The body itself is what the attempt calls.
     original = [cell.cell_contents for cell in uses_self.run.__closure__ if hasattr(cell.cell_contents, "__self__")]
-    assert [each.__func__ for each in original if each.__name__ == "uses_self"] == [type(uses_self).run]
+    assert [each.__func__ for each in original if each.__name__ == "uses_self"] == [type(app.tasks[uses_self.name]).run]
