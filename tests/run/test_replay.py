@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -323,6 +323,33 @@ def test_a_bug_that_a_failed_rollback_masks_is_not_replayed(shop: Shop) -> None:
     with pytest.raises(ValueError, match="a bug"):
         task()
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("handled", [ValueError, SoftTimeLimitExceeded])
+def test_what_was_being_handled_before_the_task_is_no_part_of_its_end(
+    shop: Shop, handled: Callable[[], BaseException]
+) -> None:
+    """It is the context of every exception raised meanwhile: of a statement's, and of a rollback's."""
+    runs: list[int] = []
+
+    @shop.task()
+    def task(self: Any) -> None:
+        runs.append(1)
+        insert(self.session, 1)
+        if len(runs) < 3:
+            terminate_backends(shop.database)
+            connection = self.session.connection().connection.dbapi_connection
+            if len(runs) == 1:
+                connection.rollback()
+            else:
+                connection.cursor().execute("select 1")
+
+    try:
+        raise handled
+    except (ValueError, SoftTimeLimitExceeded):
+        task()
+    assert len(runs) == 3
+    assert shop.rows() == [1]
 
 
 def test_a_server_that_is_down_is_raised_with_the_name(shop: Shop) -> None:

@@ -163,7 +163,9 @@ def noted_of(error: BaseException) -> Noted | None:
     return noted if isinstance(noted, Noted) else None
 
 
-def judge(error: BaseException, classify: Callable[[BaseException], Noted | None]) -> Verdict:
+def judge(
+    error: BaseException, classify: Callable[[BaseException], Noted | None], handled: BaseException | None = None
+) -> Verdict:
     """Find the cause of an attempt's end in the chain of exceptions.
 
     - A time limit or an exit anywhere in the chain is not a connection failure. If a library's error masks it, because
@@ -175,11 +177,13 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
     Args:
         error: The exception that ended the attempt.
         classify: Classifies exceptions without a note.
+        handled: The exception that was being handled when the attempt began: it is the context of all that the attempt
+            raises, and no part of its end. None if there was none.
     """
     noted = noted_of(error)
     if noted is None or noted.failure is None:
         noted = classify(error) or noted
-    chain = causes(error)
+    chain = causes(error, handled)
     masks = noted is not None or is_library(error)
     for cause in chain:
         if is_interruption(cause):
@@ -197,17 +201,18 @@ def judge(error: BaseException, classify: Callable[[BaseException], Noted | None
     return Verdict(error, noted)
 
 
-def causes(error: BaseException) -> list[BaseException]:
+def causes(error: BaseException, beyond: BaseException | None = None) -> list[BaseException]:
     """Return an exception with all its causes and contexts, without duplicates, the nearest first.
 
     Args:
         error: The exception; a cyclic chain is allowed.
+        beyond: Left out, with all that is reached through it alone.
     """
     found: dict[int, BaseException] = {}
     pending: list[BaseException | None] = [error]
     while pending:
         each = pending.pop(0)
-        if each is not None and id(each) not in found:
+        if each is not None and each is not beyond and id(each) not in found:
             found[id(each)] = each
             pending += (each.__cause__, each.__context__)
     return list(found.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -47,6 +48,7 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
         if request is None or request.called_directly or _runs_for(outer, request):
             return body(*args, **kwargs)
     delivery = Delivery(terms, request)
+    handled = sys.exc_info()[1]
     while True:
         attempt = Attempt(delivery, outer)
         try:
@@ -61,7 +63,7 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
             if terms.is_control(error):
                 _note_commits(attempt, error)
                 raise
-            verdict = judge(error, attempt.classify)
+            verdict = judge(error, attempt.classify, handled)
             if verdict.noted is not None and verdict.noted.deadline:
                 # The task's own limit took effect through a server or socket timeout: report it as that limit.
                 raise terms.time_limit_exceeded(delivery.request) from error
