@@ -50,6 +50,7 @@ def test_exported_members() -> None:
         "Due",
         "Effect",
         "ExecutionPool",
+        "Factory",
         "Failure",
         "FailureKind",
         "FunctionAdapter",

@@ -72,6 +72,32 @@ def settings_body(self: EverythingTask) -> None:
     assert_type(self.session, Session)
 
 
+@app.task(base=ShopTask)
+def injected(
+    number: int,
+    api: httpx.Client = ShopTask.api.inject(),
+    session: Session = ShopTask.session.inject(),
+    *,
+    own: OwnSession = ShopTask.own.inject(),
+    cache: Cache = ShopTask.cache.inject(),
+    http: httpx.Client = HTTPTask.http.inject(),
+    stored: Session = DatabaseTask.session.inject(),
+) -> None:
+    assert_type(ShopTask.db.inject(), sqlalchemy.Engine)
+    assert_type(ShopTask.session.inject(), Session)
+    assert_type(own, OwnSession)
+
+
+def direct() -> None:
+    injected(1)
+    injected(1, api=httpx.Client())
+
+
+@app.task(base=ShopTask)
+def misdeclared(api: sqlalchemy.Engine = ShopTask.api.inject()) -> None:  # type: ignore[assignment]  # pyright: ignore
+    """The default has the value's type: another annotation is an error."""
+
+
 def handles() -> None:
     assert_type(ShopTask.api, Resource[httpx.Client])
     assert_type(ShopTask.api.get(), httpx.Client)
