@@ -50,6 +50,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def httpx2(session: nox.Session) -> None:
+    """The tests of httpx on httpx2, which needs Python 3.11."""
+    session.install("-e", ".[all]", *group("test"))
+    session.run("python", "-m", "pytest", "-n", "4", "-p", "tests.support.on_httpx2", "tests/httpx", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmarks, about half an hour: `nox -s benchmarks -- overhead`."""
     session.install("-e", ".[all]", *group("test"), *group("benchmarks"))

@@ -14,6 +14,7 @@ import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.redis
+import workerpools.requests
 import workerpools.sqlalchemy
 import workerpools.testing
 from tests.support.paths import environment
@@ -50,6 +51,7 @@ def test_exported_members() -> None:
         "Due",
         "Effect",
         "ExecutionPool",
+        "Factory",
         "Failure",
         "FailureKind",
         "FunctionAdapter",
@@ -89,6 +91,7 @@ def test_exported_members() -> None:
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
+    assert workerpools.requests.__all__ == ["RequestsSession", "classify"]
     assert workerpools.flower.__all__ == ["install"]
     assert workerpools.redis.__all__ == ["RedisClient"]
     assert workerpools.sqlalchemy.__all__ == [
@@ -110,6 +113,7 @@ def test_exported_members() -> None:
         workerpools.opentelemetry,
         workerpools.prometheus,
         workerpools.redis,
+        workerpools.requests,
         workerpools.sqlalchemy,
         workerpools.testing,
     )

@@ -16,6 +16,7 @@ method           called                                 in the process          
 ===============  =====================================  ==================================  =======================
 ``prepare``      before the fork, once per worker       a worker's main process             its main thread
 ``open``         on first use, once per process         each that uses the resource         the task's
+``discard``      right after a fork                     a child, for its parent's value      its only one
 ``recycle``      at the next use after a request        each that has a value               the task's
 ``attached``     after ``on_open``, and once replaced   each that has a value               the task's
 ``classify``     after an attempt failed                each                                the task's
@@ -43,7 +44,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from workerpools._pools.adapter import Adapter, FunctionAdapter, Opening
+from workerpools._pools.adapter import Adapter, Factory, FunctionAdapter, Opening
 from workerpools._pools.lifetime import Due, Lifetime, due
 from workerpools._pools.resource import Overridable, Resource
 from workerpools._pools.settings import Setting
@@ -70,6 +71,7 @@ __all__ = [
     "Due",
     "Effect",
     "ExecutionPool",
+    "Factory",
     "Failure",
     "FailureKind",
     "FunctionAdapter",

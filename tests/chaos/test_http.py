@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
 
 from tests.chaos import table
 from tests.chaos.breaks import ENDINGS, repair
@@ -17,6 +18,7 @@ from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
+from workerpools.requests import RequestsSession
 
 #: How much of a response passes before it is cut: the head surely, and not the body, nor what TLS adds to either.
 _HALF = 20_000
@@ -30,12 +32,15 @@ class HttpSite:
     shop: ChaosShop
     upstream: EchoUpstream
     proxy: TcpProxy
+    client: str = "httpx"
     _undo: ExitStack = field(default_factory=ExitStack)
 
     def arm(self, broken: str, moment: str) -> None:
         """Have it broken at that moment of the next delivery; called when the client has been used."""
         if broken == "pool full":
-            response = self.shop.api.get().stream("GET", "/stream", params={"n": _CHUNKS})
+            api: Any = self.shop.api.get()
+            url = f"/stream?n={_CHUNKS}"
+            response = api.get(url, stream=True) if self.client == "requests" else api.stream("GET", url)
             self._undo.enter_context(response)
         elif moment == table.CONNECTING:
             self.shop.api.close()
@@ -97,6 +102,7 @@ def site(
     cell: Cell,
     broken: str,
     driver: str,
+    client: str,
     proxy_to: Callable[[Any], TcpProxy],
 ) -> Iterator[HttpSite]:
     """An app with a client that has used its connection once."""
@@ -104,20 +110,28 @@ def site(
         tls = driver == table.TLS
         proxy = proxy_to(tls_upstream if tls else upstream)
         shop = ChaosShop()
-        options: dict[str, Any] = {"timeout": httpx.Timeout(0.5, connect=0.5, pool=0.2)}
-        # However slow the machine is, the idle connection is the one that the task takes.
-        limits = {"max_connections": 1} if broken == "pool full" else {}
-        options["limits"] = httpx.Limits(**limits, keepalive_expiry=600.0)
+        options: dict[str, Any] = {}
         if broken != "wrong certificate":
             options["verify"] = tls_upstream.client_context()
-        shop.add_api(base_url=f"{'https' if tls else 'http'}://127.0.0.1:{proxy.port}", **options)
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{proxy.port}"
+        # However slow the machine is, the idle connection is the one that the task takes.
+        size = 1 if broken == "pool full" else None
+        if client == "requests":
+            options.update(timeout=0.5, acquire_timeout=0.2, max_idle=600.0, pool_maxsize=size, trust_env=False)
+            made_of: Any = shop.pools.add(RequestsSession(url, **options), name="api")
+            shop.api = made_of
+            shop._extend(api=made_of)
+        else:
+            options["timeout"] = httpx.Timeout(0.5, connect=0.5, pool=0.2)
+            options["limits"] = httpx.Limits(max_connections=size or 100, keepalive_expiry=600.0)
+            shop.add_api(base_url=url, **options)
         opened.callback(shop.close)
-        made = HttpSite(shop, upstream, proxy)
+        made = HttpSite(shop, upstream, proxy, client)
         opened.callback(made.heal)
         yield made
 
 
-def send(api: httpx.Client, request: str, path: str = "/orders") -> None:
+def send(api: httpx.Client | requests.Session, request: str, path: str = "/orders") -> None:
     """Send a request as the table names it: ``POST with a key``."""
     method, _, key = request.partition(" ")
     api.request(method, path, headers={"Idempotency-Key": "order-1"} if key else {}).raise_for_status()
@@ -136,8 +150,9 @@ def _body(shop: ChaosShop, cell: Cell, broken: str, method: str) -> Callable[[An
     return body
 
 
+@pytest.mark.parametrize("client", ["httpx", "requests"])
 @pytest.mark.parametrize(("cell", "broken", "driver", "method"), table.parameters(*table.OVER_HTTP))
-def test_cell(cell: Cell, broken: str, driver: str, method: str, site: HttpSite) -> None:
+def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, site: HttpSite) -> None:
     """What the task did, and how often the server saw the request."""
     shop = site.shop
     shop.declare(_body(shop, cell, broken, method), cell.declared)

@@ -16,6 +16,7 @@ import workerpools.httpx
 import workerpools.opentelemetry
 import workerpools.prometheus
 import workerpools.redis
+import workerpools.requests
 import workerpools.sqlalchemy
 import workerpools.testing
 from demo_tasks.runner.screen import Screen
@@ -29,6 +30,7 @@ from workerpools._stats.rules import RULES, Thresholds
 from workerpools.adapter import Setting
 from workerpools.httpx import _CLIENT_OPTIONS, HttpxClient
 from workerpools.redis import RedisClient
+from workerpools.requests import RequestsSession
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
 # Two sides of one page: a link to a heading, and what GitHub makes of the heading.
@@ -51,6 +53,7 @@ def _api() -> str:
         *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),
         *(f"prometheus.{name}" for name in workerpools.prometheus.__all__),
         *(f"redis.{name}" for name in workerpools.redis.__all__),
+        *(f"requests.{name}" for name in workerpools.requests.__all__),
         *(f"sqlalchemy.{name}" for name in workerpools.sqlalchemy.__all__),
         *(f"testing.{name}" for name in workerpools.testing.__all__),
     ],
@@ -61,7 +64,7 @@ def test_public_name_is_described(name: str) -> None:
     assert re.search(rf"\b{name.rpartition('.')[2]}\b", text)
 
 
-@pytest.mark.parametrize("adapter", [HttpxClient, RedisClient, SQLAlchemyEngine])
+@pytest.mark.parametrize("adapter", [HttpxClient, RedisClient, RequestsSession, SQLAlchemyEngine])
 def test_options_are_described(adapter: type) -> None:
     """Each argument of an adapter is in the API page."""
     names = {

@@ -14,7 +14,18 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "workerpools"
 CORE = sorted([*(PACKAGE / "_core").rglob("*.py"), PACKAGE / "errors.py"])
 EXPORTERS = ["opentelemetry", "prometheus_client"]
-CLIENTS = ["httpx", "httpcore", "sqlalchemy", "psycopg", "psycopg2", "redis", "requests", *EXPORTERS]
+CLIENTS = [
+    "httpx",
+    "httpcore",
+    "httpx2",
+    "httpcore2",
+    "sqlalchemy",
+    "psycopg",
+    "psycopg2",
+    "redis",
+    "requests",
+    *EXPORTERS,
+]
 
 
 def imported(path: Path) -> set[str]:
@@ -65,6 +76,8 @@ def test_works_without_any_client_library() -> None:
     ("module", "library", "extra", "distribution"),
     [
         ("workerpools.httpx", "httpx", "httpx", "httpx"),
+        ("workerpools.httpx2", "httpx2", "httpx2", "httpx2"),
+        ("workerpools.requests", "requests", "requests", "requests"),
         ("workerpools.sqlalchemy", "sqlalchemy", "sqlalchemy", "sqlalchemy"),
         ("workerpools.prometheus", "prometheus_client", "prometheus", "prometheus-client"),
         ("workerpools.opentelemetry", "opentelemetry", "opentelemetry", "opentelemetry-api"),

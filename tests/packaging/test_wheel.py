@@ -155,7 +155,10 @@ def test_links_of_the_description_live_on_an_index(metadata: Message) -> None:
     assert "[MIT](" in description
 
 
-@pytest.mark.parametrize("extra", ["httpx", "sqlalchemy", "psycopg", "redis", "flower", "prometheus", "opentelemetry"])
+EXTRAS = ["httpx", "httpx2", "requests", "sqlalchemy", "psycopg", "redis", "flower", "prometheus", "opentelemetry"]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_adapters_extras_are_in_all(extra: str, project: dict[str, Any]) -> None:
     """`workerpools[all]` is every adapter and integration."""
     (everything,) = project["optional-dependencies"]["all"]

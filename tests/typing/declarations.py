@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import httpx
+import requests
 import sqlalchemy
 from celery import Celery
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from typing_extensions import assert_type
 
 from workerpools import Adapter, DatabaseTask, HTTPTask, PooledTask, Resource, WorkerPools
 from workerpools.httpx import HttpxClient
+from workerpools.requests import RequestsSession
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession, current_session
 
 app = Celery("shop")
@@ -39,6 +41,7 @@ class OwnSession(Session):
 
 class ShopTask(PooledTask):
     api = pools.add(HttpxClient(base_url="https://api.example.com"))
+    asked = pools.add(RequestsSession("https://api.example.com"))
     db = pools.add(SQLAlchemyEngine("postgresql+psycopg2://app@db/shop"))
     session = TaskSession(db)
     own = TaskSession(db, class_=OwnSession, expire_on_commit=False)
@@ -53,6 +56,7 @@ class EverythingTask(HTTPTask, DatabaseTask):
 
 def body(self: ShopTask) -> None:
     assert_type(self.api, httpx.Client)
+    assert_type(self.asked, requests.Session)
     assert_type(self.db, sqlalchemy.Engine)
     assert_type(self.session, Session)
     assert_type(self.own, OwnSession)
@@ -66,6 +70,32 @@ def settings_body(self: EverythingTask) -> None:
     assert_type(self.http, httpx.Client)
     assert_type(self.engine, sqlalchemy.Engine)
     assert_type(self.session, Session)
+
+
+@app.task(base=ShopTask)
+def injected(
+    number: int,
+    api: httpx.Client = ShopTask.api.inject(),
+    session: Session = ShopTask.session.inject(),
+    *,
+    own: OwnSession = ShopTask.own.inject(),
+    cache: Cache = ShopTask.cache.inject(),
+    http: httpx.Client = HTTPTask.http.inject(),
+    stored: Session = DatabaseTask.session.inject(),
+) -> None:
+    assert_type(ShopTask.db.inject(), sqlalchemy.Engine)
+    assert_type(ShopTask.session.inject(), Session)
+    assert_type(own, OwnSession)
+
+
+def direct() -> None:
+    injected(1)
+    injected(1, api=httpx.Client())
+
+
+@app.task(base=ShopTask)
+def misdeclared(api: sqlalchemy.Engine = ShopTask.api.inject()) -> None:  # type: ignore[assignment]  # pyright: ignore
+    """The default has the value's type: another annotation is an error."""
 
 
 def handles() -> None:

@@ -19,7 +19,7 @@ for _library in ("celery_once", "celery_singleton", "flask", "pydantic", "sentry
     pytest.importorskip(_library)
 pytest.importorskip("opentelemetry.instrumentation.celery")
 
-KINDS = ["pydantic", "once", "singleton", "flask", "shared", "class"]
+KINDS = ["pydantic", "once", "singleton", "flask", "shared", "class", "injected"]
 #: How often the body runs, the run that wrote its row, and the state in the end.
 TROUBLES: dict[str, tuple[int, list[int], str]] = {
     "none": (1, [0], "SUCCESS"),

@@ -9,11 +9,13 @@ import threading
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import sentry_sdk
 import sqlalchemy
-from celery import Celery, chord, shared_task, signals
+from celery import Celery, chord, current_task, shared_task, signals
 from celery_once import AlreadyQueued, QueueOnce  # type: ignore[import-untyped]
 from celery_singleton import Singleton  # type: ignore[import-untyped]
 from flask import Flask, current_app
@@ -24,6 +26,7 @@ from pydantic import BaseModel
 from sentry_sdk.transport import Transport
 from sentry_sdk.worker import BackgroundWorker
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from tests.support.recorder import record
 from workerpools import PooledTask, RetryPolicy, WorkerPools
@@ -192,6 +195,19 @@ def flask(self: ContextTask, number: int, trouble: str) -> int:
 @shared_task(base=ShopTask, bind=True, name="shop.shared")
 def shared(self: ShopTask, number: int, trouble: str) -> int:
     return _order(self, number, trouble)
+
+
+@app.task(base=ShopTask, name="shop.injected")
+def injected(
+    number: int,
+    trouble: str,
+    api: httpx.Client = ShopTask.api.inject(),
+    *,
+    db: sqlalchemy.Engine = ShopTask.db.inject(),
+    session: Session = ShopTask.session.inject(),
+) -> int:
+    """Without ``self``."""
+    return _order(SimpleNamespace(api=api, db=db, session=session, request=current_task.request), number, trouble)
 
 
 class ClassBased(ShopTask):

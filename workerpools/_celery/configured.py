@@ -119,6 +119,10 @@ class _FromSettings(Adapter[T], Generic[T]):
         if self._made is not None:
             self._made.close(value, timeout)
 
+    def discard(self, value: T) -> None:
+        if self._made is not None:
+            self._made.discard(value)
+
     def recycle(self, value: T, since: float) -> bool:
         return self._made is not None and self._made.recycle(value, since)
 

@@ -70,11 +70,13 @@ _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 def all_settings() -> tuple[Setting, ...]:
     """Return every setting: our own and those of the adapters whose client is installed; imports the adapters."""
-    return (*SETTINGS, *(setting for adapter in adapters() for setting in getattr(adapter, "settings", ())))
+    return tuple(_all_by_name().values())
 
 
 def _all_by_name() -> dict[str, Setting]:
-    return {setting.name: setting for setting in all_settings()}
+    # Adapters may share settings, as those for httpx and httpx2 do.
+    of_adapters = (setting for adapter in adapters() for setting in getattr(adapter, "settings", ()))
+    return {setting.name: setting for setting in (*SETTINGS, *of_adapters)}
 
 
 def read_settings(conf: Any, environ: Mapping[str, str] | None = None) -> dict[str, Any]:

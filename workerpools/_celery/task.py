@@ -15,6 +15,7 @@ from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.pools import is_adapter
 from workerpools._celery.request import TaskTerms
 from workerpools._celery.settings import read_settings
+from workerpools._pools.injection import fill, hide, injected
 from workerpools._pools.resource import Resource
 from workerpools._run import attempts
 from workerpools._run.attempts import Effect, declare_effect
@@ -58,8 +59,8 @@ class PooledTask(Task):
     Raises:
         ConfigurationError: On subclassing: a resource's name is an attribute of Celery's ``Task`` or of ``PooledTask``,
             or an adapter was assigned without ``pools.add()``. On creating the task: its body is a coroutine function
-            or a generator function, or ``idempotent``, ``replay``, ``publish`` or a ``workerpools_`` setting of the
-            app is malformed.
+            or a generator function, an injected parameter is positional-only, or ``idempotent``, ``replay``,
+            ``publish`` or a ``workerpools_`` setting of the app is malformed.
     """
 
     abstract = True
@@ -75,6 +76,8 @@ class PooledTask(Task):
         # On the instance, before Celery wraps ``task.run`` for autoretry_for: its wrapper then encloses the attempt,
         # and a failed commit is retried like a failed body.
         task.run = _in_attempts(task)
+        if parameters := injected(_bound_run(task, cls), _whose(cls)):
+            hide(parameters, task)
         return task
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -208,7 +211,7 @@ class PooledTask(Task):
                 receiver could only log it.
         """
         bound = super().bind(app)
-        whose, idempotent = str(cls.name or cls.__name__), cast(Any, cls.idempotent)
+        whose, idempotent = _whose(cls), cast(Any, cls.idempotent)
         RetryPolicy.of(cls.replay, whose)
         if not isinstance(idempotent, bool):
             raise ConfigurationError(f"{whose}: idempotent={idempotent!r}; wanted: True or False")
@@ -232,6 +235,13 @@ def _resources(cls: type) -> Iterator[tuple[str, Resource[Any] | ConfiguredResou
         for name, value in vars(base).items():
             if isinstance(value, (Resource, ConfiguredResource)):
                 yield name, value
+    for _, _, handle in injected(_bound_run(None, cls), _whose(cls)):
+        if isinstance(handle, (Resource, ConfiguredResource)):
+            yield "", handle
+
+
+def _whose(cls: Any) -> str:
+    return str(cls.name or cls.__name__)
 
 
 _ABSENT = object()
@@ -257,7 +267,7 @@ def _check_body(cls: Any) -> None:
         what = "a generator function, which a call does not run; make it a plain function, without yield"
     else:
         return
-    raise ConfigurationError(f"{cls.name or cls.__name__}: the body is {what}")
+    raise ConfigurationError(f"{_whose(cls)}: the body is {what}")
 
 
 def _in_attempts(task: PooledTask) -> Any:
@@ -271,13 +281,15 @@ def _in_attempts(task: PooledTask) -> Any:
         # Checked on each call: Celery's task_annotations may replace the class's run after the task is created.
         function = cls.run
         if function is not known:
-            original, known = _bound_run(task, cls), function
+            body = _bound_run(task, cls)
+            parameters = injected(body, _whose(cls))
+            original, known = fill(body, parameters, task) if parameters else body, function
         return run(original, terms, args, kwargs)
 
     return run_in_attempts
 
 
-def _bound_run(task: PooledTask, cls: type) -> Any:
+def _bound_run(task: PooledTask | None, cls: type) -> Any:
     for base in cls.__mro__:
         if "run" in vars(base):
             return vars(base)["run"].__get__(task, cls)

@@ -19,11 +19,11 @@ from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import MAX_EFFECTS, Attempt, Effect, current, line, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import CONNECTIONS, EventKind, Listeners
-from workerpools._run.failure import Failure, Noted, Phase, noted_of
+from workerpools._run.failure import Failure, FailureKind, Noted, Phase, Sent, noted_of
 from workerpools._stats.meter import Lease, Meter
 from workerpools.errors import ConfigurationError
 
-__all__ = ["Adapter", "FunctionAdapter", "Opening"]
+__all__ = ["Adapter", "Factory", "FunctionAdapter", "Opening"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,8 @@ class Opening:
         notice: Call it without arguments before a connection is checked out, if users keep the value and use it without
             the resource. It calls :meth:`Adapter.recycle` if a recycle was requested.
         ended: Call it without arguments after the user has closed the value: the next use opens another one.
+        broken: Call it without arguments if the value can no longer be used: it is recycled at the next use, as by
+            :meth:`workerpools.WorkerPools.recycle`.
         wait: Call it without arguments when a caller begins to wait for a connection; returns the :class:`Lease`.
         budget: The process's budget for replays. Use :meth:`replay`, which respects the task's policy as well.
     """
@@ -65,12 +67,14 @@ class Opening:
         *,
         notice: Callable[[], object] = _nothing,
         ended: Callable[[], object] = _nothing,
+        broken: Callable[[], object] = _nothing,
     ) -> None:
         self.resource = resource
         self.execution_pool = execution_pool
         self.descriptors = descriptors or Descriptors()
         self.notice = notice
         self.ended = ended
+        self.broken = broken
         self._listeners = listeners or Listeners()
         self.budget = budget or Budget()
         #: The open connections without a socket of their own.
@@ -326,6 +330,8 @@ class Adapter(Protocol[T]):
             setting ``workerpools_leak_after``.
         on_open: The user's function, called with every value right after :meth:`open` has returned it, before its first
             use. If it raises, the value is closed again, and the error is one of opening.
+        unseen_effects: Whether uses of the value may have effects that are not reported. Every attempt that uses it has
+            an effect then.
         event_attributes: The attributes by which the library recognizes objects with events. Asking a handle for one
             of them raises an error that says ``on_open``.
     """
@@ -336,6 +342,7 @@ class Adapter(Protocol[T]):
     settings: Sequence[Setting] = ()
     leak_after: float | None = None
     on_open: Callable[[T], object] | None = None
+    unseen_effects: bool = False
     event_attributes: Sequence[str] = ()
 
     def prepare(self) -> None:
@@ -379,6 +386,21 @@ class Adapter(Protocol[T]):
             Exception: Raised by ``close()``; logged otherwise.
         """
         ...
+
+    def discard(self, value: T) -> None:
+        """Drop an inherited value in a forked child, without a byte to its peers.
+
+        Called right after the fork, once the sockets of which :class:`Opening` knows are replaced. What the value still
+        holds then are sockets that nobody reported, and threads that the child does not have. Must not wait, and must
+        not take a lock that another thread of the parent may have held.
+
+        Args:
+            value: The parent's value. It is never finalized.
+
+        Raises:
+            Exception: Logged.
+        """
+        return
 
     def recycle(self, value: T, since: float) -> bool:
         """Replace the connections of ``value``, each as soon as it is idle: work in flight is not disturbed.
@@ -524,3 +546,81 @@ class FunctionAdapter(Adapter[T], Generic[T]):
 
     def describe(self) -> str:
         return str(getattr(self._factory, "__name__", type(self._factory).__name__))
+
+
+class Factory(FunctionAdapter[T], Generic[T]):
+    """An adapter made from functions: how a value is opened, closed and discarded, and what its errors prove.
+
+    >>> import socket
+    >>> from workerpools import FailureKind, WorkerPools
+    >>> from workerpools.adapter import Factory
+    >>> def classify(error):
+    ...     return FailureKind.UNAVAILABLE if isinstance(error, ConnectionRefusedError) else None
+    >>> with socket.create_server(("127.0.0.1", 0)) as server, WorkerPools() as pools:
+    ...     address = server.getsockname()
+    ...     line = pools.add(Factory(lambda: socket.create_connection(address, 3.0), classify=classify), name="line")
+    ...     line.get().getpeername() == address
+    True
+
+    Args:
+        open: Called without arguments, once per process: returns the value. Or a generator function that yields it once
+            and closes it after the ``yield``.
+        close: Called with the value to close it; for plain functions. By default the value's own ``close()``, if it
+            has one.
+        discard: Called with an inherited value in a forked child, to drop what it holds without a byte to its peers:
+            see :meth:`Adapter.discard`.
+        classify: Called with an error that ended an attempt, and with its causes: returns a :class:`FailureKind`, a
+            :class:`Failure`, or None for an error that is none of this value's connections. After ``STALE``,
+            ``INDETERMINATE`` and ``UNAVAILABLE`` the next attempt gets a new value.
+        connections: Called with the value at a fork; returns its connections, objects with a ``fileno()``, so that a
+            child can discard them. By default the value itself, if it has a ``fileno()``.
+        effects: Whether a use may do what must not be done twice. Nothing sees what a value does, so every attempt that
+            uses it has an effect, and is run again only if its task is idempotent. False for a value that only reads,
+            and where bodies declare their effects themselves: ``self.effect("sent the mail")``.
+
+    Raises:
+        ConfigurationError: An argument is not a function, ``effects`` is not a bool, or ``close`` was given with a
+            generator function.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[], T] | Callable[[], Iterator[T]],
+        *,
+        close: Callable[[T], object] | None = None,
+        discard: Callable[[T], object] | None = None,
+        classify: Callable[[BaseException], FailureKind | Failure | None] | None = None,
+        connections: Callable[[T], Iterable[Any]] | None = None,
+        effects: bool = True,
+    ) -> None:
+        functions = {"close": close, "discard": discard, "classify": classify, "connections": connections}
+        for name, given in {"open": open, **{name: given for name, given in functions.items() if given}}.items():
+            if not callable(given):
+                raise ConfigurationError(f"Factory: {name}={given!r}; wanted: a function")
+        if close is not None and inspect.isgeneratorfunction(open):
+            raise ConfigurationError(
+                "Factory: close= is for functions that return the value; a generator function closes it after the yield"
+            )
+        if not isinstance(cast(Any, effects), bool):
+            raise ConfigurationError(f"Factory: effects={effects!r}; wanted: True or False")
+        super().__init__(open, close=close, connections=connections)
+        self._discard = discard
+        self._classify = classify
+        self.unseen_effects = effects
+
+    def discard(self, value: T) -> None:
+        if self._discard is not None:
+            self._discard(value)
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        found = None if self._classify is None else self._classify(error)
+        if isinstance(found, FailureKind):
+            found = Failure(found, Sent.UNKNOWN, known=f"its classify= takes {type(error).__name__} for {found.value}")
+        if found is not None and found.kind in _BROKEN:
+            for opening, _ in list(self._openings.values()):
+                opening.broken()
+        return found
+
+
+#: The failures after which a connection is not to be used again.
+_BROKEN = (FailureKind.STALE, FailureKind.INDETERMINATE, FailureKind.UNAVAILABLE)

@@ -10,9 +10,11 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
 from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.injection import Injected
 from workerpools._pools.shared import Shared
 from workerpools._process import fork
 from workerpools._process.bounded import remaining, run_bounded
@@ -64,6 +66,26 @@ class Overridable(Generic[T]):
             yield value
         finally:
             self._overrides = (*self._overrides[: depth - 1], *self._overrides[depth:])
+
+    def inject(self) -> T:
+        """Return the default of a parameter that each run of a task's body gets the value for, as ``self.…`` would.
+
+        >>> from celery import Celery
+        >>> from workerpools import PooledTask, WorkerPools
+        >>> app = Celery("shop", set_as_current=False)
+        >>> prices = WorkerPools(app).add(lambda: {"teapot": 12}, name="prices")
+        >>> @app.task(base=PooledTask, name="shop.price")
+        ... def price(sku, prices=prices.inject()):
+        ...     return prices[sku]
+        >>> price("teapot")
+        12
+        >>> price("teapot", {"teapot": 10})
+        10
+
+        Returns:
+            A placeholder. Its type is that of the value for type checkers, so that the parameter has the value's type.
+        """
+        return cast(T, Injected(self))
 
     if not TYPE_CHECKING:  # a type checker would believe every name
 
@@ -162,6 +184,7 @@ class Resource(Overridable[T]):
                 "call them in one function"
             )
         know_libraries(getattr(adapter, "libraries", ()))
+        self._unseen = bool(getattr(adapter, "unseen_effects", False))
         self._forget()
         fork.guard(self)
 
@@ -259,6 +282,8 @@ class Resource(Overridable[T]):
         live = self._live
         if live is None or live.version != self._recycles.cells[0] or attempt.parent is not None or attempt.ended:
             return self._begin(attempt).value
+        if self._unseen:
+            live.opening.effect(f"a use of {self.name!r}")
         attempt.values[self] = live
         if self._live is not live:
             # Replaced in between by another thread, which may have found it unused.
@@ -303,6 +328,8 @@ class Resource(Overridable[T]):
                 live, opened = self._open(attempt), True
             if attempt is not None and replaced is None:
                 attempt.values[self] = live
+                if self._unseen:
+                    live.opening.effect(f"a use of {self.name!r}")
         finally:
             # First of all: a signal may interrupt any call before it, suppress() too.
             try:  # noqa: SIM105
@@ -354,6 +381,7 @@ class Resource(Overridable[T]):
                 self.meter,
                 notice=self.notice,
                 ended=lambda: self._closed_by_user(descriptors),
+                broken=lambda: self.ask(time.monotonic()),
             )
             # Threads of the value, such as a client's monitor, are not the attempt's.
             with of_no_attempt():
@@ -602,7 +630,17 @@ class Resource(Overridable[T]):
         self.meter.discarded(len(inherited))
         if ledgers:
             self._discarded = len(inherited)
+        # The adapter may not derive from Adapter.
+        if held and hasattr(self.adapter, "discard"):
+            fork.afterwards(partial(self._discard, held))
         return kept, inherited
+
+    def _discard(self, inherited: Sequence[_Live[T]]) -> None:
+        for live in inherited:
+            try:
+                self.adapter.discard(live.value)
+            except Exception:  # third-party code: the fork goes on without it
+                logger.exception("could not discard an inherited value of %r", self)
 
     def _held(self) -> list[_Live[T]]:
         return [*self._closing, *self._retired, *([self._live] if self._live is not None else [])]

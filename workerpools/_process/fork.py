@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from workerpools._process.descriptors import is_socket
 
-__all__ = ["Inheritable", "guard"]
+__all__ = ["Inheritable", "afterwards", "guard"]
 
 
 class Inheritable(Protocol):
@@ -34,6 +34,7 @@ class Inheritable(Protocol):
 
 _guarded: dict[int, weakref.ref[Any]] = {}
 _pins: dict[int, object] = {}
+_afterwards: list[Callable[[], object]] = []
 _install_lock = threading.Lock()
 _installed = False
 
@@ -47,6 +48,11 @@ def guard(owner: Inheritable) -> None:
     _install()
     key = id(owner)
     _guarded[key] = weakref.ref(owner, lambda _: _guarded.pop(key, None))
+
+
+def afterwards(function: Callable[[], object]) -> None:
+    """Call ``function`` once all inherited descriptors point at the null device; for :meth:`Inheritable.discard`."""
+    _afterwards.append(function)
 
 
 def _install() -> None:
@@ -90,6 +96,9 @@ def _after_in_child() -> object:
         kept.append(value)
         descriptors.extend(filenos)
     _point_at_null(descriptors)
+    functions, _afterwards[:] = list(_afterwards), ()
+    for function in functions:
+        function()
     _pins.clear()
     return kept
 

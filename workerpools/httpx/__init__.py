@@ -11,13 +11,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from workerpools.adapter import explained
-
-try:
-    import httpx
-except ModuleNotFoundError as error:
-    raise explained(error, "workerpools.httpx", "httpx", "httpx") from None
-
 from workerpools.adapter import (
     Adapter,
     ExecutionPool,
@@ -28,12 +21,14 @@ from workerpools.adapter import (
     refusal,
 )
 from workerpools.errors import ConfigurationError
-from workerpools.httpx._client import PooledClient
-from workerpools.httpx._errors import classify_status, classify_unwatched
-from workerpools.httpx._options import base_of, check_connections, check_options
-from workerpools.httpx._proxies import environment_proxies, usable_proxy
-from workerpools.httpx._tls import Certificates
-from workerpools.httpx._transport import Traffic, WatchedTransport
+
+from ._client import PooledClient
+from ._errors import classify_status, classify_unwatched
+from ._library import LIBRARIES, httpx
+from ._options import base_of, check_connections, check_options
+from ._proxies import environment_proxies, usable_proxy
+from ._tls import Certificates
+from ._transport import Traffic, WatchedTransport
 
 __all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
 
@@ -129,7 +124,7 @@ class HttpxClient(Adapter[httpx.Client]):
         Setting.timeout("http_acquire_timeout", "Acquire timeout, in seconds (2)."),
         Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
     )
-    libraries = ("httpx", "httpcore", "h11", "h2", "hpack")
+    libraries = LIBRARIES
 
     def __init__(
         self,

@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Generator
 from typing import Any
 
-import httpx
-
 from workerpools.adapter import Opening, Scoped, current, deadline, in_attempt
-from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_unwatched, is_idempotent
+
+from ._errors import PLUMBING, RESOURCE, classify_unwatched, is_idempotent
+from ._library import httpx
 
 __all__ = ["PooledClient"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-import httpx
-
 from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes, kept_key
+
+from ._library import httpx
 
 __all__ = [
     "PLUMBING",

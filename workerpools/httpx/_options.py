@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from http.cookiejar import CookieJar
 from typing import Any, NamedTuple
 
-import httpx
-
 from workerpools.adapter import WEEK, redact_url, seconds, whole
 from workerpools.errors import ConfigurationError
+
+from ._library import httpx
 
 __all__ = ["COOKIES", "Base", "base_of", "check_connections", "check_files", "check_options"]
 

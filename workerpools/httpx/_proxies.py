@@ -6,9 +6,9 @@ import ipaddress
 import urllib.request
 from typing import Any
 
-import httpx
-
 from workerpools.errors import ConfigurationError
+
+from ._library import httpx
 
 __all__ = ["environment_proxies", "usable_proxy"]
 

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-import httpx
+from ._library import httpx
 
 __all__ = ["Stream", "Streams"]
 

@@ -7,10 +7,10 @@ import os
 import ssl
 from typing import Any
 
-import httpx
-
 from workerpools.errors import ConfigurationError
-from workerpools.httpx._options import check_files
+
+from ._library import httpx
+from ._options import check_files
 
 __all__ = ["Certificates"]
 

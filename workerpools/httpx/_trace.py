@@ -13,11 +13,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import httpx
-
 from workerpools.adapter import Deadline, Effect, Lease, Opening, SocketNumber, Watch, Watchdog
-from workerpools.httpx._errors import Progress, is_repeated
-from workerpools.httpx._streams import Stream
+
+from ._errors import Progress, is_repeated
+from ._library import httpx
+from ._streams import Stream
 
 __all__ = ["FAILING", "Trace", "Wire", "wire_of"]
 

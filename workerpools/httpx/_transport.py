@@ -11,15 +11,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
-import httpx
-
 from workerpools.adapter import Deadline, Failure, FailureKind, Lifetime, Opening, Phase, add_note, failure_of
 from workerpools.adapter import deadline as current_deadline
 from workerpools.errors import DeadlineExceeded
-from workerpools.httpx._errors import PLUMBING, RESOURCE, classify_transport, is_idempotent
-from workerpools.httpx._streams import Stream, Streams
-from workerpools.httpx._tls import Certificates
-from workerpools.httpx._trace import FAILING, Trace, Wire, wire_of
+
+from ._errors import PLUMBING, RESOURCE, classify_transport, is_idempotent
+from ._library import httpx
+from ._streams import Stream, Streams
+from ._tls import Certificates
+from ._trace import FAILING, Trace, Wire, wire_of
 
 __all__ = ["Traffic", "WatchedTransport"]
 
