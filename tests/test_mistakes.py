@@ -81,6 +81,12 @@ def test_postgres_is_no_scheme() -> None:
 async def coroutine_body(*_: Any) -> None: ...
 
 
+def modelled(app: Celery) -> None:
+    """Declare an async body with models."""
+    pytest.importorskip("pydantic")
+    app.task(base=PooledTask, pydantic=True, shared=False, name="shop.sync")(coroutine_body)
+
+
 async def async_generator_body(*_: Any) -> AsyncIterator[int]:
     yield 1
 
@@ -93,8 +99,7 @@ def generator_body(*_: Any) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        (coroutine_body, "async def"),
-        (async_generator_body, "async def"),
+        (async_generator_body, "asynchronous generator function"),
         (generator_body, "generator function"),
     ],
 )
@@ -108,12 +113,21 @@ def test_bodies_that_would_never_run(body: Any, what: str, bind: bool) -> None:
     assert "shop.sync" not in app.tasks
 
 
+def test_async_bodies_with_models() -> None:
+    """Celery's wrapper would dump the coroutine, and hides what the body is."""
+    app = new_app()
+    modelled(app)
+    with pytest.raises(ConfigurationError, match=r"shop\.sync: the body is async def with pydantic=True"):
+        app.finalize()
+
+
 def test_class_based_bodies_that_would_never_run() -> None:
     """A class-based task defines ``run``, itself or in a base."""
     app = new_app()
 
     class Base(PooledTask):
-        async def run(self) -> None: ...
+        def run(self) -> Iterator[int]:
+            yield 1
 
     class Sync(Base):
         name = "shop.sync"

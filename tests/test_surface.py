@@ -74,20 +74,31 @@ def test_exported_members() -> None:
         "due",
         "explained",
         "failure_of",
+        "flow",
         "greenlet_library",
         "greenlet_time_limit",
         "in_attempt",
         "kept_key",
+        "loop_is_running",
         "meant",
+        "on_loop",
         "redact_url",
         "refusal",
         "require",
+        "run_coroutine",
         "scoped",
         "seconds",
+        "start_coroutine",
         "whole",
     ]
     assert workerpools.events.__all__ == ["Alert", "AlertListener", "Event", "EventKind", "Listener"]
-    assert workerpools.httpx.__all__ == ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
+    assert workerpools.httpx.__all__ == [
+        "DEFAULT_TIMEOUT",
+        "AsyncHttpxClient",
+        "HttpxClient",
+        "classify",
+        "default_limits",
+    ]
     assert workerpools.failures.__all__ == ["Failure", "FailureKind", "Phase", "Sent", "classify"]
     assert workerpools.opentelemetry.__all__ == ["instrument", "uninstrument"]
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]

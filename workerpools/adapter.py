@@ -50,10 +50,15 @@ from workerpools._pools.resource import Overridable, Resource
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors, SocketNumber
+from workerpools._process.event_loop import is_here as on_loop
+from workerpools._process.event_loop import is_running as loop_is_running
+from workerpools._process.event_loop import start as start_coroutine
+from workerpools._process.flows import flow
 from workerpools._process.greenlets import library as greenlet_library
 from workerpools._process.greenlets import time_limit as greenlet_time_limit
 from workerpools._process.watchdog import Watch, Watchdog
 from workerpools._run.attempts import Attempt, Effect, Scoped, concerned, current, deadline, require
+from workerpools._run.coroutines import run as run_coroutine
 from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
 from workerpools._stats.meter import Lease
@@ -94,16 +99,21 @@ __all__ = [
     "due",
     "explained",
     "failure_of",
+    "flow",
     "greenlet_library",
     "greenlet_time_limit",
     "in_attempt",
     "kept_key",
+    "loop_is_running",
     "meant",
+    "on_loop",
     "redact_url",
     "refusal",
     "require",
+    "run_coroutine",
     "scoped",
     "seconds",
+    "start_coroutine",
     "whole",
 ]
 

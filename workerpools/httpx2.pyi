@@ -3,20 +3,22 @@
 import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2  # pyright: ignore[reportMissingImports]  # it needs Python 3.11
 
 from workerpools.adapter import Adapter, ExecutionPool, Failure, Opening
 
-__all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
+__all__ = ["DEFAULT_TIMEOUT", "AsyncHttpxClient", "HttpxClient", "classify", "default_limits"]
+
+C = TypeVar("C", httpx2.Client, httpx2.AsyncClient)
 
 DEFAULT_TIMEOUT: httpx2.Timeout
 
 def default_limits(execution_pool: ExecutionPool, max_connections: int | None = None) -> httpx2.Limits: ...
 def classify(error: BaseException) -> Failure | None: ...
 
-class HttpxClient(Adapter[httpx2.Client]):
+class _Declared(Adapter[C]):  # type: ignore[misc]  # each client has its close()
     def __init__(
         self,
         *,
@@ -29,8 +31,8 @@ class HttpxClient(Adapter[httpx2.Client]):
         http1: bool = True,
         http2: bool = False,
         proxy: Any = None,
-        mounts: Mapping[str, httpx2.BaseTransport | None] | None = None,
-        transport: httpx2.BaseTransport | Callable[[], httpx2.BaseTransport] | None = None,
+        mounts: Mapping[str, Any] | None = None,
+        transport: Any = None,
         uds: str | os.PathLike[str] | None = None,
         local_address: str | None = None,
         socket_options: Iterable[tuple[Any, ...]] | None = None,
@@ -39,11 +41,16 @@ class HttpxClient(Adapter[httpx2.Client]):
         max_lifetime: float | None = 300.0,
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str] | str] | None = None,
-        on_open: Callable[[httpx2.Client], object] | None = None,
+        on_open: Callable[[C], object] | None = None,
         leak_after: float | None = None,
         **options: Any,
     ) -> None: ...
-    def open(self, opening: Opening) -> httpx2.Client: ...
-    def close(self, value: httpx2.Client, timeout: float) -> None: ...
+    def open(self, opening: Opening) -> C: ...
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> HttpxClient: ...
+    def from_settings(cls, settings: Mapping[str, Any]) -> _Declared[C]: ...
+
+class HttpxClient(_Declared[httpx2.Client]):
+    def close(self, value: httpx2.Client, timeout: float) -> None: ...
+
+class AsyncHttpxClient(_Declared[httpx2.AsyncClient]):
+    def close(self, value: httpx2.AsyncClient, timeout: float) -> None: ...

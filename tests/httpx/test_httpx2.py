@@ -174,7 +174,12 @@ def test_the_stub_says_what_there_is() -> None:
 
     def declared(tree: ast.Module) -> Any:
         classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-        functions = {node.name: node for node in classes["HttpxClient"].body if isinstance(node, ast.FunctionDef)}
+        functions = {
+            f"{name}.{node.name}": node
+            for name in ("_Declared", "HttpxClient", "AsyncHttpxClient")
+            for node in classes[name].body
+            if isinstance(node, ast.FunctionDef)
+        }
         top = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         made = {**functions, "default_limits": top["default_limits"], "classify()": top["classify"]}
         return {

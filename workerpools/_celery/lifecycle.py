@@ -21,6 +21,7 @@ from typing import Any
 from celery import signals
 
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
+from workerpools._process import event_loop
 from workerpools._run.attempts import last_returned
 from workerpools._run.loop import log_failed_after_commit
 
@@ -48,7 +49,8 @@ def connect(pools: Any) -> int:
     if not _connected:
         for signal, forward in _FOLLOWED:
             # The dispatch_uid prevents a second receiver if two threads get here at once.
-            signal.connect(_receiver(forward), weak=False, dispatch_uid=f"workerpools-{signal.name}")
+            receiver = _receiver(forward, ends=signal.name in _LAST)
+            signal.connect(receiver, weak=False, dispatch_uid=f"workerpools-{signal.name}")
         signals.task_failure.connect(_task_failed, weak=False, dispatch_uid="workerpools-task_failure")
         # A cold shutdown, a script and a web process send no signal.
         atexit.unregister(_at_exit)
@@ -57,7 +59,7 @@ def connect(pools: Any) -> int:
     return number
 
 
-def _receiver(forward: Callable[[Any, Any], object]) -> Callable[..., None]:
+def _receiver(forward: Callable[[Any, Any], object], *, ends: bool = False) -> Callable[..., None]:
     def receive(sender: Any = None, **_: Any) -> None:
         for ref in _living.valuerefs():
             pools = ref()
@@ -69,6 +71,9 @@ def _receiver(forward: Callable[[Any, Any], object]) -> Callable[..., None]:
                 # Celery would log it and carry on without us. The other objects still get the signal.
                 pools.record_failure(error)
                 logger.exception("workerpools failed to handle a worker signal; tasks will raise this error")
+        if ends:
+            # After the clients that live on it.
+            event_loop.end(event_loop.CLEANUP)
 
     return receive
 
@@ -81,7 +86,10 @@ _FOLLOWED: tuple[tuple[Any, Callable[[Any, Any], object]], ...] = (
     (signals.worker_shutdown, lambda pools, worker: pools.worker_ended(worker)),
 )
 
-_at_exit = _receiver(lambda pools, sender: pools.close())
+#: The last signals of a process, after which no task runs.
+_LAST = ("worker_process_shutdown", "worker_shutdown")
+
+_at_exit = _receiver(lambda pools, sender: pools.close(), ends=True)
 
 
 def _task_failed(sender: Any = None, exception: Any = None, **_: Any) -> None:

@@ -7,13 +7,13 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from celery import Celery
 
-from workerpools._celery import apps, lifecycle, messages, sharing
+from workerpools._celery import apps, lifecycle, messages, on_loop, sharing
 from workerpools._celery.censor import hide_secrets
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
@@ -21,7 +21,7 @@ from workerpools._pools.adapter import Adapter, FunctionAdapter
 from workerpools._pools.resource import Resource
 from workerpools._pools.shared import UNKNOWN, ExecutionPool, Shared
 from workerpools._process.bounded import remaining, run_bounded
-from workerpools._run import attempts, threads
+from workerpools._run import attempts, coroutines, threads
 from workerpools._run.events import Listener
 from workerpools._stats.collector import Collector
 from workerpools._values import WEEK, check_name, seconds
@@ -73,6 +73,7 @@ class WorkerPools:
         attempts.protect()
         threads.follow()
         messages.follow()
+        on_loop.follow()
         hide_secrets()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._worker: Any = None
@@ -283,6 +284,30 @@ class WorkerPools:
             function: Called without arguments.
         """
         messages.call_on_commit(function)
+
+    def run(self, coroutine: Awaitable[T]) -> T:
+        """Run a coroutine from a synchronous body, a script or a test, and return its result.
+
+        It runs on the process's event loop, where the asynchronous clients live, as a part of the calling attempt; the
+        calling thread waits. A time limit of the task cancels it.
+
+        >>> import asyncio
+        >>> from workerpools import WorkerPools
+        >>> pools = WorkerPools()
+        >>> async def both():
+        ...     return await asyncio.gather(asyncio.sleep(0, "a"), asyncio.sleep(0, "b"))
+        >>> pools.run(both())
+        ['a', 'b']
+
+        Args:
+            coroutine: The coroutine.
+
+        Raises:
+            RuntimeError: Called on the event loop itself, where the coroutine is to be awaited.
+            ConfigurationError: gevent or eventlet has patched this process.
+            BaseException: The coroutine's exception, or what interrupted the wait.
+        """
+        return coroutines.run(coroutine)
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` with every event of these resources, in this process and the children it forks later.

@@ -58,9 +58,9 @@ class PooledTask(Task):
 
     Raises:
         ConfigurationError: On subclassing: a resource's name is an attribute of Celery's ``Task`` or of ``PooledTask``,
-            or an adapter was assigned without ``pools.add()``. On creating the task: its body is a coroutine function
-            or a generator function, an injected parameter is positional-only, or ``idempotent``, ``replay``,
-            ``publish`` or a ``workerpools_`` setting of the app is malformed.
+            or an adapter was assigned without ``pools.add()``. On creating the task: its body is a generator function,
+            or ``async def`` with ``pydantic=True``; an injected parameter is positional-only; or ``idempotent``,
+            ``replay``, ``publish`` or a ``workerpools_`` setting of the app is malformed.
     """
 
     abstract = True
@@ -261,8 +261,17 @@ def _check_body(cls: Any) -> None:
     """Refuse a body that does not run when called: Celery would drop the returned object and report success."""
     body = next((vars(base)["run"] for base in cls.__mro__ if "run" in vars(base)), None)
     body = getattr(body, "__func__", body)
-    if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
-        what = "async def, and asynchronous bodies are not supported in this version; make it a plain function"
+    # Celery's wrapper of a body with pydantic=True.
+    modelled = hasattr(body, "dump_arguments")
+    if modelled:
+        body = inspect.unwrap(cast(Any, body))
+    if modelled and inspect.iscoroutinefunction(body):
+        what = (
+            "async def with pydantic=True, with which Celery would dump the coroutine, not its result; leave out "
+            "pydantic=True, and take and return plain values"
+        )
+    elif inspect.isasyncgenfunction(body):
+        what = "an asynchronous generator function, which a call does not run; make it a coroutine, without yield"
     elif inspect.isgeneratorfunction(body):
         what = "a generator function, which a call does not run; make it a plain function, without yield"
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process.descriptors import Descriptors
+from workerpools._process.flows import flow
 from workerpools._run.attempts import MAX_EFFECTS, Attempt, Effect, current, line, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import CONNECTIONS, EventKind, Listeners
@@ -197,7 +197,7 @@ class Opening:
             nested: Whether to look only for an enclosing attempt among them. The attempt itself may have given a
                 connection to another thread.
         """
-        attempt, limit, thread = current(), self._meter.limit, threading.get_ident()
+        attempt, limit, thread = current(), self._meter.limit, flow()
         own, leases = line(attempt), self._meter.held_since(math.inf)
         if not limit or len(leases) < limit:
             return ""

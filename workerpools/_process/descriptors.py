@@ -6,11 +6,12 @@ import logging
 import os
 import socket
 import stat
-import threading
 import weakref
 from _socket import socket as native_socket
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
+
+from workerpools._process.flows import flow
 
 __all__ = ["ConnectingSocket", "Descriptors", "HasFileno", "SocketNumber", "is_socket", "made_since", "numbers"]
 
@@ -157,18 +158,18 @@ class Descriptors:
         self._seen: weakref.WeakKeyDictionary[object, SocketNumber] = weakref.WeakKeyDictionary()
 
     def connecting(self, *ports: int | None) -> None:
-        """Record that the calling thread is connecting, until it calls :meth:`add` or :meth:`gave_up`.
+        """Record that the calling thread, or the event loop's task, connects, until :meth:`add` or :meth:`gave_up`.
 
         Meanwhile no object exposes the socket, so a fork has to search the sockets created since this call.
 
         Args:
             ports: The peer's TCP port, or those of several servers, one of which will be the peer; None if unknown.
         """
-        self._connecting[threading.get_ident()] = (numbers(), [port for port in ports if port is not None])
+        self._connecting[flow()] = (numbers(), [port for port in ports if port is not None])
 
     def gave_up(self) -> None:
         """Record that the calling thread has stopped connecting."""
-        self._connecting.pop(threading.get_ident(), None)
+        self._connecting.pop(flow(), None)
 
     def in_progress(self, mark: int | None = None) -> ConnectingSocket:
         """Return the socket that the calling thread is connecting, for a :class:`Watchdog`.
@@ -176,7 +177,7 @@ class Descriptors:
         Args:
             mark: The socket's ``TCP_USER_TIMEOUT``, in milliseconds, if no other socket has the same; None for none.
         """
-        before, ports = self._connecting.get(threading.get_ident()) or (numbers(), ())
+        before, ports = self._connecting.get(flow()) or (numbers(), ())
         return ConnectingSocket(before, ports, mark, lambda: map(self._fileno, self._open()))
 
     def look(self, connection: Any) -> SocketNumber | None:
@@ -188,7 +189,7 @@ class Descriptors:
         Returns:
             The socket; None if it cannot be told apart from sockets that other threads opened meanwhile.
         """
-        begun = self._connecting.get(threading.get_ident())
+        begun = self._connecting.get(flow())
         found = [] if begun is None else made_since(*begun)
         if len(found) != 1:
             return None

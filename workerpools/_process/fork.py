@@ -113,7 +113,13 @@ def _point_at_null(descriptors: Iterable[int]) -> None:
     except OSError:
         # Out of descriptors: close one of the inherited ones to make room.
         os.close(sockets[0])
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            # The limit is below all of them. Closed, they are out of reach, too.
+            for fd in sockets[1:]:
+                os.close(fd)
+            return
     for fd in sockets:
         if fd != null:
             os.dup2(null, fd, inheritable=False)

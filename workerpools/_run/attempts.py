@@ -151,6 +151,8 @@ class Attempt:
     committed = False
     #: What waits for its commit, in order; None if nothing does.
     waiting: deque[Any] | None = None
+    #: The tasks of the event loop that it started and that outlived it, although they were cancelled.
+    left_tasks: tuple[Any, ...] = ()
     #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
     interrupted = False
     #: Called with the attempt after it has ended; see :meth:`callback`.

@@ -221,7 +221,8 @@ def causes(error: BaseException, beyond: BaseException | None = None) -> list[Ba
 def is_interruption(error: BaseException) -> bool:
     """Return whether ``error`` interrupts the task: a soft time limit, an exit, GreenletExit, gevent.Timeout."""
     if not isinstance(error, Exception):
-        return True
+        # asyncio's time-outs are cancellations inside; one that ends a body reaches its attempt as an Exception.
+        return type(error).__module__ != "asyncio.exceptions"
     # By name: the core imports neither Celery nor billiard, which defines it.
     return "SoftTimeLimitExceeded" in [cls.__name__ for cls in type(error).__mro__]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from workerpools._process.flows import flow
 
 __all__ = ["Keys", "derive"]
 
@@ -54,7 +55,7 @@ class Keys:
         # Which of them this run has sent again, under which key of its own, whether it is the first one, and in which
         # thread it sends.
         self._again: dict[int, str] = {}
-        self._runs_again, self._thread = again, 0
+        self._runs_again, self._flow = again, 0
 
     def run_again(self) -> None:
         """Begin another run of the body."""
@@ -70,9 +71,9 @@ class Keys:
         """
         if key in self.derived:
             return key
-        self._thread = self._thread or threading.get_ident()
-        if content is None or self._thread != threading.get_ident():
-            # The order of threads is another one in each run.
+        self._flow = self._flow or flow()
+        if content is None or self._flow != flow():
+            # The order of threads, and of tasks of the event loop, is another one in each run.
             return None
         place, digest = _digest(place.encode()), _digest(content)
         others = False

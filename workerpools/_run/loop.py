@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from workerpools._run import attempts, threads
+from workerpools._process.event_loop import is_here
+from workerpools._run import attempts, coroutines, threads
 from workerpools._run.attempts import Attempt, Effect
 from workerpools._run.budget import Budget
 from workerpools._run.delivery import OUTERMOST, Action, Delivery, NotSent, Terms, describe
@@ -30,6 +31,8 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
 
     A body called from another one as a plain function joins its attempt: one session, one commit, no replay of its own.
 
+    What a body returns to be awaited runs on the process's event loop, and the calling thread waits for it.
+
     Args:
         body: The task body.
         terms: The task's terms for running again.
@@ -46,7 +49,9 @@ def run(body: Callable[..., R], terms: Terms, args: Sequence[Any] = (), kwargs: 
         requests = terms.requests()
         request = requests[-1] if requests else None
         if request is None or request.called_directly or _runs_for(outer, request):
-            return body(*args, **kwargs)
+            result = body(*args, **kwargs)
+            # Another coroutine awaits it, or this thread waits for it.
+            return result if is_here() or not hasattr(type(result), "__await__") else coroutines.run(cast(Any, result))
     delivery = Delivery(terms, request)
     handled = sys.exc_info()[1]
     while True:
@@ -192,6 +197,8 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         attempt.enter()
         try:
             result = body(*args, **kwargs)
+            if hasattr(type(result), "__await__"):
+                result = coroutines.wait_for(result, attempt)
             if attempt.scoped:
                 attempt.commit()
             attempt.committed = True

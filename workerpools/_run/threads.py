@@ -109,7 +109,7 @@ def _noted(thread: threading.Thread) -> list[Attempt]:
 
 
 def working(attempt: Attempt) -> list[str]:
-    """Return the names of the threads and greenlets that may still work for an attempt.
+    """Return the names of the threads, greenlets and tasks of the event loop that may still work for an attempt.
 
     Args:
         attempt: The attempt, which ran in the calling thread or greenlet.
@@ -121,7 +121,7 @@ def working(attempt: Attempt) -> list[str]:
     if not names and any(thread.busy is False for thread in found):
         # A worker has taken its work from the queue a moment before it is to be seen in one of its variables.
         names = _taken()
-    return names
+    return [*names, *(repr(task.get_name()) for task in attempt.left_tasks if not task.done())]
 
 
 def _taken() -> list[str]:

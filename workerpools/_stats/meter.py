@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
+from workerpools._process.flows import flow, loop_thread
 from workerpools._run.attempts import Attempt, current
 from workerpools._run.failure import FailureKind
 from workerpools._stats.memory import Slot
@@ -61,7 +62,8 @@ class Lease:
         since: The start of the wait; after :meth:`acquired`, the start of the use.
         attempt: The attempt that waits or acquired the connection; None outside one, and once the attempt no longer
             owns it.
-        thread: The thread that waits or acquired the connection for an attempt; 0 otherwise.
+        thread: The thread that waits or acquired the connection for an attempt, or the event loop's task (below 0); 0
+            otherwise.
         held: The pool's entry, for the adapter; None at the end.
         reclaim: Returns the connection to its pool after its attempt left it in use; see :meth:`acquired`. Set before,
             it is also called after an interruption of the wait.
@@ -77,6 +79,8 @@ class Lease:
         self._meter = meter
         self.attempt: Attempt | None = current()
         self.thread = 0 if self.attempt is None else threading.get_ident()
+        if self.thread == loop_thread.ident != 0:
+            self.thread = flow()
         self.held: Any = None
         self.reclaim: Callable[[], bool] | None = None
         self.stack: Stack | None = None
@@ -289,12 +293,14 @@ class Meter:
     def attempt_ended(self, attempt: Attempt) -> list[Lease]:
         """Count an attempt that used the resource, publish, and return the leases that it left in use.
 
-        Called in the attempt's thread. Leases acquired by other threads belong to those, whatever their context.
+        Called in the attempt's thread. Leases acquired by other threads belong to those, whatever their context; those
+        of the event loop's tasks are the attempt's, which its tasks do not outlive.
         """
         left: list[Lease] = []
         with self.lock:
             if self.leases or self.row[_IN_USE] or self.row[_PENDING]:
-                left = [lease for lease in self._disowned(attempt, 0.0) if lease.thread == threading.get_ident()]
+                thread = threading.get_ident()
+                left = [lease for lease in self._disowned(attempt, 0.0) if lease.thread == thread or lease.thread < 0]
                 self.row[_LEAKS] += len(left)
                 self.agree()
             self.row[_ATTEMPTS] += 1
@@ -309,11 +315,11 @@ class Meter:
             self.row[_LEAKS] += 1
 
     def left_by(self, attempt: Attempt) -> list[Lease]:
-        """Return the leases that ``attempt`` left waiting or in use in the calling thread."""
+        """Return the leases that ``attempt`` left waiting or in use in the calling thread, or on the event loop."""
         with self.lock:
             found = (*self.waiting, *(lease for lease in self.leases if lease not in self.waiting))
         thread = threading.get_ident()
-        return [lease for lease in found if lease.attempt is attempt and lease.thread == thread]
+        return [lease for lease in found if lease.attempt is attempt and (lease.thread == thread or lease.thread < 0)]
 
     def agree(self) -> None:
         """Derive the gauges from the leases: a signal may have interrupted any change of both."""

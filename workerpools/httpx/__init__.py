@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import importlib
 import inspect
 import os
 import socket
 import ssl
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from workerpools.adapter import (
     Adapter,
@@ -18,11 +20,16 @@ from workerpools.adapter import (
     Lifetime,
     Opening,
     Setting,
+    loop_is_running,
+    on_loop,
     refusal,
+    run_coroutine,
+    start_coroutine,
 )
 from workerpools.errors import ConfigurationError
 
-from ._client import PooledClient
+from ._async import AsyncPooledClient, AsyncWatchedTransport
+from ._client import Pooled, PooledClient
 from ._errors import classify_status, classify_unwatched
 from ._library import LIBRARIES, httpx
 from ._options import base_of, check_connections, check_options
@@ -30,7 +37,7 @@ from ._proxies import environment_proxies, usable_proxy
 from ._tls import Certificates
 from ._transport import Traffic, WatchedTransport
 
-__all__ = ["DEFAULT_TIMEOUT", "HttpxClient", "classify", "default_limits"]
+__all__ = ["DEFAULT_TIMEOUT", "AsyncHttpxClient", "HttpxClient", "classify", "default_limits"]
 
 #: The default bounds of httpx's four waits, in seconds.
 DEFAULT_TIMEOUT = httpx.Timeout(10.0, connect=3.0, pool=2.0)
@@ -67,49 +74,18 @@ def default_limits(execution_pool: ExecutionPool, max_connections: int | None = 
     return httpx.Limits(max_connections=size, max_keepalive_connections=size, keepalive_expiry=KEEPALIVE_EXPIRY)
 
 
-class HttpxClient(Adapter[httpx.Client]):
-    """Declares an ``httpx.Client``. Takes the client's options, with bounded defaults.
+C = TypeVar("C", httpx.Client, httpx.AsyncClient)
 
-    Args:
-        timeout: As for ``httpx.Client``; by default 10 s to read and to write, 3 s to connect and 2 s to acquire a
-            connection. An explicit None waits for ever.
-        total_timeout: How long an exchange may take in all, in seconds: acquiring a connection, connecting, sending and
-            the response to its end. None for no limit but the task's deadline. ``timeout`` bounds each wait by itself.
-        limits: As for ``httpx.Client``; by default :func:`default_limits`.
-        verify: As for ``httpx.Client``, or the path of a file or folder of authorities. The TLS context is built once,
-            in the parent, and inherited; anew when one of its files has changed.
-        cert: The client's certificate, as for ``httpx.Client``: a path, or (certificate, key[, password]).
-        trust_env: Whether to take proxies and certificate files from the environment, as httpx does.
-        http1: As for ``httpx.Client``.
-        http2: As for ``httpx.Client``.
-        proxy: As for ``httpx.Client``.
-        mounts: As for ``httpx.Client``.
-        transport: A function that makes a transport: ``transport=lambda: MyTransport()``. It is called for each
-            generation of connections (see ``max_lifetime``). Proxies, TLS, limits and sockets are the transport's own:
-            options for these are refused beside it. An instance, as for ``httpx.Client``, is shared by parent and
-            children and never replaced.
-        uds: The path of a Unix domain socket to connect to. No proxy is used.
-        local_address: The IP address to connect from; ``0.0.0.0`` for IPv4 alone, ``::`` for IPv6. Not with a proxy.
-        socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
-        cookies: How long cookies that a server sets are kept: "attempt" (the default), "process" or "off". Or the
-            cookies to send with each request, as for ``httpx.Client``.
-        max_connections: Maximum number of connections per process, if ``limits`` is not given.
-        max_lifetime: How long a connection is used, in seconds; None for no limit. httpx does not resolve a name again
-            while a connection lives, so this is how changes of DNS or of a load balancer take effect. Responses in
-            flight are not interrupted.
-        max_lifetime_jitter: The fraction of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
-        on_open: Called with every client opened, in the process that opens it, before its first use: the place to
-            instrument it. If it raises, the client is closed again and the task gets the error.
-        credentials: Called for each request; returns ``(user, password)`` for basic authentication, or a bearer token
-            as a string. For secrets that change.
-        leak_after: How long a response may stay open, in seconds, before that is logged with the place of the request;
-            None for the setting ``workerpools_leak_after``.
-        options: Other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
 
-    Raises:
-        ConfigurationError: ``httpx.Client`` has no such option, ``base_url`` or ``proxy`` is not a server's URL, or a
-            number is out of range: timeouts are at most a week, other times at most a year.
-    """
+class _Declared(Adapter[C]):
+    """What the declarations of both clients have in common."""
+
+    # What a synchronous client is made of.
+    _client: Any = PooledClient
+    _watched: Any = WatchedTransport
+    _network: Any = httpx.HTTPTransport
+    _base: Any = httpx.BaseTransport
+    _handles = "handle_request"
 
     kind = "http"
     settings = (
@@ -124,7 +100,7 @@ class HttpxClient(Adapter[httpx.Client]):
         Setting.timeout("http_acquire_timeout", "Acquire timeout, in seconds (2)."),
         Setting.whole("http_max_connections", "Connections per process (10, or the concurrency).", least=1),
     )
-    libraries = LIBRARIES
+    libraries: Sequence[str] = LIBRARIES
 
     def __init__(
         self,
@@ -138,8 +114,8 @@ class HttpxClient(Adapter[httpx.Client]):
         http1: bool = True,
         http2: bool = False,
         proxy: Any = None,
-        mounts: Mapping[str, httpx.BaseTransport | None] | None = None,
-        transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport] | None = None,
+        mounts: Mapping[str, Any] | None = None,
+        transport: Any = None,
         uds: str | os.PathLike[str] | None = None,
         local_address: str | None = None,
         socket_options: Iterable[tuple[Any, ...]] | None = None,
@@ -148,7 +124,7 @@ class HttpxClient(Adapter[httpx.Client]):
         max_lifetime: float | None = 300.0,
         max_lifetime_jitter: float = 0.1,
         credentials: Callable[[], tuple[str, str] | str] | None = None,
-        on_open: Callable[[httpx.Client], object] | None = None,
+        on_open: Callable[[C], object] | None = None,
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
@@ -183,6 +159,7 @@ class HttpxClient(Adapter[httpx.Client]):
             http2=http2,
             mounts=mounts,
             transport=transport,
+            base=self._base,
             socket_options=sockets,
             max_connections=max_connections,
             credentials=credentials,
@@ -230,7 +207,7 @@ class HttpxClient(Adapter[httpx.Client]):
         self._local_address = local_address
         self._prepared = False
         # Weak: user code may close and drop a client.
-        self._traffic: weakref.WeakKeyDictionary[httpx.Client, Traffic] = weakref.WeakKeyDictionary()
+        self._traffic: weakref.WeakKeyDictionary[C, Traffic] = weakref.WeakKeyDictionary()
 
     def prepare(self) -> None:
         """Build the TLS context and trigger httpx's lazy imports, which make up most of a first client's cost."""
@@ -239,18 +216,17 @@ class HttpxClient(Adapter[httpx.Client]):
             httpx.HTTPTransport(verify=self._certificates.context()).close()
             self._prepared = True
 
-    def open(self, opening: Opening) -> httpx.Client:
+    def open(self, opening: Opening) -> C:
         self.prepare()
         limits = self._limits or default_limits(opening.execution_pool, self._max_connections)
         traffic = Traffic(opening, limits.keepalive_expiry, self._total_timeout, self._certificates)
 
-        def watched(transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]) -> WatchedTransport:
-            return WatchedTransport(transport, traffic, lifetime=self._lifetime)
+        def watched(transport: Any) -> Any:
+            return self._watched(transport, traffic, lifetime=self._lifetime)
 
         own = self._transport
-        transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport]
         if own is None:
-            transport = functools.partial(self._over_network, limits, self._proxy)
+            transport: Any = functools.partial(self._over_network, limits, self._proxy)
             environment = self._client_options["trust_env"] and self._proxy is None and self._uds is None
             proxies = environment_proxies() if environment else {}
             if self._local_address is not None and any(proxies.values()):
@@ -261,7 +237,7 @@ class HttpxClient(Adapter[httpx.Client]):
         else:
             transport = own
             proxies = {}
-        mounts: dict[str, httpx.BaseTransport | None] = {
+        mounts: dict[str, Any] = {
             pattern: None if proxy is None else watched(functools.partial(self._over_network, limits, proxy))
             for pattern, proxy in proxies.items()
         }
@@ -269,19 +245,19 @@ class HttpxClient(Adapter[httpx.Client]):
         # Each network transport has its own connection pool.
         networks = (own is None) + sum(proxy is not None for proxy in proxies.values())
         opening.limited(networks * (limits.max_connections or 0))
-        client = PooledClient(
+        client: C = self._client(
             opening, self._cookie_mode, transport=watched(transport), mounts=mounts, **self._client_options
         )
         self._traffic[client] = traffic
         return client
 
-    def attached(self, value: httpx.Client) -> Iterator[tuple[str, object]]:
+    def attached(self, value: C) -> Iterator[tuple[str, object]]:
         """Return the client's event hooks and options, and what replaces a method of its transports.
 
         Args:
             value: The client.
         """
-        if isinstance(value, PooledClient):
+        if isinstance(value, Pooled):
             # After ``on_open``: what changes from now on is a body's.
             value.is_set_up = True
         for name, hooks in value.event_hooks.items():
@@ -292,11 +268,11 @@ class HttpxClient(Adapter[httpx.Client]):
             yield name, getattr(value, name)
         # As instrumentation does.
         for transport in self._traffic[value].transports if value in self._traffic else ():
-            if (replaced := vars(transport).get("handle_request")) is not None:
-                yield "handle_request of a transport", replaced
+            if (replaced := vars(transport).get(self._handles)) is not None:
+                yield f"{self._handles} of a transport", replaced
 
-    def _over_network(self, limits: httpx.Limits, proxy: Any) -> httpx.BaseTransport:
-        return httpx.HTTPTransport(
+    def _over_network(self, limits: httpx.Limits, proxy: Any) -> Any:
+        return self._network(
             verify=self._certificates.context(),
             limits=limits,
             proxy=proxy,
@@ -309,23 +285,7 @@ class HttpxClient(Adapter[httpx.Client]):
             local_address=self._local_address,
         )
 
-    def close(self, value: httpx.Client, timeout: float) -> None:
-        """Close the client once its requests in flight have ended, or after ``timeout`` seconds.
-
-        ``httpx.Client.close()`` alone would fail them.
-
-        Args:
-            value: The client.
-            timeout: How long to wait, in seconds.
-        """
-        # The next client is opened with what is on disk then.
-        self._certificates.renew()
-        traffic = self._traffic.pop(value, None)
-        if traffic is not None:
-            traffic.drain(timeout)
-        value.close()
-
-    def recycle(self, value: httpx.Client, since: float) -> bool:
+    def recycle(self, value: C, since: float) -> bool:
         """Send new requests over new connections; requests in flight finish on theirs.
 
         A transport instance passed by the user keeps its connections: there is no way to create another one.
@@ -349,7 +309,7 @@ class HttpxClient(Adapter[httpx.Client]):
         return failure if failure is not None and failure.resource else None
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> HttpxClient:
+    def from_settings(cls, settings: Mapping[str, Any]) -> _Declared[C]:
         timeout = httpx.Timeout(
             settings.get("http_timeout", DEFAULT_TIMEOUT.read),
             connect=settings.get("http_connect_timeout", DEFAULT_TIMEOUT.connect),
@@ -367,7 +327,112 @@ class HttpxClient(Adapter[httpx.Client]):
         return classify(error)
 
     def describe(self) -> str:
-        return f"HttpxClient {self._base_url}".strip()
+        return f"{type(self).__name__} {self._base_url}".strip()
+
+
+class HttpxClient(_Declared[httpx.Client]):
+    """Declares an ``httpx.Client``. Takes the client's options, with bounded defaults.
+
+    Args:
+        timeout: As for ``httpx.Client``; by default 10 s to read and to write, 3 s to connect and 2 s to acquire a
+            connection. An explicit None waits for ever.
+        total_timeout: How long an exchange may take in all, in seconds: acquiring a connection, connecting, sending and
+            the response to its end. None for no limit but the task's deadline. ``timeout`` bounds each wait by itself.
+        limits: As for ``httpx.Client``; by default :func:`default_limits`.
+        verify: As for ``httpx.Client``, or the path of a file or folder of authorities. The TLS context is built once,
+            in the parent, and inherited; anew when one of its files has changed.
+        cert: The client's certificate, as for ``httpx.Client``: a path, or (certificate, key[, password]).
+        trust_env: Whether to take proxies and certificate files from the environment, as httpx does.
+        http1: As for ``httpx.Client``.
+        http2: As for ``httpx.Client``.
+        proxy: As for ``httpx.Client``.
+        mounts: As for ``httpx.Client``.
+        transport: A function that makes a transport: ``transport=lambda: MyTransport()``. It is called for each
+            generation of connections (see ``max_lifetime``). Proxies, TLS, limits and sockets are the transport's own:
+            options for these are refused beside it. An instance, as for ``httpx.Client``, is shared by parent and
+            children and never replaced.
+        uds: The path of a Unix domain socket to connect to. No proxy is used.
+        local_address: The IP address to connect from; ``0.0.0.0`` for IPv4 alone, ``::`` for IPv6. Not with a proxy.
+        socket_options: Options for each TCP socket; by default keepalives and ``TCP_USER_TIMEOUT``.
+        cookies: How long cookies that a server sets are kept: "attempt" (the default), "process" or "off". Or the
+            cookies to send with each request, as for ``httpx.Client``.
+        max_connections: Maximum number of connections per process, if ``limits`` is not given.
+        max_lifetime: How long a connection is used, in seconds; None for no limit. httpx does not resolve a name again
+            while a connection lives, so this is how changes of DNS or of a load balancer take effect. Responses in
+            flight are not interrupted.
+        max_lifetime_jitter: The fraction of ``max_lifetime``, from 0 to 1, by which it is shortened at random.
+        on_open: Called with every client opened, in the process that opens it, before its first use: the place to
+            instrument it. If it raises, the client is closed again and the task gets the error.
+        credentials: Called for each request; returns ``(user, password)`` for basic authentication, or a bearer token
+            as a string. For secrets that change.
+        leak_after: How long a response may stay open, in seconds, before that is logged with the place of the request;
+            None for the setting ``workerpools_leak_after``.
+        options: Other options of ``httpx.Client``: ``base_url``, ``headers``, ``auth``, ``event_hooks``, ….
+
+    Raises:
+        ConfigurationError: ``httpx.Client`` has no such option, ``base_url`` or ``proxy`` is not a server's URL, or a
+            number is out of range: timeouts are at most a week, other times at most a year.
+    """
+
+    def close(self, value: httpx.Client, timeout: float) -> None:
+        """Close the client once its requests in flight have ended, or after ``timeout`` seconds.
+
+        ``httpx.Client.close()`` alone would fail them.
+
+        Args:
+            value: The client.
+            timeout: How long to wait, in seconds.
+        """
+        # The next client is opened with what is on disk then.
+        self._certificates.renew()
+        traffic = self._traffic.pop(value, None)
+        if traffic is not None:
+            traffic.drain(timeout)
+        value.close()
+
+
+class AsyncHttpxClient(_Declared[httpx.AsyncClient]):
+    """Declares an ``httpx.AsyncClient``, for ``async def`` bodies and ``pools.run()``.
+
+    The client lives on the process's event loop. ``transport`` and ``mounts`` take asynchronous transports,
+    ``event_hooks`` coroutine functions; ``credentials`` stays a plain function.
+
+    Args:
+        options: Those of :class:`HttpxClient`.
+
+    Raises:
+        ConfigurationError: As for :class:`HttpxClient`.
+    """
+
+    libraries: Sequence[str] = (*_Declared.libraries, "anyio")
+    _client = AsyncPooledClient
+    _watched = AsyncWatchedTransport
+    _network = httpx.AsyncHTTPTransport
+    _base = httpx.AsyncBaseTransport
+    _handles = "handle_async_request"
+
+    def prepare(self) -> None:
+        super().prepare()
+        # What the first connection would import.
+        importlib.import_module("anyio")
+
+    def close(self, value: httpx.AsyncClient, timeout: float) -> None:
+        """Close the client once its requests in flight have ended, or after ``timeout`` seconds.
+
+        Args:
+            value: The client.
+            timeout: How long to wait, in seconds.
+        """
+        self._certificates.renew()
+        traffic = self._traffic.pop(value, None)
+        if on_loop():
+            start_coroutine(value.aclose())
+            return
+        if traffic is not None:
+            traffic.drain(timeout)
+        if loop_is_running():
+            # Without a loop nothing was ever sent.
+            run_coroutine(asyncio.wait_for(value.aclose(), max(timeout, 0.25)))
 
 
 class _Credentials(httpx.Auth):

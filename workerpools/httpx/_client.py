@@ -9,7 +9,7 @@ import copy
 import logging
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from workerpools.adapter import Opening, Scoped, current, deadline, in_attempt
@@ -17,10 +17,13 @@ from workerpools.adapter import Opening, Scoped, current, deadline, in_attempt
 from ._errors import PLUMBING, RESOURCE, classify_unwatched, is_idempotent
 from ._library import httpx
 
-__all__ = ["PooledClient"]
+__all__ = ["SINGLE", "TOKEN_WAIT", "Flow", "Pooled", "PooledClient", "failed_request", "is_plumbing"]
 
 #: The longest wait for a token that another thread asks for, in seconds: afterwards the thread asks itself.
-_TOKEN_WAIT = 30.0
+TOKEN_WAIT = 30.0
+
+#: What sends no request of its own.
+SINGLE = (httpx.BasicAuth, httpx.NetRCAuth)
 
 logger = logging.getLogger("workerpools")
 
@@ -28,7 +31,7 @@ logger = logging.getLogger("workerpools")
 class _Own(Scoped):
     """What one attempt has of a client: its cookies, and the defaults that its body changed."""
 
-    def __init__(self, client: PooledClient) -> None:
+    def __init__(self, client: Pooled) -> None:
         self._client = client
         self.values: dict[str, Any] = {}
 
@@ -36,8 +39,8 @@ class _Own(Scoped):
         self._client.ended(self.values)
 
 
-class PooledClient(httpx.Client):
-    """An ``httpx.Client`` for all tasks of a process.
+class Pooled:
+    """What the clients of all tasks of a process have in common, synchronous and asynchronous.
 
     Args:
         opening: The opening to which it reports.
@@ -45,13 +48,19 @@ class PooledClient(httpx.Client):
         options: As for ``httpx.Client``.
     """
 
+    _cookies: httpx.Cookies
+    _headers: httpx.Headers
+    _event_hooks: dict[str, list[Any]]
+    #: Makes what is held while one asks for a token.
+    _lock: Callable[[], Any]
+
     def __init__(self, opening: Opening, cookie_mode: str, **options: Any) -> None:
         #: Whether it has been set up: what changes from then on in an attempt is the attempt's.
         self.is_set_up = False
         self._opening = opening
         self._cookie_mode = cookie_mode
         self._told: set[str] = set()
-        self._fetching: weakref.WeakKeyDictionary[httpx.Auth, threading.RLock] = weakref.WeakKeyDictionary()
+        self._fetching: weakref.WeakKeyDictionary[httpx.Auth, Any] = weakref.WeakKeyDictionary()
         super().__init__(**options)
 
     def own(self) -> dict[str, Any] | None:
@@ -136,6 +145,23 @@ class PooledClient(httpx.Client):
         _ = self.event_hooks
         self._event_hooks = {name: list(event_hooks.get(name, ())) for name in ("request", "response")}
 
+    def _unseen(self, request: httpx.Request) -> None:
+        if not is_idempotent(request):
+            self._opening.effect(f"{request.method} by {self._opening.resource!r}")
+
+    def _lock_of(self, auth: httpx.Auth) -> Any:
+        try:
+            return self._fetching.setdefault(auth, self._lock())
+        except TypeError:
+            # It is not hashable, or admits no weak reference.
+            return None
+
+
+class PooledClient(Pooled, httpx.Client):
+    """An ``httpx.Client`` for all tasks of a process."""
+
+    _lock = threading.RLock
+
     def send(
         self,
         request: httpx.Request,
@@ -146,12 +172,12 @@ class PooledClient(httpx.Client):
     ) -> httpx.Response:
         """Send a request, as ``httpx.Client`` does."""
         chosen: Any = self.auth if auth is httpx.USE_CLIENT_DEFAULT else auth
-        if isinstance(chosen, httpx.Auth) and not isinstance(chosen, (httpx.BasicAuth, httpx.NetRCAuth)):
-            chosen = _Flow(chosen, self._lock_of(chosen), self._opening)
+        if isinstance(chosen, httpx.Auth) and not isinstance(chosen, SINGLE):
+            chosen = Flow(chosen, self._lock_of(chosen), self._opening)
         try:
             response = super().send(request, stream=stream, auth=chosen, follow_redirects=follow_redirects)
         except httpx.TransportError as error:
-            if RESOURCE not in _failed_request(error, request).extensions:
+            if RESOURCE not in failed_request(error, request).extensions:
                 # By a mock in the place of the transports.
                 self._unseen(request)
                 self._opening.failed(error, classify_unwatched(error))
@@ -160,23 +186,13 @@ class PooledClient(httpx.Client):
             self._unseen(request)
         return response
 
-    def _unseen(self, request: httpx.Request) -> None:
-        if not is_idempotent(request):
-            self._opening.effect(f"{request.method} by {self._opening.resource!r}")
-
-    def _lock_of(self, auth: httpx.Auth) -> threading.RLock | None:
-        try:
-            return self._fetching.setdefault(auth, threading.RLock())
-        except TypeError:
-            # It is not hashable, or admits no weak reference.
-            return None
-
 
 # In messages and reprs it is what users know it as.
 PooledClient.__name__ = PooledClient.__qualname__ = "Client"
 
 
-def _failed_request(error: httpx.TransportError, request: httpx.Request) -> httpx.Request:
+def failed_request(error: httpx.TransportError, request: httpx.Request) -> httpx.Request:
+    """Return the request that failed: ``request``, or one that it led to."""
     try:
         # Of a redirect, or of the auth flow.
         return error.request
@@ -184,7 +200,7 @@ def _failed_request(error: httpx.TransportError, request: httpx.Request) -> http
         return request
 
 
-def _change(client: PooledClient, name: str, value: Any) -> None:
+def _change(client: Pooled, name: str, value: Any) -> None:
     inherited = _INHERITED[name]
     own = client.own()
     if own is None:
@@ -201,7 +217,7 @@ def _scoped(name: str) -> Any:
     """Return a property of the client whose value an attempt may change for itself."""
     inherited = _INHERITED[name]
 
-    def get(client: PooledClient) -> Any:
+    def get(client: Pooled) -> Any:
         own = client.own()
         return inherited.fget(client) if own is None or name not in own else own[name]
 
@@ -222,10 +238,10 @@ _INHERITED.update({name: _attribute(name) for name in ("follow_redirects", "max_
 _OF_PROCESS = {name: inherited.fget for name, inherited in _INHERITED.items()}
 
 for _name in _INHERITED.keys() - {"headers"}:
-    setattr(PooledClient, _name, _scoped(_name))
+    setattr(Pooled, _name, _scoped(_name))
 
 
-class _Flow(httpx.Auth):
+class Flow(httpx.Auth):
     """Follows the requests of another ``httpx.Auth``.
 
     Args:
@@ -235,7 +251,7 @@ class _Flow(httpx.Auth):
         opening: The opening to which an effect is reported.
     """
 
-    def __init__(self, auth: httpx.Auth, lock: threading.RLock | None, opening: Opening) -> None:
+    def __init__(self, auth: httpx.Auth, lock: Any, opening: Opening) -> None:
         self._auth = auth
         self._lock = lock
         self._opening = opening
@@ -249,7 +265,7 @@ class _Flow(httpx.Auth):
             step = next(flow)
             while True:
                 sent = step
-                if _is_plumbing(sent, request):
+                if is_plumbing(sent, request):
                     sent.extensions = {**sent.extensions, PLUMBING: True}
                 elif locked:
                     self._release()
@@ -264,6 +280,9 @@ class _Flow(httpx.Auth):
             if locked:
                 self._release()
             flow.close()
+        self._ended_with(sent)
+
+    def _ended_with(self, sent: httpx.Request) -> None:
         if PLUMBING in sent.extensions and sent.method.upper() not in ("GET", "HEAD", "OPTIONS"):
             # The flow ends with it: it stood for the body's request.
             self._opening.effect(f"{sent.method} by {self._opening.resource!r}")
@@ -272,14 +291,14 @@ class _Flow(httpx.Auth):
         if self._lock is None:
             return False
         remaining = deadline().remaining()
-        return self._lock.acquire(timeout=_TOKEN_WAIT if remaining is None else min(_TOKEN_WAIT, remaining))
+        return bool(self._lock.acquire(timeout=TOKEN_WAIT if remaining is None else min(TOKEN_WAIT, remaining)))
 
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
 
 
-def _is_plumbing(sent: httpx.Request, request: httpx.Request) -> bool:
+def is_plumbing(sent: httpx.Request, request: httpx.Request) -> bool:
     """Return whether an ``httpx.Auth`` sends a request of its own, rather than the body's, perhaps built anew."""
     if sent is request:
         return False

@@ -125,7 +125,7 @@ def check_options(*, client: Mapping[str, Any], **own: Any) -> None:
     if own["leak_after"] is not None:
         seconds(own["leak_after"], "HttpxClient: leak_after", optional=True)
     _check_limits(own["limits"])
-    verify, cert, transport, mounts = (own[name] for name in ("verify", "cert", "transport", "mounts"))
+    verify, cert, transport, mounts, base = (own[name] for name in ("verify", "cert", "transport", "mounts", "base"))
     _check("verify", verify, isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)), "a bool, path or SSLContext")
     _check(
         "cert", cert, cert is None or _is_cert(cert), "a path, or (certificate, key) or (certificate, key, password)"
@@ -133,18 +133,15 @@ def check_options(*, client: Mapping[str, Any], **own: Any) -> None:
     _check(
         "transport",
         transport,
-        transport is None or isinstance(transport, httpx.BaseTransport) or callable(transport),
-        "an httpx.BaseTransport, or a function that returns one",
+        transport is None or isinstance(transport, base) or callable(transport),
+        f"an httpx.{base.__name__}, or a function that returns one",
     )
     _check(
         "mounts",
         mounts,
         mounts is None
-        or (
-            isinstance(mounts, Mapping)
-            and all(each is None or isinstance(each, httpx.BaseTransport) for each in mounts.values())
-        ),
-        "a mapping of URL patterns to httpx.BaseTransport or None",
+        or (isinstance(mounts, Mapping) and all(each is None or isinstance(each, base) for each in mounts.values())),
+        f"a mapping of URL patterns to httpx.{base.__name__} or None",
     )
     _check_socket_options(own["socket_options"])
     _check_client(client, mounts or {})

@@ -12,7 +12,10 @@ from typing import Any
 
 from ._library import httpx
 
-__all__ = ["Stream", "Streams"]
+__all__ = ["POLL", "Stream", "Streams"]
+
+#: The interval between looks for a free stream, in seconds.
+POLL = 0.005
 
 #: httpcore uses no more streams, whatever the server says.
 _MOST = 100
@@ -60,18 +63,29 @@ class Stream:
             httpx.PoolTimeout: None became free in time.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with self._streams.lock:
-                # Kept before it is counted: an interruption in between leaves it to be released.
-                self._connection = self._streams.connections.setdefault(self._origin, _Connection())
-                if len(self._connection.streams) < self._connection.limit:
-                    self._connection.streams.add(self)
-                    return
-            if until is not None and time.monotonic() >= until:
-                message = "no stream of the HTTP/2 connection became free in time"
-                raise httpx.PoolTimeout(message, request=self._request)
+        while not self.acquired(until):
             # Polled, so that the end of a request costs no notification.
-            time.sleep(0.005)
+            time.sleep(POLL)
+
+    def acquired(self, until: float | None) -> bool:
+        """Return whether the connection had a stream free, which is the request's from now on.
+
+        Args:
+            until: When the wait for one ends, on the clock of :func:`time.monotonic`; None for never.
+
+        Raises:
+            httpx.PoolTimeout: None became free in time.
+        """
+        with self._streams.lock:
+            # Kept before it is counted: an interruption in between leaves it to be released.
+            self._connection = self._streams.connections.setdefault(self._origin, _Connection())
+            if len(self._connection.streams) < self._connection.limit:
+                self._connection.streams.add(self)
+                return True
+        if until is not None and time.monotonic() >= until:
+            message = "no stream of the HTTP/2 connection became free in time"
+            raise httpx.PoolTimeout(message, request=self._request)
+        return False
 
     def hears(self, step: str, info: Any) -> None:
         """Note a step of httpcore's."""

@@ -36,6 +36,9 @@ class Wire:
 
     The trace has no event for a close, and every close of a connection ends there.
 
+    Attributes:
+        flow: Returns what runs a request: the calling thread.
+
     Args:
         stream: The network stream.
         connection: The object under which the connection was reported.
@@ -43,11 +46,11 @@ class Wire:
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
 
+    flow = staticmethod(threading.get_ident)
+
     def __init__(self, stream: Any, connection: Any, opening: Opening, keepalive_expiry: float | None) -> None:
         self._stream = stream
-        self._write = stream.write
-        self._close = stream.close
-        stream.write, stream.close = self.write, self
+        self._replace(stream)
         self._connection = connection
         #: The connection's socket.
         self.socket = SocketNumber(connection.fileno())
@@ -58,9 +61,14 @@ class Wire:
         self._made = time.monotonic()
         self._reported = False
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    def _replace(self, stream: Any) -> None:
+        self._write = stream.write
+        self._close = stream.close
+        stream.write, stream.close = self.write, self
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> Any:
         """Write to the network stream; the first write of a request tells it its connection."""
-        if _sending and (trace := _sending.pop(threading.get_ident(), None)) is not None:
+        if SENDING and (trace := SENDING.pop(threading.get_ident(), None)) is not None:
             trace.uses(self)
         self._write(buffer, timeout)
 
@@ -75,10 +83,13 @@ class Wire:
         if not self._users:
             self._idle_since = time.monotonic()
 
-    def __call__(self) -> None:
+    def __call__(self) -> Any:
         # Before closing: a closed stream cannot be inspected.
         reason = "" if self._reported else self._reason()
         self._close()
+        self._report(reason)
+
+    def _report(self, reason: str) -> None:
         if not self._reported:
             self._reported = True
             self._opening.disconnected(self._connection, reason=reason, age=time.monotonic() - self._made)
@@ -86,7 +97,7 @@ class Wire:
     def _reason(self) -> str:
         if self._idle_since is None:
             return ""
-        failed = threading.get_ident() in FAILING
+        failed = self.flow() in FAILING
         if (
             not failed
             and self._keepalive_expiry is not None
@@ -97,9 +108,14 @@ class Wire:
         return "stale" if self._stream.get_extra_info("is_readable") else ""
 
 
-def wire_of(response: httpx.Response) -> Wire | None:
-    """Return the wire that ``response`` arrives over; None if unknown."""
-    found = getattr(response.extensions.get("network_stream"), "close", None)
+def wire_of(response: httpx.Response, name: str = "close") -> Wire | None:
+    """Return the wire that ``response`` arrives over; None if unknown.
+
+    Args:
+        response: The response.
+        name: The method of the stream that the wire replaces.
+    """
+    found = getattr(response.extensions.get("network_stream"), name, None)
     return found if isinstance(found, Wire) else None
 
 
@@ -120,6 +136,9 @@ class _Handshake:
 class Trace:
     """Tracks the progress of one request; called by httpcore at each step.
 
+    Attributes:
+        flow: Returns what runs the request: the calling thread.
+
     Args:
         opening: The opening to which connections are reported.
         request: The request.
@@ -127,6 +146,10 @@ class Trace:
         traced: Whether the transport is one that reports each step, unless a mock stands in its place.
         keepalive_expiry: How long httpx keeps an idle connection, in seconds; None for ever.
     """
+
+    flow = staticmethod(threading.get_ident)
+    #: What it makes of a new connection.
+    wire: type[Wire] = Wire
 
     def __init__(
         self,
@@ -171,7 +194,9 @@ class Trace:
         self._acquired = not traced
         self._connecting = 0.0
         self._response: weakref.ref[httpx.Response] | None = None
-        self._stream: httpx.SyncByteStream | None = None
+        self._stream: Any = None
+        #: The connection of the response; None before it, or if unknown.
+        self.arrives_over: Wire | None = None
         #: The thread that reads the response; 0 before the first read.
         self.reader = 0
 
@@ -218,7 +243,7 @@ class Trace:
             self._watch_close(stream, connection)
 
     def _watch_close(self, stream: Any, connection: Any) -> None:
-        wire = Wire(stream, connection, self._opening, self._keepalive_expiry)
+        wire = self.wire(stream, connection, self._opening, self._keepalive_expiry)
         if self.connections is not None:
             self.connections.add(wire)
         # From the first byte of a handshake on.
@@ -251,7 +276,7 @@ class Trace:
             self.leaves()
             self._stream_number = info.get("stream_id", 0)
         if self.limit.at is not None:
-            _sending[threading.get_ident()] = self
+            SENDING[self.flow()] = self
 
     def _begins(self) -> None:
         """Note the begin of another try, which a transport of the user's may make by itself."""
@@ -262,7 +287,7 @@ class Trace:
             progress.refused = False
 
     def _head_failed(self, info: Any) -> None:
-        _sending.pop(threading.get_ident(), None)
+        SENDING.pop(self.flow(), None)
         # HTTP/2: the head is one frame, which may have left although the write failed; another thread may have sent it.
         left = self._stream_number and not type(info["exception"]).__module__.startswith("h2.")
         self.progress.head_failed = not self._tunnels and not left
@@ -287,11 +312,11 @@ class Trace:
     def _ends(self, info: Any) -> None:
         if not self.progress.answered:
             # httpcore closes the failed request's connection next.
-            FAILING.add(threading.get_ident())
+            FAILING.add(self.flow())
 
     def _ended(self, info: Any) -> None:
         if not self.progress.answered:
-            FAILING.discard(threading.get_ident())
+            FAILING.discard(self.flow())
 
     def acquire(self) -> None:
         """Note that the request has a connection, once."""
@@ -304,7 +329,7 @@ class Trace:
             self._opening.created(creating)
         self._lease.acquired(creating=creating, reused=not creating, reclaim=self._reclaim)
 
-    def answers(self, response: httpx.Response, stream: httpx.SyncByteStream) -> None:
+    def answers(self, response: httpx.Response, stream: Any) -> None:
         """Note the response; its connection is in use until ``stream`` is closed."""
         # A weak reference to the response, a strong one to the stream: httpcore keeps the connection of an abandoned
         # response in use.
@@ -378,7 +403,7 @@ def _is_refused(number: int, event: Any = None, *_: object) -> bool:
 _REFUSED_STREAM = 7
 
 #: The requests that are about to write their first byte, by thread.
-_sending: dict[int, Trace] = {}
+SENDING: dict[int, Trace] = {}
 
 _STEPS: dict[str, Callable[[Trace, Any], None]] = {
     "connect_tcp.started": Trace._connects,

@@ -21,7 +21,7 @@ from ._streams import Stream, Streams
 from ._tls import Certificates
 from ._trace import FAILING, Trace, Wire, wire_of
 
-__all__ = ["Traffic", "WatchedTransport"]
+__all__ = ["ClampedTimeouts", "Generation", "Traffic", "WatchedTransport"]
 
 
 #: Raised before anything is sent, also by a transport that reports no step.
@@ -79,15 +79,15 @@ class Traffic:
         return True
 
 
-class _Generation:
+class Generation:
     """A transport, the age of its connections and the number of requests that use it."""
 
-    def __init__(self, transport: httpx.BaseTransport, lives: float | None) -> None:
+    def __init__(self, transport: Any, lives: float | None, network: type) -> None:
         #: The reason for its retirement, one of those in :mod:`workerpools._stats.metrics`; empty while it is current.
         self.retired = ""
         self.transport = transport
         #: Whether it reports each step to httpcore's trace.
-        self.traced = isinstance(transport, httpx.HTTPTransport)
+        self.traced = isinstance(transport, network)
         #: The streams of its HTTP/2 connections; None where it speaks HTTP/1.1 alone.
         self.streams = Streams() if _speaks_http2(transport) else None
         #: The state of the certificates' files when it was made.
@@ -109,27 +109,35 @@ class WatchedTransport(httpx.BaseTransport):
         transport: The transport, or a function that creates one, so that a generation of connections can be replaced.
         traffic: The client's traffic.
         lifetime: How long a generation of connections is used. A replaced one closes with its last response.
+
+    Attributes:
+        base: What transports derive from.
+        network: The transport that reports each step to httpcore's trace.
     """
+
+    base: type = httpx.BaseTransport
+    network: type = httpx.HTTPTransport
 
     def __init__(
         self,
-        transport: httpx.BaseTransport | Callable[[], httpx.BaseTransport],
+        transport: Any,
         traffic: Traffic,
         *,
         lifetime: Lifetime,
     ) -> None:
         self._lifetime = lifetime
-        self._make = None if isinstance(transport, httpx.BaseTransport) else transport
+        given = isinstance(transport, self.base)
+        self._make: Callable[[], Any] | None = None if given else transport
         self._traffic = traffic
-        self._current = self._generation(transport if isinstance(transport, httpx.BaseTransport) else transport())
+        self._current = self._generation(transport if given else transport())
         self._lock = threading.Lock()
         self._closed = False
         traffic.transports.append(self)
 
-    def _generation(self, transport: httpx.BaseTransport) -> _Generation:
+    def _generation(self, transport: Any) -> Generation:
         if self._make is not None:
             _lock_in_one_step(transport)
-        made = _Generation(transport, self._lifetime.drawn(random.random()))
+        made = Generation(transport, self._lifetime.drawn(random.random()), self.network)
         made.files = self._traffic.stamp()
         return made
 
@@ -154,15 +162,7 @@ class WatchedTransport(httpx.BaseTransport):
     def _send(self, request: httpx.Request) -> httpx.Response:
         before = request.extensions
         deadline = current_deadline()
-        remaining = deadline.remaining()
-        if remaining is not None and remaining <= 0.0:
-            raise DeadlineExceeded(
-                f"{request.method} by the resource {self._traffic.opening.resource!r} was not sent: the task's "
-                "deadline has passed"
-            )
-        total = self._traffic.total_timeout
-        limit = deadline if total is None else deadline.nearest(Deadline(time.monotonic() + total))
-        self._traffic.opening.notice()
+        limit = self._limit(request, deadline)
         traced = self._current.traced
         trace = Trace(
             self._traffic.opening,
@@ -171,22 +171,7 @@ class WatchedTransport(httpx.BaseTransport):
             traced=traced,
             keepalive_expiry=self._traffic.keepalive_expiry,
         )
-        wire: Wire | None = None
-
-        def release(error: BaseException | None = None) -> None:
-            # Repeatable. The lease ends last: if a signal interrupts this, the end of the attempt does it again.
-            trace.in_time()
-            generation: _Generation | None = trace.generation
-            if generation is not None and error is not None and not isinstance(error, _REPORTED):
-                self._interrupted(generation)
-            if wire is not None:
-                wire.end(trace)
-            if trace.stream is not None:
-                trace.stream.release()
-            self._release(trace, generation)
-            trace.over(error)
-
-        trace.release = release
+        trace.release = release = partial(self._release, trace)
         try:
             generation = self._acquire(trace)
             request.extensions = {**before, "trace": trace}
@@ -198,11 +183,11 @@ class WatchedTransport(httpx.BaseTransport):
                 trace.stream.acquire(timeouts.get("pool"))
             if not traced:
                 trace.leaves()
-            response = generation.transport.handle_request(request)
+            response: httpx.Response = generation.transport.handle_request(request)
             trace.acquire()
             trace.unheard()
             response.extensions[RESOURCE] = self._traffic.opening.resource
-            wire = wire_of(response)
+            trace.arrives_over = wire = wire_of(response)
             if wire is not None:
                 wire.begin(trace)
             if response.is_closed:
@@ -213,7 +198,7 @@ class WatchedTransport(httpx.BaseTransport):
                 cast(httpx.SyncByteStream, response.stream),
                 trace,
                 release=release,
-                failed=partial(self._failed, request=request, trace=trace, generation=generation),
+                failed=partial(self.failed, request=request, trace=trace, generation=generation),
                 deadline=deadline,
                 limit=limit,
             )
@@ -221,21 +206,43 @@ class WatchedTransport(httpx.BaseTransport):
             response.stream = stream
             return response
         except BaseException as error:
-            if trace.generation is not None and not isinstance(error, _UNSENT):
-                trace.unheard()
-            release(error)
             if isinstance(error, httpx.TransportError):
                 before = {**before, RESOURCE: self._traffic.opening.resource}
-                failed = self._failed(error, request, trace, cast(Any, trace.generation))
-                if failed is not error:
-                    raise failed from error
+            failed = self._unanswered(error, request, trace)
+            if failed is not error:
+                raise failed from error
             raise
         finally:
             # A redirect copies the extensions to the next request, which gets its own trace.
             request.extensions = before
 
-    def _failed(
-        self, error: httpx.TransportError | None, request: httpx.Request, trace: Trace, generation: _Generation
+    def _limit(self, request: httpx.Request, deadline: Deadline) -> Deadline:
+        """Return when the exchange has to be over.
+
+        Raises:
+            DeadlineExceeded: Nothing remains of the task's time.
+        """
+        remaining = deadline.remaining()
+        if remaining is not None and remaining <= 0.0:
+            raise DeadlineExceeded(
+                f"{request.method} by the resource {self._traffic.opening.resource!r} was not sent: the task's "
+                "deadline has passed"
+            )
+        self._traffic.opening.notice()
+        total = self._traffic.total_timeout
+        return deadline if total is None else deadline.nearest(Deadline(time.monotonic() + total))
+
+    def _unanswered(self, error: BaseException, request: httpx.Request, trace: Trace) -> BaseException:
+        """End a request that was not answered; return the error to raise."""
+        if trace.generation is not None and not isinstance(error, _UNSENT):
+            trace.unheard()
+        self._release(trace, error)
+        if isinstance(error, httpx.TransportError):
+            return self.failed(error, request, trace, cast(Any, trace.generation))
+        return error
+
+    def failed(
+        self, error: httpx.TransportError | None, request: httpx.Request, trace: Trace, generation: Generation
     ) -> httpx.TransportError:
         """Note what an error means; return the one to raise.
 
@@ -260,7 +267,7 @@ class WatchedTransport(httpx.BaseTransport):
             timeout = httpx.ReadTimeout if progress.body_sent or progress.answered else httpx.WriteTimeout
         return timeout("the exchange was not over in time, however busy it was", request=request)
 
-    def _note(self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: _Generation) -> None:
+    def _note(self, error: httpx.TransportError, request: httpx.Request, trace: Trace, generation: Generation) -> None:
         resource = self._traffic.opening.resource
         host = request.url.host or "a URL without a host"
         add_note(error, f"workerpools: {request.method} by the resource {resource!r} to {host}")
@@ -289,7 +296,7 @@ class WatchedTransport(httpx.BaseTransport):
         if failure is not None and failure.kind is FailureKind.STALE:
             self._retire(generation, "stale")
 
-    def _acquire(self, trace: Trace) -> _Generation:
+    def _acquire(self, trace: Trace) -> Generation:
         self._traffic.requests[trace] = None
         over = self._current.over
         if over is not None and time.monotonic() >= over:
@@ -302,7 +309,16 @@ class WatchedTransport(httpx.BaseTransport):
         trace.connections = generation.connections
         return generation
 
-    def _release(self, trace: Trace, generation: _Generation | None) -> None:
+    def _release(self, trace: Trace, error: BaseException | None = None) -> None:
+        # Repeatable. The lease ends last: if a signal interrupts this, the end of the attempt does it again.
+        trace.in_time()
+        generation: Generation | None = trace.generation
+        if generation is not None and error is not None and not isinstance(error, _REPORTED):
+            self._interrupted(generation, trace)
+        if trace.arrives_over is not None:
+            trace.arrives_over.end(trace)
+        if trace.stream is not None:
+            trace.stream.release()
         try:
             if generation is not None:
                 with self._lock:
@@ -313,8 +329,10 @@ class WatchedTransport(httpx.BaseTransport):
                     self._close(generation)
         finally:
             self._traffic.requests.pop(trace, None)
+        trace.over(error)
 
-    def _close(self, generation: _Generation) -> None:
+    def _close(self, generation: Generation) -> None:
+        """Close a generation that nobody uses any more."""
         with self._traffic.opening.closing(generation.retired):
             if generation.broken:
                 for connection in tuple(generation.connections):
@@ -322,15 +340,15 @@ class WatchedTransport(httpx.BaseTransport):
             else:
                 generation.transport.close()
 
-    def _interrupted(self, generation: _Generation) -> None:
+    def _interrupted(self, generation: Generation, trace: Trace) -> None:
         """Replace a generation in which a request was interrupted between any two steps of httpcore's."""
-        FAILING.discard(threading.get_ident())
+        FAILING.discard(trace.flow())
         self._traffic.opening.descriptors.gave_up()
         if self._make is not None:
             generation.broken = True
             self._retire(generation, "other")
 
-    def _retire(self, generation: _Generation, reason: str) -> None:
+    def _retire(self, generation: Generation, reason: str) -> None:
         """Replace a generation of connections: if one of them was dead, the others are suspect."""
         if self._make is None:
             return

@@ -105,7 +105,7 @@ def refuse_async(url: URL, shown: str) -> None:
         other = _SYNCHRONOUS.get(url.get_backend_name(), "a synchronous driver of the same database")
         raise ConfigurationError(
             f"SQLAlchemyEngine({shown}): {url.get_driver_name()!r} is an asynchronous driver, and sqlalchemy.Engine is "
-            f"synchronous, as task bodies are; write {other}"
+            f"synchronous; there is no asynchronous engine in this version, also for async bodies: write {other}"
         )
 
 

@@ -24,6 +24,7 @@ from workerpools._celery.task import PooledTask
 from workerpools._pools.adapter import Adapter
 from workerpools._pools.resource import Resource
 from workerpools._process.descriptors import numbers
+from workerpools._run import coroutines
 from workerpools._run.delivery import RetryPolicy
 from workerpools._run.events import Event, EventKind
 from workerpools._run.failure import Failure
@@ -88,6 +89,8 @@ class AdapterContract:
     connection in use. Every connection passes through a :class:`TcpProxy`: ``self.adapter(host, port)`` is called with
     the proxy's address.
 
+    The methods of an asynchronous client are coroutine functions; they are awaited on the process's event loop.
+
     Attributes:
         effects: Whether the client has operations that must not run twice; requires :meth:`write` and :meth:`written`.
         holds: Whether a body can keep a connection in use after its end; requires :meth:`hold`.
@@ -150,6 +153,15 @@ class AdapterContract:
         """
         raise NotImplementedError
 
+    def _read(self, value: Any) -> object:
+        return _waited(self.read(value))
+
+    def _write(self, value: Any) -> object:
+        return _waited(self.write(value))
+
+    def _hold(self, value: Any) -> object:
+        return _waited(self.hold(value))
+
     # Shared fixtures.
 
     @pytest.fixture
@@ -178,7 +190,7 @@ class AdapterContract:
         adapter.prepare()
         resource = pools.add(adapter, name="contract")
         assert (resource.is_open, proxy.accepted, _sockets(proxy)) == (False, 0, set())
-        self.read(resource.get())
+        self._read(resource.get())
         assert proxy.accepted > 0
 
     def test_what_an_adapter_says_of_itself(self, resource: Resource[Any]) -> None:
@@ -215,18 +227,18 @@ class AdapterContract:
     def test_many_threads_use_it_at_once(self, resource: Resource[Any]) -> None:
         """The value is thread-safe, and no connection is counted as in use afterwards."""
         with ThreadPoolExecutor(4) as threads:
-            uses = [threads.submit(run_attempt, lambda: self.read(resource.get())) for _ in range(20)]
+            uses = [threads.submit(run_attempt, lambda: self._read(resource.get())) for _ in range(20)]
             for use in uses:
                 use.result(PATIENCE)
         assert (_stats(resource).in_use, _stats(resource).pending) == (0, 0)
 
     def test_use_after_close_opens_again(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """Closing affects the value only: the next use opens another one."""
-        self.read(resource.get())
+        self._read(resource.get())
         resource.close()
         proxy.wait_for(lambda proxy: proxy.open == 0)
         assert (resource.is_open, _sockets(proxy)) == (False, set())
-        self.read(resource.get())
+        self._read(resource.get())
         assert resource.is_open
         assert proxy.open > 0
 
@@ -236,25 +248,25 @@ class AdapterContract:
         """The inherited connection is unreachable in a child, whose first use opens its own value; the parent's
         connection keeps working."""
         value = resource.get()
-        self.read(value)
+        self._read(value)
         before = _sockets(proxy)
         _in_child(lambda: self._check_child(resource, value, before))
-        self.read(resource.get())
+        self._read(resource.get())
         assert resource.get() is value
         assert _sockets(proxy) == before
 
     def test_fork_while_in_use(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """The same while a thread of the parent waits for an answer, which arrives after the child has ended."""
         value = resource.get()
-        self.read(value)
+        self._read(value)
         proxy.silence(new=False)
-        reading = _start(lambda: self.read(value))
+        reading = _start(lambda: self._read(value))
         proxy.wait_for(lambda proxy: proxy.held > 0)
         before = _sockets(proxy)
         _in_child(lambda: self._check_child(resource, value, before))
         proxy.resume()
         reading.result(PATIENCE)
-        self.read(resource.get())
+        self._read(resource.get())
         assert _sockets(proxy) == before
 
     def _check_child(self, resource: Resource[Any], inherited: Any, sockets: set[tuple[int, int]]) -> None:
@@ -263,7 +275,7 @@ class AdapterContract:
         assert [number for number, _ in sockets if os.fstat(number).st_rdev != null] == []
         assert not resource.is_open
         assert resource.get() is not inherited
-        self.read(resource.get())
+        self._read(resource.get())
         resource.close()
 
     # Closing.
@@ -271,9 +283,9 @@ class AdapterContract:
     def test_close_waits_for_work_in_flight(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """Work in flight succeeds, and the value is closed after it."""
         value = resource.get()
-        self.read(value)
+        self._read(value)
         proxy.silence()
-        reading = _start(lambda: self.read(value))
+        reading = _start(lambda: self._read(value))
         proxy.wait_for(lambda proxy: proxy.held > 0)
         closing = _start(lambda: resource.close(PATIENCE))
         with pytest.raises(TimeoutError):
@@ -287,9 +299,9 @@ class AdapterContract:
     def test_close_is_bounded(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """Closing waits for hanging work no longer than its timeout."""
         value = resource.get()
-        self.read(value)
+        self._read(value)
         proxy.silence()
-        reading = _start(lambda: self.read(value))
+        reading = _start(lambda: self._read(value))
         proxy.wait_for(lambda proxy: proxy.held > 0)
         began = time.monotonic()
         _start(lambda: resource.close(0.5)).result(0.5 + self.grace)
@@ -302,9 +314,9 @@ class AdapterContract:
 
     def test_dead_idle_connection_costs_no_failure(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """The connection is replaced, or the request or the body is repeated: in any case the task succeeds."""
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         proxy.cut()
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         assert _stats(resource).open == len(_sockets(proxy)) > 0
 
     def test_an_error_reaches_the_body_unchanged(self, resource: Resource[Any], proxy: TcpProxy) -> None:
@@ -313,7 +325,7 @@ class AdapterContract:
 
         def body() -> None:
             try:
-                self.read(resource.get())
+                self._read(resource.get())
             except Exception as error:
                 seen.append(error)
                 raise
@@ -332,13 +344,13 @@ class AdapterContract:
         or the task fails with a note that gives the reason."""
         if not self.effects:
             pytest.skip("the client has no effects")
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         before, bodies, note = self.written(), 0, ""
 
         def body() -> None:
             nonlocal bodies
             bodies += 1
-            self.write(resource.get())
+            self._write(resource.get())
 
         proxy.lose_answer(self.answer_to)
         try:
@@ -357,10 +369,10 @@ class AdapterContract:
         def body() -> None:
             nonlocal bodies
             bodies += 1
-            self.write(resource.get())
+            self._write(resource.get())
             proxy.stop()
             proxy.cut()
-            self.read(resource.get())
+            self._read(resource.get())
 
         with pytest.raises(Exception) as caught:
             run_attempt(body)
@@ -382,7 +394,7 @@ class AdapterContract:
 
     def test_deadline_over_a_silent_connection(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """An open connection falls silent: the task ends in time, with its own time limit."""
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         proxy.silence()
         self._check_deadline(resource)
 
@@ -397,7 +409,7 @@ class AdapterContract:
         def body() -> None:
             nonlocal began
             began = time.monotonic()
-            self.read(resource.get())
+            self._read(resource.get())
 
         with pytest.raises((SoftTimeLimitExceeded, DeadlineExceeded)):
             run_attempt(body, time_limit=1.0)
@@ -409,7 +421,7 @@ class AdapterContract:
     def test_statistics(self, resource: Resource[Any], proxy: TcpProxy) -> None:
         """They follow the leases and the connections, and return to zero."""
         for _ in range(3):
-            run_attempt(lambda: self.read(resource.get()))
+            run_attempt(lambda: self._read(resource.get()))
         stats = _stats(resource)
         assert stats.value("attempts") == 3
         assert stats.open == proxy.open == len(_sockets(proxy))
@@ -420,7 +432,7 @@ class AdapterContract:
         assert stats.kind == resource.adapter.kind
 
         proxy.silence()
-        reading = _start(lambda: self.read(resource.get()))
+        reading = _start(lambda: self._read(resource.get()))
         proxy.wait_for(lambda proxy: proxy.held > 0)
         assert _stats(resource).in_use == 1
         proxy.resume()
@@ -437,20 +449,20 @@ class AdapterContract:
         if not self.holds:
             pytest.skip("nothing keeps a connection in use")
         kept = list[object]()
-        run_attempt(lambda: kept.append(self.hold(resource.get())))
+        run_attempt(lambda: kept.append(self._hold(resource.get())))
         stats = _stats(resource)
         assert (stats.value("leaks"), stats.in_use) == (1, 0 if self.reclaims else 1)
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
 
     # Recycling.
 
     def test_recycle(self, pools: WorkerPools, resource: Resource[Any], proxy: TcpProxy) -> None:
         """The next use is over a new connection, and the earlier ones are closed."""
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         before = _sockets(proxy)
         pools.recycle()
-        run_attempt(lambda: self.read(resource.get()))
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         assert _sockets(proxy)
         assert not _sockets(proxy) & before
         assert _stats(resource).value("closed", "recycled") == len(before)
@@ -459,17 +471,22 @@ class AdapterContract:
         self, pools: WorkerPools, resource: Resource[Any], proxy: TcpProxy
     ) -> None:
         """An attempt that waits for an answer receives it; others use new connections meanwhile."""
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         proxy.silence(new=False)
         before = proxy.accepted
-        reading = _start(lambda: run_attempt(lambda: self.read(resource.get())))
+        reading = _start(lambda: run_attempt(lambda: self._read(resource.get())))
         proxy.wait_for(lambda proxy: proxy.held > 0)
         pools.recycle()
-        run_attempt(lambda: self.read(resource.get()))
+        run_attempt(lambda: self._read(resource.get()))
         assert proxy.accepted > before
         proxy.resume()
         reading.result(PATIENCE)
         assert _stats(resource).value("failures") == 0
+
+
+def _waited(result: Any) -> object:
+    """Wait for what is to be awaited on the process's event loop."""
+    return coroutines.run(result) if hasattr(type(result), "__await__") else result
 
 
 def _stats(resource: Resource[Any]) -> ResourceStats:
