@@ -118,10 +118,10 @@ def working(attempt: Attempt) -> list[str]:
     patched = gevent is not None and gevent.is_module_patched("threading")
     found = list(_greenlets(attempt) if patched else _threads(attempt))
     names = [thread.name for thread in found if may_act(thread)]
-    if not names and any(thread.busy is False for thread in found):
+    if not names and False in [thread.busy for thread in found]:
         # A worker has taken its work from the queue a moment before it is to be seen in one of its variables.
         names = _taken()
-    return [*names, *(repr(task.get_name()) for task in attempt.left_tasks if not task.done())]
+    return names + [repr(task.get_name()) for task in attempt.left_tasks if not task.done()]
 
 
 def _taken() -> list[str]:
