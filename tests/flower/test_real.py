@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.exceptions import TimeoutError
+from kombu.exceptions import OperationalError
 
+from demo_tasks.servers import ValkeyServer
 from tests.support.browser import Browser
 from tests.support.flower import FlowerProcess
 from tests.support.stand import Stand, wait_until
 from workerpools._stats.snapshot import ResourceStats, WorkerStats
+from workerpools.flower._page import LEAST_INTERVAL
 
 pytestmark = [pytest.mark.worker, pytest.mark.timeout(240)]
 
@@ -65,6 +75,49 @@ def test_numbers_agree(stand: Stand, flower: NewFlower) -> None:
                 *(other.name, other.value("opened")),
                 other.value("reused"),
             )
+
+
+def test_first_question_after_a_kill_of_the_broker_under_load(
+    stand: Stand, flower: NewFlower, valkey_server: ValkeyServer
+) -> None:
+    """Messages are on their way when it dies. Once the worker runs tasks again, Flower's page is right at once."""
+    url = valkey_server.start().url(14)
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.wait(0.05):
+            with suppress(OperationalError):
+                own.send("visit", "load", retry=False, ignore_result=True)
+
+    def runs() -> bool:
+        try:
+            own.send("visit", "after", retry=False).get(timeout=3.0)
+        except (OperationalError, TimeoutError):
+            return False
+        return True
+
+    with closing(Celery("client", broker=url, backend=url, set_as_current=False)) as client:
+        own = replace(stand, broker_url=url, client=client)
+        with own.worker(concurrency=2), ThreadPoolExecutor(1) as sender:
+            running = flower(broker_url=url)
+            sender.submit(load)
+            try:
+                before = wait_until(lambda: snapshot(running), "the worker's numbers")
+                asked = time.monotonic()
+                valkey_server.send_signal(signal.SIGKILL)
+                wait_until(lambda: not valkey_server.running, "the broker's end")
+                valkey_server.start()
+                wait_until(runs, "a task after the broker's start")
+                time.sleep(max(0.0, asked + LEAST_INTERVAL - time.monotonic()))
+                found = running.document()
+            finally:
+                over.set()
+        assert found["problem"] == ""
+        assert found["asked"] > found["now"] - 2 * LEAST_INTERVAL
+        (worker,) = found["workers"]
+        assert worker["status"] == "online"
+        after = WorkerStats.from_dict(worker["snapshots"][0])
+        assert of(after.totals(), "db").value("attempts") > of(before.totals(), "db").value("attempts")
 
 
 def test_pages(stand: Stand, flower: NewFlower, page: Browser, pictures: Path) -> None:

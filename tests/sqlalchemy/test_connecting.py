@@ -203,7 +203,8 @@ def test_resolving_ends_in_time(shop: Shop, step: str, limited: bool) -> None:
         task.apply(throw=True)
     now = time.monotonic()
     assert len(lost) == 1
-    assert now - began < 4.5 if limited else 1.0 < now - lost[0] < 4.0
+    # A busy machine adds a second or two; without the bound, it would be 20 seconds or for ever.
+    assert now - began < 8.0 if limited else 1.0 < now - lost[0] < 8.0
     assert [event for event in shop.events if event.kind is EventKind.COMMIT_RESOLVED] == []
     error: BaseException | None = caught.value
     if isinstance(error, SoftTimeLimitExceeded):

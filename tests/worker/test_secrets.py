@@ -57,10 +57,14 @@ def test_corpus(stand: Stand, tmp_path: Path) -> None:
             assert "password authentication failed" in said["result r20"]
             wait_until(lambda: '"name": "workerpools' in worker.log() or "db.client" in worker.log(), "metrics")
 
-            inspect = stand.client.control.inspect(timeout=10.0, limit=1)
-            said |= {name: json.dumps(getattr(inspect, name)()) for name in ("conf", "stats", "registered")}
+            with stand.client.connection_for_write() as connection:
+                inspect = stand.client.control.inspect(timeout=10.0, limit=1, connection=connection)
+                said |= {name: json.dumps(getattr(inspect, name)()) for name in ("conf", "stats", "registered")}
             assert "workerpools_http_base_url" in said["conf"]
-            (pools,) = stand.client.control.broadcast("pools", reply=True, timeout=10.0, limit=1)
+            with stand.client.connection_for_write() as connection:
+                (pools,) = stand.client.control.broadcast(
+                    "pools", reply=True, timeout=10.0, limit=1, connection=connection
+                )
             said["pools"] = json.dumps(pools)
             assert '"r00"' in said["pools"]
 
