@@ -85,6 +85,7 @@ def test_exported_members() -> None:
         "redact_url",
         "refusal",
         "require",
+        "retry_after",
         "run_coroutine",
         "scoped",
         "seconds",

@@ -60,7 +60,7 @@ from workerpools._process.watchdog import Watch, Watchdog
 from workerpools._run.attempts import Attempt, Effect, Scoped, concerned, current, deadline, require
 from workerpools._run.coroutines import run as run_coroutine
 from workerpools._run.deadline import Deadline
-from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of
+from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of, retry_after
 from workerpools._stats.meter import Lease
 from workerpools._text import add_note, explained, meant, redact_url, refusal
 from workerpools._values import WEEK, YEAR, seconds, whole
@@ -110,6 +110,7 @@ __all__ = [
     "redact_url",
     "refusal",
     "require",
+    "retry_after",
     "run_coroutine",
     "scoped",
     "seconds",

@@ -281,6 +281,7 @@ class Attempt:
             BaseException: An interruption that arrived meanwhile.
         """
         if not self.ended:
+            # As leave() does, without the call: most attempts end here.
             if _current.get() is self:
                 _current.set(self.parent)
             self.ended = True

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
 from workerpools._run.budget import Budget
 from workerpools._run.events import Listeners
+from workerpools._values import YEAR
 
 __all__ = [
     "Failure",
@@ -24,6 +27,7 @@ __all__ = [
     "know_libraries",
     "known_libraries",
     "noted_of",
+    "retry_after",
 ]
 
 
@@ -216,6 +220,29 @@ def causes(error: BaseException, beyond: BaseException | None = None) -> list[Ba
             found[id(each)] = each
             pending += (each.__cause__, each.__context__)
     return list(found.values())
+
+
+def retry_after(value: str | None, now: datetime) -> float | None:
+    """Return the delay of a Retry-After header in seconds (RFC 9110 §10.2.3), at most a year; None if it is invalid.
+
+    Args:
+        value: The header's value; None if there is none.
+        now: The time to which a date is compared.
+    """
+    text = (value or "").strip()
+    # isdigit() accepts Unicode digits, which HTTP does not.
+    if text.isascii() and text.isdigit():
+        # Python refuses to convert very long numbers; leading zeros do not count.
+        text = text.lstrip("0")
+        return float(min(int(text[:12] or "0"), YEAR))
+    try:
+        when = parsedate_to_datetime(text)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=timezone.utc)
+        return min(max(0.0, (when - now).total_seconds()), YEAR)
+    except (ValueError, OverflowError, IndexError, TypeError):
+        # parsedate_to_datetime() can raise any of these.
+        return None
 
 
 def is_interruption(error: BaseException) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 
-from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes, kept_key
+from workerpools.adapter import Failure, FailureKind, Phase, Sent, causes, kept_key, retry_after
 
 from ._library import httpx
 
@@ -180,33 +179,6 @@ def classify_status(error: httpx.HTTPStatusError, now: datetime | None = None) -
         return None
     wait = retry_after(response.headers.get("retry-after"), now or datetime.now(timezone.utc))
     return Failure(kind, Sent.ALL, resource, Phase.RESPONSE, str(status), wait, known=f"{known} ({status})")
-
-
-def retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the delay of a Retry-After header in seconds (RFC 9110 §10.2.3), at most a year; None if it is invalid.
-
-    Args:
-        value: The header's value; None if there is none.
-        now: The time to which a date is compared.
-    """
-    text = (value or "").strip()
-    # isdigit() accepts Unicode digits, which HTTP does not.
-    if text.isascii() and text.isdigit():
-        # Python refuses to convert very long numbers; leading zeros do not count.
-        text = text.lstrip("0")
-        return float(min(int(text[:12] or "0"), _LONGEST))
-    try:
-        when = parsedate_to_datetime(text)
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=timezone.utc)
-        return min(max(0.0, (when - now).total_seconds()), _LONGEST)
-    except (ValueError, OverflowError, IndexError, TypeError):
-        # parsedate_to_datetime() can raise any of these.
-        return None
-
-
-#: The longest delay accepted from a server, in seconds: a year.
-_LONGEST = 31_536_000.0
 
 
 def classify_unwatched(error: BaseException) -> Failure | None:
