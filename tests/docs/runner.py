@@ -39,7 +39,7 @@ def sql(statement: str) -> list[tuple[Any, ...]]:
             return list(cursor.fetchall()) if cursor.description is not None else []
 
 
-def eventually(question: Callable[[], object], timeout: float = 10.0) -> None:
+def eventually(question: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until ``question`` has a true answer."""
     deadline = time.monotonic() + timeout
     while not question():

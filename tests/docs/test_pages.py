@@ -27,6 +27,7 @@ def _name(path: Path) -> str:
 
 
 @pytest.mark.worker
+@pytest.mark.timeout(170)
 @pytest.mark.parametrize("page", pages(), ids=_name)
 def test_every_block_runs(page: Path, page_environment: dict[str, str], tmp_path: Path) -> None:
     """The blocks run one after the other, and as many were executed as a plain search finds in the page."""
@@ -44,7 +45,7 @@ def test_every_block_runs(page: Path, page_environment: dict[str, str], tmp_path
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=150)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

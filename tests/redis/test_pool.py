@@ -19,7 +19,7 @@ from workerpools.testing import run_attempt
 
 def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     """By acquire_timeout, where another thread has them all; and at once, where the body itself does."""
-    cache = stage.declare(max_connections=1, acquire_timeout=0.3)
+    cache = stage.declare(max_connections=1, acquire_timeout=1.0)
     taken, over = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -32,9 +32,9 @@ def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     holder.start()
     taken.wait(10)
     began = time.monotonic()
-    with pytest.raises(Exception, match=r"none became free in 0\.3 s") as caught:
+    with pytest.raises(Exception, match=r"none became free in 1 s") as caught:
         run_attempt(lambda: cache.get().get("n"))
-    assert 0.3 <= time.monotonic() - began < 1.5
+    assert 1.0 <= time.monotonic() - began < 10.0
     failure = classify(caught.value)
     assert failure is not None
     assert failure.kind is FailureKind.POOL_EXHAUSTED
@@ -50,7 +50,7 @@ def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     began = time.monotonic()
     with pytest.raises(Exception, match="held by this very run") as caught:
         run_attempt(nested)
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 1.0
     failure = classify(caught.value)
     assert failure is not None
     assert failure.kind is FailureKind.PERMANENT
