@@ -168,7 +168,11 @@ class WorkerProcess:
         try:
             return self._running().wait(timeout)
         except subprocess.TimeoutExpired:
-            raise self._failed(f"was still running after {timeout} s") from None
+            children = self.children()
+            # Celery's main process then logs the stacks of its threads.
+            self._running().send_signal(signal.SIGUSR1)
+            time.sleep(2.0)
+            raise self._failed(f"was still running after {timeout} s, with the children {children}", 150) from None
 
     def close(self) -> None:
         """Kill whatever is left of the worker and remove its files; the log stays readable."""
@@ -218,6 +222,6 @@ class WorkerProcess:
         assert self._folder is not None
         return Path(self._folder.name) / "worker.log"
 
-    def _failed(self, what: str) -> WorkerFailed:
-        lines = self.log().splitlines()[-40:]
-        return WorkerFailed("\n".join([f"the worker {self.name} {what}; the end of its log:", *lines]))
+    def _failed(self, what: str, lines: int = 40) -> WorkerFailed:
+        end = self.log().splitlines()[-lines:]
+        return WorkerFailed("\n".join([f"the worker {self.name} {what}; the end of its log:", *end]))
