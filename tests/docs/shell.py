@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ _REQUIREMENT = re.compile(r"(?P<what>[^\[\]]+)(\[(?P<extras>[\w,\-]+)\])?")
 
 
 class Shell:
-    """Runs commands in a directory; a worker or a Flower that is started runs until the page's end.
+    """Runs commands in a directory; a worker, a web server or a Flower that is started runs until the page's end.
 
     Args:
         directory: Where the page's files are.
@@ -47,7 +48,8 @@ class Shell:
             worker.terminate()
         for command, worker, log in self._workers:
             status = worker.wait(30)
-            assert status == 0, f"{command} ended with {status}:\n{log.read_text()}"
+            # uvicorn ends by the signal that it was sent.
+            assert status in (0, -signal.SIGTERM), f"{command} ended with {status}:\n{log.read_text()}"
 
     def _command(self, words: list[str]) -> None:
         environment = dict(os.environ)
@@ -63,6 +65,12 @@ class Shell:
                 os.environ.setdefault(assignment["name"], assignment["value"])
         elif name == "celery":
             self._celery(arguments, environment)
+        elif name in ("uvicorn", "gunicorn"):
+            port = free_port()
+            os.environ["WEB_URL"] = f"http://127.0.0.1:{port}"
+            environment |= {"UVICORN_PORT": str(port), "GUNICORN_CMD_ARGS": f"--bind=127.0.0.1:{port}"}
+            ready = {"uvicorn": "startup complete", "gunicorn": "Booting worker"}[name]
+            self._start([sys.executable, "-m", *words], environment, ready)
         elif name == "pip" and arguments[0] == "install":
             for argument in arguments[1:]:
                 _check_requirement(argument)
@@ -93,20 +101,23 @@ class Shell:
         elif "worker" not in arguments:
             subprocess.run([program, *arguments], env=environment, cwd=self._directory, check=True, timeout=60)
             return
+        self._start([program, *arguments], environment, ready)
+
+    def _start(self, command: list[str], environment: dict[str, str], ready: str) -> None:
         log = self._directory / f"program-{len(self._workers)}.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(
-                [program, *arguments],
+                command,
                 env={**environment, "PYTHONUNBUFFERED": "1"},
                 cwd=self._directory,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self._workers.append((shlex.join(arguments), worker, log))
+        self._workers.append((shlex.join(command), worker, log))
         deadline = time.monotonic() + 40
         while ready not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"{arguments} is not ready:\n{log.read_text(errors='replace')}")
+                raise AssertionError(f"{command} is not ready:\n{log.read_text(errors='replace')}")
             time.sleep(0.05)
 
 

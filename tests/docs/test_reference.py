@@ -11,6 +11,8 @@ import pytest
 
 import workerpools
 import workerpools.adapter
+import workerpools.fastapi
+import workerpools.flask
 import workerpools.flower
 import workerpools.httpx
 import workerpools.opentelemetry
@@ -48,6 +50,8 @@ def _api() -> str:
     [
         *workerpools.__all__,
         *(f"adapter.{name}" for name in workerpools.adapter.__all__),
+        *(f"fastapi.{name}" for name in workerpools.fastapi.__all__),
+        *(f"flask.{name}" for name in workerpools.flask.__all__),
         *(f"flower.{name}" for name in workerpools.flower.__all__),
         *(f"httpx.{name}" for name in workerpools.httpx.__all__),
         *(f"opentelemetry.{name}" for name in workerpools.opentelemetry.__all__),

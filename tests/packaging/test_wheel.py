@@ -155,7 +155,10 @@ def test_links_of_the_description_live_on_an_index(metadata: Message) -> None:
     assert "[MIT](" in description
 
 
-EXTRAS = ["httpx", "httpx2", "requests", "sqlalchemy", "psycopg", "redis", "flower", "prometheus", "opentelemetry"]
+EXTRAS = [
+    *("httpx", "httpx2", "requests", "sqlalchemy", "psycopg", "redis"),
+    *("fastapi", "flask", "flower", "prometheus", "opentelemetry"),
+]
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -1,7 +1,8 @@
 """The process's event loop, in a thread of its own: started by the first coroutine, after the fork, and ended in order.
 
 One loop for all coroutines of the process, so that a client's connections serve every one of them. The calling thread
-waits. A forked child has no loop until it needs one, and never touches the descriptors of its parent's.
+waits. In an asynchronous web server the server's loop serves instead. A forked child has no loop until it needs one,
+and never touches the descriptors of its parent's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import threading
 import time
 from _thread import allocate_lock
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from workerpools.errors import ConfigurationError
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Call", "call", "end", "is_here", "is_running", "running", "start"]
+__all__ = ["Call", "adopted", "call", "end", "is_here", "is_running", "running", "start"]
 
 logger = logging.getLogger("workerpools")
 
@@ -155,13 +156,13 @@ class _Loop:
         self._forget()
 
     def _forget(self) -> None:
-        self.loop: asyncio.SelectorEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         loop_thread.ident = 0
         self._selector: Any = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def started(self) -> asyncio.SelectorEventLoop:
+    def started(self) -> asyncio.AbstractEventLoop:
         """Return the loop; start it if there is none.
 
         Raises:
@@ -170,7 +171,7 @@ class _Loop:
         loop = self.loop
         return self._start() if loop is None else loop
 
-    def _start(self) -> asyncio.SelectorEventLoop:
+    def _start(self) -> asyncio.AbstractEventLoop:
         which = library()
         if which:
             raise ConfigurationError(
@@ -213,8 +214,35 @@ class _Loop:
                 continue
             break
 
+    @contextlib.contextmanager
+    def adopted(self) -> Generator[None]:
+        """Inside, the loop that runs in the calling thread is the process's."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            outermost = self.loop is not loop
+            if outermost:
+                if self.loop is not None:
+                    raise ConfigurationError(
+                        "this process runs another event loop already, for an asynchronous client that was used before "
+                        "the server's start: use none at import"
+                    )
+                fork.guard(self)
+                loop_thread.ident, self.loop = threading.get_ident(), loop
+        factory = loop.get_task_factory()
+        if factory is None:
+            loop.set_task_factory(_create_task)
+        try:
+            yield
+        finally:
+            if factory is None:
+                loop.set_task_factory(None)
+            if outermost:
+                self.loop, loop_thread.ident = None, 0
+
     def end(self, timeout: float) -> None:
-        """End the loop in order, if there is one: tasks are cancelled and awaited, then it is closed.
+        """End the loop in order, if it is of our own: tasks are cancelled and awaited, then it is closed.
 
         Args:
             timeout: The longest wait, in seconds.
@@ -240,10 +268,10 @@ class _Loop:
 
     def discard(self) -> tuple[object, Sequence[int]]:
         """Forget the parent's loop in a forked child; see :mod:`workerpools._process.fork`."""
-        loop, selector = self.loop, self._selector
+        loop, selector, adopted = self.loop, self._selector, self._thread is None
         self._forget()
-        if loop is None:
-            return None, ()
+        if loop is None or adopted:
+            return loop, ()
         # The child shares the parent's epoll instance: what it registered or removed there would be the parent's.
         with contextlib.suppress(Exception):
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -281,7 +309,7 @@ async def _wind_up(timeout: float) -> None:
     await loop.shutdown_asyncgens()
 
 
-def _wait(waiting: Call, loop: asyncio.SelectorEventLoop, timeout: float) -> bool:
+def _wait(waiting: Call, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
     loop.call_soon_threadsafe(waiting.start, context=contextvars.copy_context())
     return waiting.wait(timeout)
 
@@ -346,6 +374,16 @@ def start(coroutine: Coroutine[Any, Any, Any]) -> None:
         return
     _started.add(begun)
     loop.call_soon_threadsafe(begun.start, context=contextvars.Context())
+
+
+def adopted() -> contextlib.AbstractContextManager[None]:
+    """Make the loop that runs in the calling thread the process's, inside the block.
+
+    Raises:
+        ConfigurationError: The process has another one already.
+        RuntimeError: No loop runs in the calling thread.
+    """
+    return running.adopted()
 
 
 def is_here() -> bool:

@@ -33,7 +33,7 @@ EVENT_ATTRIBUTES = ("dispatch", "_no_async_engine_events")
 
 logger = logging.getLogger("workerpools")
 
-_ELSEWHERE = "create your own session: sqlalchemy.orm.Session(engine)"
+_ELSEWHERE = "create your own session: {}.new()"
 
 
 class _GivesEngine(Protocol):
@@ -127,7 +127,8 @@ class TaskSession(Overridable[S]):
             return self._overrides[-1]
         attempt = current()
         if attempt is None:
-            attempt = require(self._title(type(instance)), _ELSEWHERE)
+            title = self._title(type(instance))
+            attempt = require(title, _ELSEWHERE.format(title))
         # A shortcut: bodies use their session often.
         found: _InAttempt[S] | None = attempt.scoped.get(self)
         return self._make(attempt, instance) if found is None else found.session
@@ -139,14 +140,51 @@ class TaskSession(Overridable[S]):
             NoAttemptError: No task body runs in the calling thread.
             TypeError: An argument was passed, probably meant for ``Session.get()``.
         """
-        title = f"{self._where or self._name}.get()"
+        where = self._where or self._name
+        title = f"{where}.get()"
         if arguments or options:
             raise TypeError(f"{title} takes no arguments; write {title}.get(…), or self.{self._name}.get(…) in a body")
         if self._overrides:
             return self._overrides[-1]
-        attempt = current() or require(title, _ELSEWHERE)
+        attempt = current() or require(title, _ELSEWHERE.format(where))
         found: _InAttempt[S] | None = attempt.scoped.get(self)
         return self._make(attempt, attempt.instance) if found is None else found.session
+
+    def new(self) -> S:
+        """Return a session of the caller's own, of no attempt: for web processes, scripts and tests.
+
+        It has the declared class, options and engines. The caller commits and closes it:
+        ``with ShopTask.session.new() as session, session.begin(): …``. In a task body its commits are effects.
+        """
+        if self._overrides:
+            return self._overrides[-1]
+        title, options = f"{self._where or self._name}.new()", self._options
+        if self._binds:
+            options = {**options, "binds": {key: _engine_of(bind, None, title) for key, bind in self._binds.items()}}
+        made: S = self._class(bind=_engine_of(self._engine, None, title), **options)
+        return made
+
+    def serve(self, scoped: scoped_session[Any]) -> None:
+        """Have a ``scoped_session`` give the attempt's session in task bodies; elsewhere it goes on as before.
+
+        For models and services that use one for a web framework, such as Flask-SQLAlchemy's ``db.session``. Its
+        ``remove()``, which a web framework calls at the end of its context, leaves the attempt's session alone.
+
+        Args:
+            scoped: The ``scoped_session``.
+
+        Raises:
+            ConfigurationError: ``scoped`` is something else, or serves another declaration already.
+        """
+        given: Any = scoped
+        where = self._where or self._name
+        if not isinstance(given, scoped_session):
+            raise ConfigurationError(f"{where}.serve() takes a scoped_session, not {_name_of(given)}")
+        registry: Any = given.registry
+        if isinstance(registry, _InBodies):
+            raise ConfigurationError(f"{where}.serve(): this scoped_session serves {registry.title} already")
+        serving: Any = _InBodies(self, registry)
+        given.registry = serving
 
     def _make(self, attempt: Attempt, instance: Any) -> S:
         owner, resource = type(instance), self._engine
@@ -184,8 +222,36 @@ class TaskSession(Overridable[S]):
         where = self._where or self._name
         return (
             f"{where} is the declaration: the session exists in a task body, as self.{self._name}.{name}, or "
-            f"{where}.get().{name} in a helper; elsewhere {_ELSEWHERE}"
+            f"{where}.get().{name} in a helper; elsewhere {_ELSEWHERE.format(where)}"
         )
+
+
+class _InBodies:
+    """The registry of a ``scoped_session`` that gives the attempt's session in task bodies."""
+
+    def __init__(self, declared: TaskSession[Any], elsewhere: Any) -> None:
+        self._declared = declared
+        self._elsewhere = elsewhere
+
+    @property
+    def title(self) -> str:
+        return self._declared._title(type(None))
+
+    def __call__(self) -> Any:
+        return self._elsewhere() if current() is None else self._declared.get()
+
+    def has(self) -> bool:
+        # Never in a body: what a framework removes at the end of its context, inside of one, is not the attempt's.
+        return current() is None and self._elsewhere.has()
+
+    def set(self, obj: Any) -> None:
+        if current() is not None:
+            raise ConfigurationError(f"in a task body this is the session of {self.title}, which has its options")
+        self._elsewhere.set(obj)
+
+    def clear(self) -> None:
+        if current() is None:
+            self._elsewhere.clear()
 
 
 class _InAttempt(Scoped, Generic[S]):
@@ -251,7 +317,7 @@ def current_session() -> Session:
         NoAttemptError: No task body runs in the calling thread.
         ConfigurationError: The attempt has several sessions, or its task declares none.
     """
-    attempt = current() or require("current_session()", _ELSEWHERE)
+    attempt = current() or require("current_session()", _ELSEWHERE.format("ShopTask.session"))
     used = [key for key, found in attempt.scoped.items() if isinstance(found, _InAttempt)]
     candidates: list[Any] = used or _declared(type(attempt.instance))
     if len(candidates) == 1:
@@ -382,9 +448,11 @@ class _Ended(Session):
     def _refuse(self) -> NoReturn:
         self.close()
         declared, owner = self._workerpools
+        title = declared._title(owner)
         raise NoAttemptError(
-            f"{declared._title(owner)}: the run of the task body that this session belonged to has ended, and its "
-            "changes would never be committed. Return data from a body, not its session; elsewhere " + _ELSEWHERE
+            f"{title}: the run of the task body that this session belonged to has ended, and its "
+            "changes would never be committed. Return data from a body, not its session; elsewhere "
+            + _ELSEWHERE.format(title)
         )
 
 
