@@ -4,16 +4,12 @@ Declare resources with :class:`WorkerPools`, and use them in tasks with :class:`
 imports no client library and opens no connection.
 """
 
-from workerpools._celery.pools import WorkerPools
-from workerpools._celery.task import PooledTask
-from workerpools._pools.adapter import Adapter
-from workerpools._pools.resource import Resource
-from workerpools._run.deadline import Deadline
-from workerpools._run.delivery import RetryPolicy
-from workerpools._run.failure import Failure, FailureKind
-from workerpools.bases import DatabaseTask, HTTPTask
-from workerpools.errors import ConfigurationError, DeadlineExceeded, NoAttemptError, OpenTimeoutError, WorkerPoolsError
-from workerpools.failures import classify
+# ruff: noqa: F403, F405
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workerpools._names import *
 
 __all__ = [
     "Adapter",
@@ -33,3 +29,17 @@ __all__ = [
     "WorkerPoolsError",
     "classify",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would believe every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        from workerpools import _names
+
+        globals().update({each: getattr(_names, each) for each in __all__})
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -210,7 +210,9 @@ def test_replaying_can_be_turned_off(shared: Stand, worker: WorkerProcess) -> No
     result = shared.outcome("once", number)
     assert result.state == "FAILURE"
     assert [entry.detail for entry in shared.entries("body")].count(number) == 1
-    assert "reason=replaying is turned off for this task (replay=False)" in worker.log()
+    assert (
+        "reason=replaying is turned off (replay=False of the task, or the setting workerpools_replay)" in worker.log()
+    )
 
 
 def test_a_body_is_replayed_once_and_not_more(shared: Stand, worker: WorkerProcess, proxy: TcpProxy) -> None:

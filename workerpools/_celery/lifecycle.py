@@ -59,12 +59,14 @@ def connect(pools: Any) -> int:
     return number
 
 
+def living() -> list[Any]:
+    """Return every ``WorkerPools`` of this process, in order of creation."""
+    return [pools for ref in _living.valuerefs() if (pools := ref()) is not None]
+
+
 def _receiver(forward: Callable[[Any, Any], object], *, ends: bool = False) -> Callable[..., None]:
     def receive(sender: Any = None, **_: Any) -> None:
-        for ref in _living.valuerefs():
-            pools = ref()
-            if pools is None:
-                continue
+        for pools in living():
             try:
                 forward(pools, sender)
             except Exception as error:

@@ -53,6 +53,8 @@ class TaskTerms(Terms):
     @property
     def policy(self) -> RetryPolicy | None:  # type: ignore[override]
         policy = RetryPolicy.of(self._task.replay, self.name)
+        if not read_setting(self._task.app.conf, "replay", True):
+            return None
         most = _own_max_retries(self._task)
         if policy is None or most is None or most >= policy.max_retries:
             return policy

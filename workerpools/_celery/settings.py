@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from celery.utils.serialization import strtobool
+
 from workerpools._pools.found import adapters, not_installed
 from workerpools._pools.settings import PREFIX, Setting, parse_number, port, text, time, time_or_none, timeout, whole
 from workerpools._stats.metrics import BOUNDS
@@ -45,7 +47,15 @@ def _bound(value: object) -> float:
     return found
 
 
+def _switch(value: object) -> bool:
+    try:
+        return bool(strtobool(value))
+    except TypeError:
+        raise ValueError("True or False") from None
+
+
 SETTINGS = (
+    Setting("replay", _switch, "Whether any body runs again; False turns it off for the whole app (True)."),
     Setting("close_timeout", timeout, "Time limit for closing at shutdown, in seconds (5)."),
     Setting("retry_budget", whole(0), "Replay tokens per process: a replay takes 5, after a timeout 10 (500)."),
     Setting("deadline_margin", time_or_none, "Time between a task's deadline and its time limit, in seconds (0.1)."),

@@ -150,7 +150,7 @@ def decide(failure: Failure, situation: Situation) -> Decision:
     """
     policy = situation.policy
     if policy is None:
-        return _raise("replaying is turned off for this task (replay=False)")
+        return _raise("replaying is turned off (replay=False of the task, or the setting workerpools_replay)")
     if failure.kind is FailureKind.PERMANENT:
         return _raise("another try would fail in the same way")
     if not situation.idempotent:
