@@ -160,23 +160,26 @@ def test_a_connection_that_was_being_made_is_replaced(pools: WorkerPools, databa
 def test_recycled_over_and_over_under_load(pools: WorkerPools, database: Database, concurrency: int) -> None:
     """No statement fails, nobody waits in vain, and no connection is lost or left over."""
     engine = pools.add(SQLAlchemyEngine(database.url(), pool_size=concurrency, max_overflow=1), name="db").get()
-    until = time.monotonic() + 2.0
+    seen, over = set[int](), threading.Event()
 
-    def work() -> set[int]:
-        found = set()
-        while time.monotonic() < until:
+    def work() -> None:
+        while not over.is_set():
             with engine.begin() as connection:
-                found.add(backend_of(connection))
+                seen.add(backend_of(connection))
                 connection.scalar(BACKEND)
-        return found
 
     with ThreadPoolExecutor(concurrency) as threads:
         working = [threads.submit(work) for _ in range(concurrency)]
-        while time.monotonic() < until:
-            pools.recycle()
-            time.sleep(0.02)
-        seen = set[int]().union(*(each.result(60) for each in working))
-    assert len(seen) > 10
+        try:
+            for _ in range(2_000):
+                pools.recycle()
+                if over.wait(0.02) or len(seen) >= 40:
+                    break
+        finally:
+            over.set()
+        for each in working:
+            each.result(60)
+    assert len(seen) >= 40
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool.checkedout() == 0
     pools.recycle()
