@@ -21,7 +21,7 @@ from benchmarks.servers import Servers, running
 
 __all__ = ["NAMES", "main", "shown"]
 
-NAMES = ("overhead", "throughput", "liveness", "recovery", "startup", "scale")
+NAMES = ("overhead", "throughput", "clients", "liveness", "recovery", "recycling", "startup", "scale")
 
 
 def shown(figure: Figure) -> str:

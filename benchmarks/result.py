@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent / "results"
 
 _DISTRIBUTIONS = (
     *("celery", "billiard", "kombu", "sqlalchemy", "psycopg2-binary", "httpx", "httpcore"),
+    *("requests", "urllib3", "redis", "anyio"),
     *("celery-svcs", "svcs", "dependency-injector"),
 )
 

@@ -8,13 +8,12 @@ of watching and counting its connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from benchmarks.measure import Figure, alternate, at_least, paired, quartiles
 from benchmarks.result import Result
 from benchmarks.servers import Servers
-from benchmarks.workers import Worker
+from benchmarks.workers import Worker, rate_of
 
 __all__ = ["NEEDS_SERVERS", "run"]
 
@@ -38,13 +37,13 @@ def run(servers: Servers, *, quick: bool) -> Result:
         samples: dict[str, list[float]] = {}
         for task in ("read", "get"):
             sides = {
-                f"{task} {name}": _rate(worker, task, single if name == "per_task" else pooled)
+                f"{task} {name}": rate_of(worker, task, single if name == "per_task" else pooled)
                 for name, worker in workers.items()
             }
             samples.update(alternate(sides, rounds, budget=85.0))
         # The two that are closest get more rounds.
         close = {
-            f"{task} {name} again": _rate(workers[name], task, pooled)
+            f"{task} {name} again": rate_of(workers[name], task, pooled)
             for task in ("read", "get")
             for name in ("ours", "by_hand")
         }
@@ -71,10 +70,6 @@ def run(servers: Servers, *, quick: bool) -> Result:
         quick=quick,
         details={"children": 2, "tasks_per_second": {name: round(_median(rates)) for name, rates in samples.items()}},
     )
-
-
-def _rate(worker: Worker, task: str, count: int) -> Callable[[], float]:
-    return lambda: worker.rate(task, count)
 
 
 def _median(values: list[float]) -> float:

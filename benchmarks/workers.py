@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from benchmarks.apps.common import RECORD
 from benchmarks.servers import Servers
 from tests.support.worker import WorkerProcess
 
-__all__ = ["Ended", "Worker", "proportional_memory"]
+__all__ = ["Ended", "Worker", "proportional_memory", "rate_of"]
 
 
 class Ended(NamedTuple):
@@ -64,6 +64,7 @@ class Worker:
                 "BENCH_RECORD": str(self._record),
                 "BENCH_DATABASE": servers.postgres.url(),
                 "BENCH_HTTP": servers.upstream.url,
+                "BENCH_CACHE": servers.valkey.url(1),
                 **(environment or {}),
             },
             args=["--without-heartbeat", "-Q", self._queue],
@@ -130,6 +131,11 @@ class Worker:
     def memory(self) -> list[float]:
         """Return each child's proportional share of memory, in MiB."""
         return [proportional_memory(pid) for pid in self.process.children()]
+
+
+def rate_of(worker: Worker, task: str, count: int) -> Callable[[], float]:
+    """Return a function that has ``worker`` run a burst, and returns its tasks a second."""
+    return lambda: worker.rate(task, count)
 
 
 def proportional_memory(pid: int) -> float:

@@ -133,3 +133,7 @@ def _calls(run: str) -> Iterator[tuple[str, Any]]:
         yield "place_order", shop.place_order.s(order_id, article, 1 + number % 3)
         yield "take_payment", shop.take_payment.s(order_id, 100 + number)
         yield "sync_shipment", shop.sync_shipment.s(order_id)
+        yield "check_address", shop.check_address.s(order_id)
+        yield "track_parcel", shop.track_parcel.s(order_id)
+        yield "reserve_article", shop.reserve_article.s(order_id, article)
+        yield "compare_suppliers", shop.compare_suppliers.s(article)

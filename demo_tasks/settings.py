@@ -25,6 +25,15 @@ class Settings:
     upstream_url: str
     key_prefix: str
 
+    @property
+    def client_name(self) -> str:
+        """What the connections of the worker's ``cache`` are called on the Redis server."""
+        return f"{self.key_prefix}shop"
+
+    def reservation(self, order_id: str) -> str:
+        """Return the key in Redis of an order's reservation."""
+        return f"{self.key_prefix}shop-reserved-{order_id}"
+
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     """Return the settings of ``environ``: REDIS_URL, DATABASE_URL, UPSTREAM_URL and SHOP_KEY_PREFIX.

@@ -15,6 +15,7 @@ from kombu.exceptions import KombuError
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from demo_tasks.cache import Cache
 from demo_tasks.database import Database
 from demo_tasks.load import Load, Stalled
 from demo_tasks.settings import Settings, from_environment
@@ -67,7 +68,7 @@ def _submit(settings: Settings, tasks: int) -> Summary:
         if time.monotonic() >= next_line:
             next_line = time.monotonic() + LINE_EVERY
             print(f"{load.done:,} of {tasks:,} tasks done", flush=True)
-    return load.summary(database.count_rows(run))
+    return load.summary({**database.count_rows(run), **Cache(settings).count_rows(run)})
 
 
 def _wait_for_redis(settings: Settings) -> None:

@@ -11,8 +11,14 @@ from demo_tasks.workload import USES
 
 __all__ = ["RESOURCES", "Summary", "counted_since", "per_task"]
 
-#: The resources whose connections are counted, in the order in which they are shown.
-RESOURCES = ("api", "db")
+#: The resources whose connections are counted, in the order in which they are shown, and what each is made with.
+RESOURCES: Mapping[str, str] = {
+    "api": "httpx",
+    "db": "SQLAlchemy",
+    "carrier": "requests",
+    "cache": "redis",
+    "suppliers": "async httpx",
+}
 
 #: What is counted besides, by its name in the report.
 COUNTS = (*COUNTED.values(), "retried", ASKED)
@@ -36,7 +42,7 @@ def per_task(child: Child, resource: str) -> int:
         child: What it ran.
         resource: The resource to count for.
     """
-    return sum(runs for task, runs in child.runs.items() if resource in USES.get(task, ()))
+    return sum(runs * USES.get(task, ()).count(resource) for task, runs in child.runs.items())
 
 
 @dataclass
@@ -49,13 +55,15 @@ class Summary:
         failed: How many failed.
         seconds: How long they took together.
         children: What each process of the worker did.
-        rows: How many rows each table has.
+        rows: How many rows each table has; reservations count as rows.
         rows_expected: How many it must have.
         failures: The first errors, one line each.
         backends_killed: How many database connections were cut; None if that was not part of the run.
+        cache_killed: How many Redis connections were.
         upstream_reloaded: Whether the HTTP server closed its connections.
         commits_lost: How many answers to COMMIT were lost; their connections are among the cut ones.
-        connections_at_stop: How many database connections of the worker were left after it stopped; None while it runs.
+        connections_at_stop: How many database and Redis connections of the worker were left after it stopped; None
+            while it runs.
     """
 
     tasks: int
@@ -67,6 +75,7 @@ class Summary:
     rows_expected: Mapping[str, int]
     failures: list[str] = field(default_factory=lambda: list[str]())
     backends_killed: int | None = None
+    cache_killed: int = 0
     upstream_reloaded: bool = False
     commits_lost: int = 0
     connections_at_stop: int | None = None
@@ -98,8 +107,9 @@ class Summary:
         lines += [f"  {failure}" for failure in self.failures]
         if self.backends_killed is not None:
             reloaded = "; HTTP server reloaded" if self.upstream_reloaded else ""
-            lost = f" ({self.commits_lost} at the answer to a COMMIT)" if self.commits_lost else ""
-            lines.append(f"cut in the middle: {_plural(self.backends_killed, 'database connection')}{lost}{reloaded}")
+            lost = f" ({self.commits_lost} at a COMMIT's answer)" if self.commits_lost else ""
+            redis = f", {self.cache_killed} to Redis" if self.cache_killed else ""
+            lines.append(f"cut half-way: {_plural(self.backends_killed, 'database connection')}{lost}{redis}{reloaded}")
         lines.append(
             f"replayed at once in the process: {_plural(self.counted('replayed'), 'task')} and "
             f"{_plural(self.counted('requests_replayed'), 'request')}; lost COMMITs resolved: "
@@ -114,10 +124,10 @@ class Summary:
             )
         written = ", ".join(f"{count:,} {table}" for table, count in self.rows.items())
         if dict(self.rows) == dict(self.rows_expected):
-            lines.append(f"in the database: {written}: nothing lost, nothing twice")
+            lines.append(f"{written}: none lost, none twice")
         else:
             expected = ", ".join(f"{count:,} {table}" for table, count in self.rows_expected.items())
-            lines.append(f"in the database: {written}; EXPECTED: {expected}")
+            lines.append(f"{written}; EXPECTED: {expected}")
         return lines
 
     def closing(self) -> list[str]:
@@ -153,6 +163,7 @@ class Summary:
             "failures": self.failures,
             **{name: self.counted(name) for name in COUNTS},
             "backends_killed": self.backends_killed,
+            "cache_killed": self.cache_killed,
             "commits_lost": self.commits_lost,
             "upstream_reloaded": self.upstream_reloaded,
             "seconds": round(self.seconds, 3),

@@ -1,10 +1,13 @@
-"""The shop's tasks: prices and shipments from an HTTP API, orders and payments in PostgreSQL.
+"""The shop's tasks: prices and shipments from an HTTP API, orders and payments in PostgreSQL, reservations in Redis.
 
-Each process of the worker has one HTTP client and one database engine, opened by the first task that uses them.
+Each process of the worker has one client of each kind, opened by the first task that uses it.
 """
 
 from __future__ import annotations
 
+import asyncio
+
+import httpx
 from sqlalchemy.dialects.postgresql import insert
 
 from demo_tasks.app import app
@@ -12,10 +15,23 @@ from demo_tasks.models import Order, Payment, Shipment
 from demo_tasks.settings import from_environment
 from demo_tasks.tally import Tally
 from workerpools import PooledTask, RetryPolicy, WorkerPools
-from workerpools.httpx import HttpxClient
+from workerpools.httpx import AsyncHttpxClient, HttpxClient
+from workerpools.redis import RedisClient
+from workerpools.requests import RequestsSession
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
 
-__all__ = ["ShopTask", "fetch_price", "place_order", "sync_shipment", "take_payment", "tally"]
+__all__ = [
+    "ShopTask",
+    "check_address",
+    "compare_suppliers",
+    "fetch_price",
+    "place_order",
+    "reserve_article",
+    "sync_shipment",
+    "take_payment",
+    "tally",
+    "track_parcel",
+]
 
 settings = from_environment()
 pools = WorkerPools(app)
@@ -24,13 +40,16 @@ tally.watch(pools)
 
 
 class ShopTask(PooledTask):
-    """A task with the shop's HTTP client and its database."""
+    """A task with the shop's clients."""
 
     abstract = True
 
     api = pools.add(HttpxClient(base_url=settings.upstream_url))
     db = pools.add(SQLAlchemyEngine(settings.database_url))
     session = TaskSession(db)
+    carrier = pools.add(RequestsSession(settings.upstream_url))
+    cache = pools.add(RedisClient(settings.redis_url, client_name=settings.client_name))
+    suppliers = pools.add(AsyncHttpxClient(base_url=settings.upstream_url))
 
     # These tasks may run twice: what they write has the order's id as its key. So they may run again even where nobody
     # can know whether the first run was done.
@@ -78,3 +97,37 @@ def sync_shipment(self: ShopTask, order_id: str) -> str:
     status = str(answer.json()["args"]["status"])
     self.session.merge(Shipment(order_id=order_id, status=status))
     return status
+
+
+@app.task(base=ShopTask)
+def check_address(order_id: str, api: httpx.Client = ShopTask.api.inject()) -> bool:
+    """Ask a directory whether an order's address is known; a body without ``self``."""
+    answer = api.get(f"/anything/addresses/{order_id}", params={"known": "yes"}).raise_for_status()
+    return bool(answer.json()["args"]["known"] == "yes")
+
+
+@app.task(base=ShopTask, bind=True)
+def track_parcel(self: ShopTask, order_id: str) -> str:
+    """Ask the carrier where an order's parcel is; over requests, as the SDK of a carrier would."""
+    answer = self.carrier.get(f"/anything/parcels/{order_id}", params={"place": "depot"})
+    answer.raise_for_status()
+    return str(answer.json()["args"]["place"])
+
+
+@app.task(base=ShopTask, bind=True)
+def reserve_article(self: ShopTask, order_id: str, sku: str) -> str:
+    """Reserve an article for an order, for an hour."""
+    self.cache.set(settings.reservation(order_id), sku, ex=3600)
+    return order_id
+
+
+@app.task(base=ShopTask, bind=True)
+async def compare_suppliers(self: ShopTask, sku: str) -> int:
+    """Ask two suppliers at the same time what an article costs; return the lower price, in cents."""
+    answers = await asyncio.gather(
+        *(
+            self.suppliers.get(f"/anything/{supplier}/{sku}", params={"cents": cents})
+            for supplier, cents in (("north", 90 + len(sku)), ("south", 80 + len(sku)))
+        )
+    )
+    return min(int(answer.raise_for_status().json()["args"]["cents"]) for answer in answers)

@@ -12,10 +12,11 @@ from typing import Any
 from celery import Celery, signals
 from sqlalchemy import text
 
-__all__ = ["DATABASE", "HTTP", "READ", "RECORD", "WRITE", "make"]
+__all__ = ["CACHE", "DATABASE", "HTTP", "READ", "RECORD", "WRITE", "make"]
 
 DATABASE = os.environ.get("BENCH_DATABASE", "")
 HTTP = os.environ.get("BENCH_HTTP", "")
+CACHE = os.environ.get("BENCH_CACHE", "")
 
 READ = text("SELECT value FROM rows WHERE number = :number")
 WRITE = text("INSERT INTO entries (number) VALUES (:number)")
@@ -46,6 +47,8 @@ def make(name: str) -> Celery:
     )
     if limit := os.environ.get("BENCH_LIMIT"):
         app.conf.task_soft_time_limit = float(limit)
+    if most := os.environ.get("BENCH_MAX_TASKS"):
+        app.conf.worker_max_tasks_per_child = int(most)
     return app
 
 

@@ -12,12 +12,23 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 
 from benchmarks.apps import common
-from workerpools import DatabaseTask, HTTPTask, PooledTask
+from workerpools import DatabaseTask, HTTPTask, PooledTask, WorkerPools
+from workerpools.httpx import HttpxClient
 
 DATABASE_URL = "postgresql+psycopg2://nobody@127.0.0.1:1/nothing"
 
 app = common.make("touch")
 app.conf.update(workerpools_database_url=DATABASE_URL, workerpools_http_base_url="http://127.0.0.1:1")
+
+pools = WorkerPools(app)
+
+
+class ClientTask(PooledTask):
+    """With a client."""
+
+    abstract = True
+    client = pools.add(HttpxClient(base_url="http://127.0.0.1:1"))
+
 
 svcs_app = common.make("touch_svcs")
 celery_svcs.init(svcs_app)
@@ -59,6 +70,17 @@ def global_client(number: float) -> None:
 def http(self: HTTPTask, number: float) -> None:
     """Touch the task's client."""
     self.http  # noqa: B018
+
+
+@app.task(base=ClientTask, bind=True, name="attribute")
+def attribute(self: ClientTask, number: float) -> None:
+    """Touch the task's client."""
+    self.client  # noqa: B018
+
+
+@app.task(base=ClientTask, name="parameter")
+def parameter(number: float, client: httpx.Client = ClientTask.client.inject()) -> None:
+    """Be given the client."""
 
 
 @app.task(name="session_by_hand")

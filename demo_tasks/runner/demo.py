@@ -83,7 +83,7 @@ class Demo:
             finally:
                 self._stop.tidy_up()
         summary.connections_at_stop = self._stage.connections_at_stop
-        self._screen.say(f"Database connections of the worker after its stop: {summary.connections_at_stop}")
+        self._screen.say(f"Connections of the worker after its stop: {summary.connections_at_stop}")
         self._report(summary)
         return summary.ok
 
@@ -94,7 +94,12 @@ class Demo:
         stage = self._stage
         tasks = self._options.tasks
         faults = Faults(
-            stage.database, stage.upstream, children=self._options.concurrency, tasks=tasks, relay=stage.relay
+            stage.database,
+            stage.upstream,
+            cache=stage.cache if stage.own_cache else None,
+            children=self._options.concurrency,
+            tasks=tasks,
+            relay=stage.relay,
         )
         try:
             load = Load(self._token, tasks)
@@ -104,14 +109,15 @@ class Demo:
                     self._stop.check()
                     stage.check_alive()
                     if faults.step(load.done):
-                        self._screen.say(f"after {load.done:,} tasks: {faults}")
+                        self._screen.say(f"at {load.done:,} tasks: {faults}")
                     bar.update(load.done)
-            summary = load.summary(stage.database.count_rows(self._token))
+            summary = load.summary({**stage.database.count_rows(self._token), **stage.cache.count_rows(self._token)})
         except (KombuError, RedisError, SQLAlchemyError, Stalled) as error:
             # The death of a server explains more than what it does to its clients.
             stage.check_alive()
             raise DemoError(f"{error}\nThe worker's last log lines:\n{stage.worker.log_tail()}") from error
         summary.backends_killed = faults.backends_killed
+        summary.cache_killed = faults.cache_killed
         summary.commits_lost = faults.commits_lost
         summary.upstream_reloaded = faults.upstream_reloaded
         return summary

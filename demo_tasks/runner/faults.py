@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from demo_tasks.cache import Cache
 from demo_tasks.database import Database
 from demo_tasks.runner.relay import Relay
 from demo_tasks.servers import ExternalUpstream, HttpUpstream
@@ -14,6 +15,7 @@ class Faults:
 
     Args:
         database: Where the worker's database connections end.
+        cache: Where its Redis connections end; None where the server is not the demo's own.
         upstream: Where its HTTP connections end.
         children: How many children the worker has; each must have a database connection before they are cut.
         tasks: How many tasks there are.
@@ -25,6 +27,7 @@ class Faults:
         database: Database,
         upstream: HttpUpstream | ExternalUpstream,
         *,
+        cache: Cache | None,
         children: int,
         tasks: int,
         relay: Relay | None,
@@ -33,17 +36,20 @@ class Faults:
         self._upstream = upstream
         self._children = children
         self._relay = relay
+        self._cache = cache
         # Between these two there is time for every child to have opened its connection, and the load goes on after.
         self._from, self._until = tasks * 2 // 5, tasks * 4 // 5
         self._terminated: int | None = None
+        self.cache_killed = 0
         self.upstream_reloaded = False
 
     def __str__(self) -> str:
         commits = "COMMIT" if self._children == 1 else f"{self._children} COMMITs"
         lost = f", next {commits} unanswered" if self._relay is not None else ""
-        reloaded = ", HTTP server reloaded" if self.upstream_reloaded else ""
-        connections = "connection" if self._terminated == 1 else "connections"
-        return f"{self._terminated} database {connections} cut{lost}{reloaded}"
+        reloaded = ", HTTP reloaded" if self.upstream_reloaded else ""
+        redis = f", {self.cache_killed} Redis" if self.cache_killed else ""
+        connections = "connection" if self._terminated == 1 and not redis else "connections"
+        return f"{self._terminated} database{redis} {connections} cut{lost}{reloaded}"
 
     @property
     def commits_lost(self) -> int:
@@ -71,6 +77,8 @@ class Faults:
         self._terminated = self._database.kill_worker_connections()
         if self._relay is not None:
             self._relay.lose_commits(self._children)
+        if self._cache is not None:
+            self.cache_killed = self._cache.kill_worker_connections()
         if self._upstream.managed:
             self._upstream.reload()
             self.upstream_reloaded = True

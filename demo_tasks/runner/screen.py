@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demo_tasks.runner.output import patient
-from demo_tasks.summary import RESOURCES, Summary, per_task
+from demo_tasks.summary import RESOURCES, Summary
 
 __all__ = ["Bar", "Screen"]
 
@@ -76,8 +76,8 @@ class Screen:
     def opening(self, tasks: int, children: int) -> None:
         """Write what is going to be shown."""
         self.say(f"A shop's {tasks:,} tasks, in a Celery worker with {children} processes, on real servers.", "bold")
-        self.say("Half-way every database connection is cut, some at the very answer to a COMMIT, and the HTTP")
-        self.say("server closes its own. Watch that no task fails, and that no row is lost or written twice.")
+        self.say("Half-way every connection to PostgreSQL and Redis is cut, some at the very answer to a COMMIT, and")
+        self.say("the HTTP server closes its own. Watch that no task fails, and no row is lost or written twice.")
         self.say("")
 
     def fail(self, text: str) -> None:
@@ -126,16 +126,13 @@ class Screen:
     def _children(self, summary: Summary) -> Table:
         table = Table(box=box.ROUNDED if self.live else box.ASCII2, show_footer=True)
         runs = sum(sum(child.runs.values()) for child in summary.children.values())
-        table.add_column("process", footer="together")
+        table.add_column("process", footer="together\nwith a client per task")
         table.add_column("tasks run", justify="right", footer=f"{runs:,}")
-        for resource in RESOURCES:
-            footer = f"{summary.opened(resource):,}"
-            table.add_column(f"{resource}:\nopened", justify="right", style="bold green", footer=footer)
-            footer = f"{summary.opened_per_task(resource):,}"
-            table.add_column(f"{resource}: with a\nclient per task", justify="right", style="dim", footer=footer)
+        for resource, library in RESOURCES.items():
+            footer = Text(f"{summary.opened(resource):,}", style="bold green")
+            footer.append(f"\n{summary.opened_per_task(resource):,}", style="not bold dim default")
+            table.add_column(f"{resource}:\n{library}", justify="right", style="bold green", footer=footer)
         for name, child in summary.children.items():
-            cells = [f"pid {name.rpartition('/')[2]}", f"{sum(child.runs.values()):,}"]
-            for resource in RESOURCES:
-                cells += [f"{child.opened[resource]:,}", f"{per_task(child, resource):,}"]
-            table.add_row(*cells)
+            opened = (f"{child.opened[resource]:,}" for resource in RESOURCES)
+            table.add_row(f"pid {name.rpartition('/')[2]}", f"{sum(child.runs.values()):,}", *opened)
         return table

@@ -13,6 +13,7 @@ import redis
 import sqlalchemy
 from sqlalchemy.exc import SQLAlchemyError
 
+from demo_tasks.cache import Cache
 from demo_tasks.runner.errors import DemoError
 from demo_tasks.runner.isolation import Isolation
 from demo_tasks.runner.processes import CeleryWorker, Flower, environment
@@ -90,13 +91,18 @@ class Stage(Processes):
         worker: The worker.
         flower: Flower.
         database: The worker's database, seen from outside.
+        cache: The worker's Redis, seen from outside.
+        own_cache: Whether that server was started for the run, and may be asked about its connections.
         relay: What the worker's database connections go through; None where the server is not the demo's own.
-        connections_at_stop: How many database connections of the worker were left after its warm stop; None until then.
+        connections_at_stop: How many database and Redis connections of the worker were left after its warm stop; None
+            until then.
     """
 
     worker: CeleryWorker
     flower: Flower
     database: Database
+    cache: Cache
+    own_cache: bool
 
     def __init__(self, screen: Screen, token: str, concurrency: int) -> None:
         super().__init__(screen)
@@ -126,6 +132,8 @@ class Stage(Processes):
         env = environment(isolation.settings, own_database=servers.database.managed)
         _adopt(env)
         self.database = isolation.database()
+        self.cache = Cache(isolation.settings)
+        self.own_cache = servers.redis.managed
         stack.callback(isolation.remove_traces)
         self._prepare(isolation)
         if isinstance(servers.database, PostgresServer):
@@ -169,8 +177,9 @@ class Stage(Processes):
 
     def _measure(self) -> None:
         # Between the worker's stop and the database server's.
-        with contextlib.suppress(SQLAlchemyError):
-            self.connections_at_stop = self.database.worker_connections()
+        with contextlib.suppress(SQLAlchemyError, redis.RedisError):
+            of_cache = self.cache.worker_connections() if self.own_cache else 0
+            self.connections_at_stop = self.database.worker_connections() + of_cache
 
 
 def _through(url: str, port: int) -> str:

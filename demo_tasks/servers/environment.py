@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from demo_tasks.servers.workspace import Workspace
 
+#: How long the HTTP server keeps an idle connection, in seconds: longer than the clients do (4 s), so that only its
+#: reload closes one that they would use again.
+KEEPALIVE = 75
+
 
 @dataclass(frozen=True)
 class Servers:
@@ -82,5 +86,5 @@ def from_environment(workspace: Workspace, environ: Mapping[str, str]) -> Server
     return Servers(
         database=ExternalDatabase(database) if database else PostgresServer(workspace),
         redis=ExternalRedis(redis) if redis else ValkeyServer(workspace),
-        upstream=ExternalUpstream(upstream) if upstream else HttpUpstream(workspace),
+        upstream=ExternalUpstream(upstream) if upstream else HttpUpstream(workspace, keepalive=KEEPALIVE),
     )

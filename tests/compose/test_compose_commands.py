@@ -15,14 +15,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from demo_tasks.servers.ports import free_port
+from demo_tasks.workload import USES
 from tests.compose import compose_file
 from tests.support.databases import Database
 from tests.support.paths import ROOT
@@ -169,7 +171,7 @@ def flower_status(stack: Stack, credentials: str | None, path: str = "/workers")
 
 
 @pytest.mark.timeout(300)
-def test_the_services_work_together(stack: Stack, database: Database) -> None:
+def test_the_services_work_together(stack: Stack, database: Database, broker_url: str) -> None:
     """In the order of their dependencies each service becomes healthy, and the submitter's tasks all succeed."""
     stack.start("upstream")
     assert not stack.healthy("worker")
@@ -189,19 +191,23 @@ def test_the_services_work_together(stack: Stack, database: Database) -> None:
     output = stack.log("submit").read_text()
     assert status == 0, output
     assert f"{TASKS:,} tasks: {TASKS:,} succeeded, 0 failed" in output
-    assert "nothing lost, nothing twice" in output
+    assert "none lost, none twice" in output
     assert "\x1b" not in output
     # Counted across containers: four children, and a connection of each resource for each of them.
     children = [line for line in output.splitlines() if "(a client per task: " in line]
     assert len(children) == 4
     for line in children:
         assert "1 connection of db" in line
-    assert database.execute("SELECT count(*) FROM orders") == [(TASKS // 4,)]
+        assert "1 connection of cache" in line
+        assert " of suppliers " in line
+    assert database.execute("SELECT count(*) FROM orders") == [(TASKS // len(USES),)]
 
     assert stack.stop("flower") == 0
     assert stack.stop("worker") == 0
     left = database.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'workerpools %'")
     assert left == [(0,)]
+    with closing(redis.Redis.from_url(broker_url, decode_responses=True)) as client:
+        assert [each for each in client.client_list() if each["name"] == "shop"] == []
     assert stack.stop("upstream") == 0
 
 

@@ -12,7 +12,7 @@ from demo_tasks import workload
 from demo_tasks.runner.faults import Faults
 from demo_tasks.runner.screen import Screen
 from demo_tasks.settings import from_environment
-from demo_tasks.summary import Summary, counted_since, per_task
+from demo_tasks.summary import RESOURCES, Summary, counted_since, per_task
 from demo_tasks.tally import Child
 
 
@@ -23,22 +23,24 @@ def child(**runs: int) -> Child:
 @pytest.mark.parametrize(
     ("tasks", "expected"),
     [
-        (0, {"orders": 0, "payments": 0, "shipments": 0}),
-        (1, {"orders": 0, "payments": 0, "shipments": 0}),
-        (3, {"orders": 1, "payments": 1, "shipments": 0}),
-        (2000, {"orders": 500, "payments": 500, "shipments": 500}),
+        (0, {"orders": 0, "payments": 0, "shipments": 0, "reservations": 0}),
+        (1, {"orders": 0, "payments": 0, "shipments": 0, "reservations": 0}),
+        (3, {"orders": 1, "payments": 1, "shipments": 0, "reservations": 0}),
+        (2000, {"orders": 250, "payments": 250, "shipments": 250, "reservations": 250}),
     ],
 )
 def test_rows(tasks: int, expected: dict[str, int]) -> None:
-    """Each order has four tasks, and three of them write a row."""
+    """Each order has eight tasks, and four of them write a row."""
     assert workload.rows(tasks) == expected
 
 
 def test_client_per_task() -> None:
     """With a client a task, each run opens a connection for each resource that the task uses."""
-    ran = child(fetch_price=3, place_order=2, take_payment=5)
+    ran = child(fetch_price=3, place_order=2, take_payment=5, compare_suppliers=4)
     assert per_task(ran, "api") == 8
     assert per_task(ran, "db") == 7
+    # It asks two at the same time.
+    assert per_task(ran, "suppliers") == 8
 
 
 def test_counts_of_earlier_runs_are_left_out() -> None:
@@ -67,7 +69,7 @@ def test_summary_of_a_good_run() -> None:
     """The lines say how many tasks there were and how fast, and that nothing is missing."""
     assert GOOD.ok
     assert GOOD.lines()[0] == "4 tasks: 4 succeeded, 0 failed, in 2.0 s (2 a second)"
-    assert GOOD.lines()[-1] == "in the database: 1 orders: nothing lost, nothing twice"
+    assert GOOD.lines()[-1] == "1 orders: none lost, none twice"
 
 
 def test_connections_that_asked_are_told_apart() -> None:
@@ -96,9 +98,12 @@ def test_closing_says_what_was_shown() -> None:
 def test_the_largest_figures_fit_in_100_columns() -> None:
     """The screen is read without wrapping, whatever the numbers are."""
     counts = dict.fromkeys(("replayed", "requests_replayed", "commits_resolved", "retried", "replays_refused"), 12_345)
-    large = Child(Counter(take_payment=1_000_000), Counter(api=1_234, db=1_234), Counter(counts))
+    large = Child(
+        Counter(take_payment=999_999, compare_suppliers=999_999), Counter(api=1_234, db=1_234), Counter(counts)
+    )
     large.counts["connections_that_asked"] = 1_234
-    written = dict.fromkeys(("orders", "payments", "shipments"), 250_000)
+    large.opened.update(dict.fromkeys(("carrier", "cache", "suppliers"), 1_234))
+    written = dict.fromkeys(("orders", "payments", "shipments", "reservations"), 125_000)
     summary = Summary(
         tasks=1_000_000,
         succeeded=1_000_000,
@@ -108,6 +113,7 @@ def test_the_largest_figures_fit_in_100_columns() -> None:
         rows=written,
         rows_expected=written,
         backends_killed=128,
+        cache_killed=64,
         upstream_reloaded=True,
         commits_lost=64,
     )
@@ -115,15 +121,17 @@ def test_the_largest_figures_fit_in_100_columns() -> None:
     screen = Screen(stream)
     screen.opening(1_000_000, 64)
     screen.summary(summary)
-    faults = Faults(None, None, children=64, tasks=1, relay=Lossy())  # type: ignore[arg-type]
-    faults._terminated, faults.upstream_reloaded = 64, True
-    screen.say(f"after 400,000 tasks: {faults}")
+    faults = Faults(None, None, cache=None, children=64, tasks=1, relay=Lossy())  # type: ignore[arg-type]
+    faults._terminated, faults.cache_killed, faults.upstream_reloaded = 64, 64, True
+    screen.say(f"at 400,000 tasks: {faults}")
     lines = stream.getvalue().splitlines()
     assert [line for line in lines if len(line) > 100] == []
     headings = next(line for line in lines if line.startswith("| process"))
     above = lines[lines.index(headings) - 1]
     columns = list(zip(above.strip("|").split("|"), headings.strip("|").split("|"), strict=True))
-    assert len({" ".join(" ".join(column).split()) for column in columns}) == len(columns) == 6
+    assert len({" ".join(" ".join(column).split()) for column in columns}) == len(columns) == 2 + len(RESOURCES)
+    firsts = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert firsts[-2:] == ["together", "with a client per task"]
 
 
 class Lossy:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from demo_tasks.summary import RESOURCES
 from tests.demo.running import DemoRun, report, wait_until, worker_pid
 from tests.support.inspect import children_of, is_alive
 
@@ -42,7 +43,7 @@ def test_ctrl_c_while_it_stays_up(place: Path, tmp_path: Path) -> None:
         with urllib.request.urlopen(f"{pools[1]}/api/pools", timeout=10) as answer:
             (worker,) = json.load(answer)["workers"]
         assert worker["status"] == "online"
-        assert {each["name"] for each in worker["snapshots"][0]["totals"]} >= {"api", "db"}
+        assert {each["name"] for each in worker["snapshots"][0]["totals"]} >= set(RESOURCES)
         run.signal(signal.SIGINT)
         assert run.wait() == 0
     assert re.findall(r"^(.+) stopped$", run.text, re.MULTILINE) == [

@@ -42,7 +42,7 @@ def test_a_url_that_cannot_be_used(url: str) -> None:
 
 def test_one_of_anything_is_singular() -> None:
     """One connection, not 1 connections."""
-    faults = Faults(None, None, children=1, tasks=1, relay=None)  # type: ignore[arg-type]
+    faults = Faults(None, None, cache=None, children=1, tasks=1, relay=None)  # type: ignore[arg-type]
     faults._terminated = 1
     assert str(faults) == "1 database connection cut"
     child = Child(Counter(place_order=1), Counter(api=1, db=2))

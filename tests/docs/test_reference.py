@@ -183,7 +183,7 @@ def test_the_picture_shows_todays_demo() -> None:
         [re.sub(r"[\s|│]+", " ", line).strip() for line in each] for each in (stream.getvalue().splitlines(), shown)
     )
     assert said[1:4] == lines[:3]
-    headings = [line for line in lines if line.endswith(("db: with a", "client per task"))]
+    headings = [line for line in lines if line.endswith(("suppliers:", "async httpx"))]
     assert len(headings) == 2
     assert set(headings) <= set(said)
     assert nobody.closing()[0] in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -278,6 +279,7 @@ def test_a_rotated_certificate_is_picked_up(echo: EchoUpstream, tmp_path: Any, c
     [
         ({"HTTP_PROXY": "proxy"}, {}, True),
         ({"ALL_PROXY": "proxy"}, {}, True),
+        ({"Http_Proxy": "proxy"}, {}, True),
         ({"HTTP_PROXY": "proxy", "NO_PROXY": "127.0.0.1"}, {}, False),
         ({"HTTP_PROXY": "proxy"}, {"trust_env": False}, False),
         ({}, {"proxies": "proxy"}, True),
@@ -307,6 +309,30 @@ def test_proxies(
         assert stats(pools, "api").open == 1
         pools.close()
         assert closed(pools, "api") == {"shutdown": 1}
+
+
+def test_an_environment_that_names_a_proxy_later(
+    echo: EchoUpstream, proxy_to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request looks for one, and as long as none is named reads no value; certificates are looked for as ever."""
+    proxy: TcpProxy = proxy_to(echo)
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    read: list[str] = []
+    real = requests.utils.should_bypass_proxies
+    monkeypatch.setattr(requests.utils, "should_bypass_proxies", lambda url, **kw: read.append(url) or real(url, **kw))
+    with counted_pools() as pools:
+        api = add(pools, trust_env=True)
+        for named in (False, True):
+            if named:
+                monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+            assert api.get(f"{echo.url}/echo/x").text == "x"
+            assert (proxy.accepted > 0) is named
+        monkeypatch.delenv("http_proxy")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
+        with pytest.raises(FileNotFoundError):
+            api.get("https://127.0.0.1:1/")
+    assert read == ["", f"{echo.url}/echo/x", ""]
 
 
 def test_a_proxy_that_wants_other_credentials() -> None:
