@@ -105,7 +105,7 @@ def test_exported_members() -> None:
     assert workerpools.prometheus.__all__ == ["Source", "WorkerPoolsCollector", "register", "serve"]
     assert workerpools.requests.__all__ == ["RequestsSession", "classify"]
     assert workerpools.flower.__all__ == ["install"]
-    assert workerpools.redis.__all__ == ["RedisClient"]
+    assert workerpools.redis.__all__ == ["AsyncRedisClient", "RedisClient"]
     assert workerpools.sqlalchemy.__all__ == [
         "SQLAlchemyEngine",
         "TaskSession",

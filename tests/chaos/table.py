@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -308,6 +309,16 @@ def parameters(*cells: Cell) -> list[Any]:
             words = (broken, cell.moment, cell.declared, cell.before and f"after {cell.before}", method, driver)
             marks = [pytest.mark.xfail(reason=cell.defect, strict=True)] if cell.defect else []
             found.append(pytest.param(cell, broken, driver, method, id=", ".join(filter(None, words)), marks=marks))
+    return found
+
+
+def with_clients(parameters: Sequence[Any], clients: Sequence[str], asynchronous: Sequence[str]) -> list[Any]:
+    """Return the parameters with each client, and with each asynchronous one over the first of a cell's drivers."""
+    found = []
+    for each in parameters:
+        cell, _, driver, _ = each.values
+        for client in (*clients, *(asynchronous if driver == cell.drivers[0] else ())):
+            found.append(pytest.param(*each.values, client, id=f"{each.id}, {client}", marks=each.marks))
     return found
 
 

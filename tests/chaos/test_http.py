@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
-import requests
 
 from tests.chaos import table
 from tests.chaos.breaks import ENDINGS, repair
@@ -18,6 +19,8 @@ from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
+from workerpools.adapter import run_coroutine
+from workerpools.httpx import AsyncHttpxClient, HttpxClient
 from workerpools.requests import RequestsSession
 
 #: How much of a response passes before it is cut: the head surely, and not the body, nor what TLS adds to either.
@@ -40,8 +43,13 @@ class HttpSite:
         if broken == "pool full":
             api: Any = self.shop.api.get()
             url = f"/stream?n={_CHUNKS}"
-            response = api.get(url, stream=True) if self.client == "requests" else api.stream("GET", url)
-            self._undo.enter_context(response)
+            if self.client == "async httpx":
+                response = run_coroutine(api.send(api.build_request("GET", url), stream=True))
+                self._undo.callback(lambda: run_coroutine(response.aclose()))
+            else:
+                self._undo.enter_context(
+                    api.get(url, stream=True) if self.client == "requests" else api.stream("GET", url)
+                )
         elif moment == table.CONNECTING:
             self.shop.api.close()
             self._while_connecting(broken)
@@ -124,40 +132,59 @@ def site(
         else:
             options["timeout"] = httpx.Timeout(0.5, connect=0.5, pool=0.2)
             options["limits"] = httpx.Limits(max_connections=size or 100, keepalive_expiry=600.0)
-            shop.add_api(base_url=url, **options)
+            declared = AsyncHttpxClient if client == "async httpx" else HttpxClient
+            shop.api = shop.pools.add(declared(base_url=url, trust_env=False, **options), name="api")
+            shop._extend(api=shop.api)
         opened.callback(shop.close)
         made = HttpSite(shop, upstream, proxy, client)
         opened.callback(made.heal)
         yield made
 
 
-def send(api: httpx.Client | requests.Session, request: str, path: str = "/orders") -> None:
+def send(api: Any, request: str, path: str = "/orders") -> Any:
     """Send a request as the table names it: ``POST with a key``."""
     method, _, key = request.partition(" ")
-    api.request(method, path, headers={"Idempotency-Key": "order-1"} if key else {}).raise_for_status()
+    sent = api.request(method, path, headers={"Idempotency-Key": "order-1"} if key else {})
+    return _checked(sent) if inspect.iscoroutine(sent) else sent.raise_for_status()
 
 
-def _body(shop: ChaosShop, cell: Cell, broken: str, method: str) -> Callable[[Any], None]:
+async def _checked(sent: Coroutine[Any, Any, httpx.Response]) -> None:
+    (await sent).raise_for_status()
+
+
+def _body(shop: ChaosShop, cell: Cell, broken: str, method: str, client: str) -> Callable[[Any], Any]:
+    def path() -> str:
+        found = f"/stream?n={_CHUNKS}" if cell.moment == table.MID_BODY else "/echo/token"
+        return f"{found}?status={broken}" if broken.isdigit() and shop.runs == 1 else found
+
     def body(self: Any) -> None:
         if cell.before:
             send(self.api, cell.before)
             shop.pause_at("after that")
-        path = f"/stream?n={_CHUNKS}" if cell.moment == table.MID_BODY else "/echo/token"
-        if broken.isdigit() and shop.runs == 1:
-            path += f"?status={broken}"
-        send(self.api, method, path)
+        send(self.api, method, path())
 
-    return body
+    async def async_body(self: Any) -> None:
+        if cell.before:
+            await send(self.api, cell.before)
+            # Beside the loop, which what happens there needs.
+            await asyncio.to_thread(shop.pause_at, "after that")
+        await send(self.api, method, path())
+
+    return async_body if client == "async httpx" else body
 
 
-@pytest.mark.parametrize("client", ["httpx", "requests"])
-@pytest.mark.parametrize(("cell", "broken", "driver", "method"), table.parameters(*table.OVER_HTTP))
+@pytest.mark.parametrize(
+    ("cell", "broken", "driver", "method", "client"),
+    table.with_clients(table.parameters(*table.OVER_HTTP), ("httpx", "requests"), ("async httpx",)),
+)
 def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, site: HttpSite) -> None:
     """What the task did, and how often the server saw the request."""
     shop = site.shop
-    shop.declare(_body(shop, cell, broken, method), cell.declared)
+    shop.declare(_body(shop, cell, broken, method, client), cell.declared)
     if broken != "wrong certificate":
-        send(shop.api.get(), "GET", "/echo/warm")
+        warm = send(shop.api.get(), "GET", "/echo/warm")
+        if inspect.iscoroutine(warm):
+            run_coroutine(warm)
         site.upstream.clear()
     if cell.before:
         shop.at["after that"] = lambda: site.arm(broken, cell.moment)

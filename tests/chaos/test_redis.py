@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ from tests.chaos.shop import ChaosShop, run_to_the_end
 from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
-from workerpools.redis import RedisClient
+from workerpools.adapter import run_coroutine
+from workerpools.redis import AsyncRedisClient, RedisClient
 
 COUNT = "return redis.call('INCR', KEYS[1])"
 #: A value whose middle is in another chunk than its beginning.
@@ -52,8 +55,9 @@ class RedisSite:
         if moment == table.CONNECTING:
             self.cache.close()
         if broken == "pool full":
-            pipeline = self._undo.enter_context(self.cache.get().pipeline())
-            pipeline.watch("n")
+            pipeline = self.cache.get().pipeline()
+            done(pipeline.watch("n"))
+            self._undo.callback(lambda: done(pipeline.reset()))
         elif broken == "restart":
             self.servers[0].stop()
             self.servers[0].start()
@@ -112,7 +116,12 @@ class RedisSite:
 
 @pytest.fixture
 def site(
-    servers: list[ValkeyServer], cell: Cell, broken: str, driver: str, proxy_to: Callable[[Any], TcpProxy]
+    servers: list[ValkeyServer],
+    cell: Cell,
+    broken: str,
+    driver: str,
+    declared: Any,
+    proxy_to: Callable[[Any], TcpProxy],
 ) -> Iterator[RedisSite]:
     """An app with a client that has used its connection once."""
     with ExitStack() as opened:
@@ -129,7 +138,7 @@ def site(
             options.update(timeout=0.5, connect_timeout=0.5)
         if broken == "pool full":
             options["max_connections"] = 1
-        cache = shop.pools.add(RedisClient(url, **options), name="cache")
+        cache = shop.pools.add(declared(url, **options), name="cache")
         shop._extend(cache=cache)
         opened.callback(shop.close)
         made = RedisSite(shop, servers, proxy, cache, own)
@@ -137,34 +146,60 @@ def site(
         yield made
 
 
-def send(cache: Any, command: str) -> None:
+def done(value: Any) -> Any:
+    """Return what a call gave, awaited where it is to be."""
+    return run_coroutine(value) if inspect.iscoroutine(value) else value
+
+
+def send(cache: Any, command: str) -> Any:
     """Send a command as the table names it."""
     if command == "GET":
-        assert cache.get("large") in (_LARGE, None)
-    elif command == "INCR":
-        cache.incr("n")
-    elif command == "EVAL":
-        cache.eval(COUNT, 1, "n")
-    else:
-        with cache.pipeline() as pipeline:
-            pipeline.incr("n").execute()
+        return cache.get("large")
+    if command == "INCR":
+        return cache.incr("n")
+    if command == "EVAL":
+        return cache.eval(COUNT, 1, "n")
+    return cache.pipeline().incr("n").execute()
 
 
-@pytest.mark.parametrize(("cell", "broken", "driver", "method"), table.parameters(*table.OVER_REDIS))
-def test_cell(cell: Cell, broken: str, driver: str, method: str, site: RedisSite) -> None:
-    """What the task did, and how often the server did the command."""
-    shop = site.shop
-
+def _body(shop: ChaosShop, cell: Cell, method: str, declared: Any) -> Callable[[Any], Any]:
     def body(self: Any) -> None:
         if cell.before:
             send(self.cache, cell.before)
             shop.pause_at("after that")
-        send(self.cache, method)
+        _check(method, send(self.cache, method))
 
-    shop.declare(body, cell.declared)
+    async def async_body(self: Any) -> None:
+        if cell.before:
+            await send(self.cache, cell.before)
+            # Beside the loop, which what happens there needs.
+            await asyncio.to_thread(shop.pause_at, "after that")
+        _check(method, await send(self.cache, method))
+
+    return async_body if declared is AsyncRedisClient else body
+
+
+def _check(method: str, answer: object) -> None:
+    assert method != "GET" or answer in (_LARGE, None)
+
+
+@pytest.fixture
+def declared(client: str) -> Any:
+    """The client's declaration."""
+    return AsyncRedisClient if client == "async" else RedisClient
+
+
+@pytest.mark.parametrize(
+    ("cell", "broken", "driver", "method", "client"),
+    table.with_clients(table.parameters(*table.OVER_REDIS), ("sync",), ("async",)),
+)
+def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, declared: Any, site: RedisSite) -> None:
+    """What the task did, and how often the server did the command."""
+    shop = site.shop
+    shop.declare(_body(shop, cell, method, declared), cell.declared)
     site.own[0].set("large", _LARGE)
     if broken != "wrong password":
-        assert site.cache.get().get("n") is None
+        assert done(site.cache.get().get("n")) is None
     if cell.before:
         shop.at["after that"] = lambda: site.arm(broken, cell.moment)
     else:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.upstream import EchoUpstream
 from workerpools import ConfigurationError, WorkerPools
-from workerpools.httpx import HttpxClient
+from workerpools.httpx import AsyncHttpxClient, HttpxClient
 from workerpools.httpx._options import base_of
 
 SECRET = "pä ss/w:o@r?d#%"
@@ -138,8 +138,10 @@ def test_an_odd_option_is_refused_or_works(name: str, echo: EchoUpstream) -> Non
 )
 def test_refused_on_declaration(options: dict[str, Any]) -> None:
     """Types, ranges and NaN; the message has no value of a header."""
-    with pytest.raises(ConfigurationError, match="HttpxClient") as caught:
-        HttpxClient(**options)
+    for declared in (HttpxClient, AsyncHttpxClient):
+        # By the name of the declaration that is wrong.
+        with pytest.raises(ConfigurationError, match=f"^{declared.__name__}: ") as caught:
+            declared(**options)
     assert "ret" not in str(caught.value).replace("returns", "")
 
 

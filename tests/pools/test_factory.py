@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -10,9 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from tests.support.forking import run_in_fork
-from workerpools import ConfigurationError, FailureKind, WorkerPools
+from workerpools import ConfigurationError, FailureKind, PooledTask, WorkerPools
 from workerpools.adapter import Factory, Failure, Sent
 from workerpools.testing import run_attempt
 
@@ -256,3 +258,105 @@ def test_a_generator_function_closes_its_value_itself() -> None:
 
     with pytest.raises(ConfigurationError, match="generator function closes it after the yield"):
         Factory(generator, close=print)
+
+
+class Session:
+    """A client that belongs to an event loop; opening and closing it take a while."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        assert asyncio.get_running_loop() is self.loop
+        self.closed = True
+
+
+async def open_session() -> Session:
+    await asyncio.sleep(0)
+    return Session()
+
+
+async def open_at_once() -> Session:
+    return Session()
+
+
+def test_a_coroutine_opens_and_closes_on_the_loop() -> None:
+    """Before the body, also for a parameter; a plain body is refused; on the loop alone, what does not wait."""
+    app = Celery("sessions", set_as_current=False)
+    with WorkerPools(app) as pools:
+
+        class SessionTask(PooledTask):
+            session = pools.add(Factory(open_session, effects=False))
+            prompt = pools.add(open_at_once)
+
+        other = pools.add(Factory(open_session), name="other")
+
+        @app.task(base=SessionTask, bind=True)
+        async def uses(self: Any, injected: Any = other.inject()) -> tuple[Any, ...]:
+            assert self.session.loop is asyncio.get_running_loop()
+            return self.session, self.prompt, injected, [str(effect) for effect in self.effects]
+
+        @app.task(base=SessionTask, bind=True)
+        def plain(self: Any) -> object:
+            return self.session
+
+        @app.task(base=PooledTask)
+        async def undeclared() -> object:
+            return other.get()
+
+        with pytest.raises(ConfigurationError, match=r"open_session\(\) waits while it opens its value"):
+            undeclared()
+        first = uses()
+        assert first[3] == ["a use of 'other'"]
+        assert uses()[:3] == first[:3]
+        assert undeclared() is first[2]
+        with pytest.raises(ConfigurationError, match=r"SessionTask\.session: a coroutine opens its value"):
+            plain()
+        SessionTask.session.recycle()
+        second = uses()
+        assert second[0] is not first[0]
+        assert first[0].closed
+    assert all(session.closed for session in second[:3])
+
+
+@pytest.mark.parametrize("close", [Session.close, None])
+def test_what_a_coroutine_has_opened_is_closed_by_a_coroutine(close: Any) -> None:
+    """By default by its own ``close()``."""
+    with WorkerPools() as pools:
+        resource = pools.add(Factory(open_session, close=close), name="session")
+        session: Any = resource.get()
+    assert session.closed
+
+
+def test_an_error_of_opening_is_classified() -> None:
+    """As one that the body raises."""
+    asked: list[BaseException] = []
+
+    async def refused() -> Session:
+        raise ConnectionRefusedError("no")
+
+    app = Celery("refusing", set_as_current=False)
+    with WorkerPools(app) as pools:
+
+        class Refused(PooledTask):
+            session = pools.add(Factory(refused, classify=lambda error: asked.append(error) or None))
+
+        @app.task(base=Refused, bind=True)
+        async def uses(self: Any) -> object:
+            return self.session
+
+        with pytest.raises(ConnectionRefusedError):
+            uses()
+    assert [type(error) for error in asked] == [ConnectionRefusedError]
+
+
+def test_coroutines_that_do_not_fit_are_refused() -> None:
+    async def values() -> Any:
+        yield Session()
+
+    with pytest.raises(ConfigurationError, match="asynchronous generator function"):
+        Factory(values)
+    with pytest.raises(ConfigurationError, match="make open= one, too"):
+        Factory(lambda: None, close=Session.close)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from celery import Celery
 
-from workerpools import DatabaseTask, HTTPTask, PooledTask, WorkerPools
+from workerpools import Adapter, DatabaseTask, FailureKind, HTTPTask, PooledTask, WorkerPools
+from workerpools.adapter import Failure, Opening, Sent, current
+from workerpools.bases import from_settings
 from workerpools.httpx import HttpxClient
 from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.testing import run_attempt
 
 
 class Handles(PooledTask):
@@ -52,6 +56,47 @@ def test_a_handle_from_settings_used_like_its_value() -> None:
         http.post("/orders")
     with pytest.raises(AttributeError, match=r"self\.session\.execute"):
         session.execute("SELECT 1")
+
+
+class _Board(Adapter[list[str]]):
+    """An adapter with a class attribute and a method for each thing that a resource asks its adapter for."""
+
+    kind = "board"
+    unseen_effects = True
+    server = ("board.example.com", 7)
+
+    def open(self, opening: Opening) -> list[str]:
+        return []
+
+    def close(self, value: list[str], timeout: float) -> None: ...
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        return Failure(FailureKind.STALE, Sent.NOTHING) if isinstance(error, KeyError) else None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> _Board:
+        return cls()
+
+
+def test_what_an_adapter_says_holds_where_settings_configure_it() -> None:
+    """Its uses are effects, its errors are classified, its server is known."""
+    app = Celery("board", set_as_current=False)
+    resource = from_settings(_Board).resource_for(app, "board")
+    assert (resource.adapter.server, resource.kind) == (_Board.server, "board")
+    seen: list[str] = []
+
+    def body() -> None:
+        resource.get().append("written")
+        running = current()
+        assert running is not None
+        seen.extend(map(str, running.effects))
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError) as caught:
+        run_attempt(body)
+    assert seen == ["a use of 'board'"]
+    assert "a use of 'board'" in caught.value.__notes__[-1]
+    assert run_attempt(resource.get) == ["written"]
 
 
 @pytest.mark.parametrize("handle", [Handles.api, Handles.session, HTTPTask.http])

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from demo_tasks.servers import ValkeyServer
-from workerpools.redis import RedisClient
+from workerpools.redis import AsyncRedisClient, RedisClient
 from workerpools.testing import AdapterContract
 
 COUNT = "contract"
@@ -52,5 +52,31 @@ class TestRedis(_Contract):
 
 class TestValkey(_Contract):
     """valkey-py."""
+
+    scheme = "valkey"
+
+
+class _AsyncContract(_Contract):
+    def adapter(self, host: str, port: int) -> Any:
+        return AsyncRedisClient(f"{self.scheme}://:{self.secret}@{host}:{port}/0")
+
+    async def read(self, value: Any) -> object:
+        return await value.get(COUNT)
+
+    async def write(self, value: Any) -> object:
+        return await value.incr(COUNT)
+
+    async def hold(self, value: Any) -> object:
+        pipeline = value.pipeline()
+        await pipeline.watch(COUNT)
+        return pipeline
+
+
+class TestAsyncRedis(_AsyncContract):
+    """redis-py, on the event loop."""
+
+
+class TestAsyncValkey(_AsyncContract):
+    """valkey-py, on the event loop."""
 
     scheme = "valkey"

@@ -12,7 +12,6 @@ import pytest
 from tests.redis.conftest import Stage
 from workerpools import FailureKind, classify
 from workerpools.failures import Phase
-from workerpools.redis import RedisClient
 from workerpools.testing import run_attempt
 
 COUNT = "return redis.call('INCR', KEYS[1])"
@@ -164,7 +163,7 @@ def test_a_write_of_which_nothing_left_is_done_by_the_replay(stage: Stage) -> No
             if not broken:
                 broken.append(True)
                 # This end alone: what is sent next is refused by the system.
-                pipeline.connection._sock.raw.shutdown(socket.SHUT_WR)
+                pipeline.connection._raw.shutdown(socket.SHUT_WR)
             pipeline.multi()
             pipeline.incr("n").execute()
 
@@ -220,7 +219,7 @@ def test_a_trickling_answer_is_bounded(stage: Stage) -> None:
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"{stage.scheme}://127.0.0.1:{listener.getsockname()[1]}"
-        trickle = stage.pools.add(RedisClient(url, timeout=0.5, protocol=2), name="trickle")
+        trickle = stage.add(url, timeout=0.5, protocol=2, name="trickle")
 
         def serve() -> None:
             connection, _ = listener.accept()
@@ -284,7 +283,7 @@ def test_a_server_that_refuses_is_unavailable(stage: Stage, answer: bytes) -> No
     """Nothing was done: not even of a write."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"{stage.scheme}://127.0.0.1:{listener.getsockname()[1]}"
-        cache = stage.pools.add(RedisClient(url, protocol=2), name="refusing")
+        cache = stage.add(url, protocol=2, name="refusing")
 
         def serve() -> None:
             connection, _ = listener.accept()
@@ -311,7 +310,7 @@ def test_a_server_that_refuses_is_unavailable(stage: Stage, answer: bytes) -> No
 def test_a_wrong_password_is_permanent(stage: Stage) -> None:
     """It is asked for once, and the body is not run again."""
     url = f"{stage.scheme}://:mistaken@{stage.proxy.host}:{stage.proxy.port}/0"
-    cache = stage.pools.add(RedisClient(url), name="wrong")
+    cache = stage.add(url, name="wrong")
     with pytest.raises(Exception) as caught:
         run_attempt(lambda: cache.get().get("n"))
     failure = classify(caught.value)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.paths import environment
 from workerpools import ConfigurationError, WorkerPools
-from workerpools.redis import RedisClient
+from workerpools.redis import AsyncRedisClient, RedisClient
 
 URL = "redis://localhost:6379/0"
 SECRET = "hunter2"
@@ -59,9 +59,11 @@ SECRET = "hunter2"
 )
 def test_a_mistake_is_refused(url: Any, options: dict[str, Any], said: str) -> None:
     """With the value, and with what to do instead."""
-    with pytest.raises(ConfigurationError) as caught:
-        RedisClient(url, **options)
-    assert said in str(caught.value)
+    for declared in (RedisClient, AsyncRedisClient):
+        with pytest.raises(ConfigurationError) as caught:
+            declared(url, **options)
+        assert str(caught.value).startswith(declared.__name__)
+        assert said.replace("RedisClient", declared.__name__) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,9 @@ def test_no_secret_is_shown(url: str, shown: str, server: int | None) -> None:
     with WorkerPools() as pools:
         resource = pools.add(RedisClient(url), name="cache")
         client = resource.get()
+        other = pools.add(AsyncRedisClient(url), name="other")
+        hidden = (other.adapter.describe(), repr(other), repr(other.get()), repr(other.get().connection_pool))
+        assert not [text for text in hidden if SECRET in text]
         texts = (resource.adapter.describe(), repr(resource), repr(client), repr(client.connection_pool))
         assert texts[0] == f"RedisClient {shown}"
         assert not [text for text in texts if SECRET in text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -42,10 +43,19 @@ def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     over.set()
     holder.join(10)
 
-    def nested() -> None:
+    def nested() -> Any:
+        if stage.is_async:
+            # In one coroutine: for the loop, each other one may be anyone's.
+            return nested_coroutine(cache._value.get())
         with cache.get().pipeline() as pipeline:
             pipeline.watch("n")
             cache.get().get("n")
+        return None
+
+    async def nested_coroutine(client: Any) -> None:
+        async with client.pipeline() as pipeline:
+            await pipeline.watch("n")
+            await client.get("n")
 
     began = time.monotonic()
     with pytest.raises(Exception, match="held by this very run") as caught:
@@ -217,6 +227,8 @@ def _work(cache: Any, number: int) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interruption_anywhere_leaves_nothing(stage: Stage) -> None:
     """Struck at points all over our code and the driver's: no connection is lost, none has another's answer."""
+    if stage.is_async:
+        pytest.skip("nothing strikes in the thread of the event loop but cancellations")
     cache = stage.declare(max_connections=2, acquire_timeout=1.0, name="struck")
     files = ("workerpools/redis/", "/redis/connection.py", "/redis/client.py", "/redis/_parsers/", "/redis/lock.py")
     if stage.scheme == "valkey":
@@ -246,6 +258,49 @@ def test_an_interruption_anywhere_leaves_nothing(stage: Stage) -> None:
                 strike.where
             )
     assert struck > 40
+
+
+async def _work_on_the_loop(cache: Any, number: int) -> None:
+    value = f"value-{number}"
+    async with cache.pipeline() as pipeline:
+        await pipeline.set(value, value).get(value).execute()
+    async with cache.lock("lock", timeout=5):
+        assert await cache.get(value) == value.encode()
+    async with cache.pipeline() as pipeline:
+        await pipeline.watch(value)
+        assert await pipeline.get(value) == value.encode()
+
+
+def test_a_cancellation_anywhere_leaves_nothing(stage: Stage) -> None:
+    """After any step of the loop: no connection is lost, none has another's answer."""
+    if not stage.is_async:
+        pytest.skip("nothing is cancelled in a thread")
+    cache = stage.declare(max_connections=2, acquire_timeout=1.0)._value
+
+    async def cancelled(number: int) -> bool:
+        task = asyncio.create_task(_work_on_the_loop(cache.get(), number))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+        return task.cancelled()
+
+    async def echoes() -> None:
+        for number in (1, 2):
+            assert await cache.get().echo(f"{number}") == f"{number}".encode()
+
+    struck = 0
+    for number in range(0, 160, 2):
+        if number % 20 == 0:
+            # Some while it connects.
+            stage.proxy.cut()
+        struck += run_attempt(lambda number=number: cancelled(number))
+        stats = stage.stats()
+        assert (stats.in_use, stats.pending) == (0, 0), number
+        assert stats.open <= 2, number
+        stage.own.delete("lock")
+        run_attempt(echoes)
+    assert struck > 30
 
 
 class _Struck(SystemExit):

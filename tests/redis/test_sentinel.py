@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from demo_tasks.servers.binaries import valkey_program
 from tests.redis.sentinels import Service, service
 from tests.support.services import require_program
 from workerpools import FailureKind, WorkerPools, classify
-from workerpools.redis import RedisClient
+from workerpools.redis import AsyncRedisClient, RedisClient
 from workerpools.testing import run_attempt
 
 
@@ -23,13 +24,15 @@ def shop(workspace: Workspace) -> Iterator[Service]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["redis", "valkey"])
-def test_a_failover_is_followed(shop: Service, scheme: str) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "declared"), [("redis", RedisClient), ("valkey", RedisClient), ("redis", AsyncRedisClient)]
+)
+def test_a_failover_is_followed(shop: Service, scheme: str, declared: Any) -> None:
     """A write reaches the new primary, and is done once; what the old one refuses is done by the replay."""
     with WorkerPools() as pools:
         password = shop.sentinel.password
-        cache = pools.add(RedisClient(shop.url(scheme), sentinel_credentials=password), name="cache")
-        key = f"failover-{scheme}"
+        cache = pools.add(declared(shop.url(scheme), sentinel_credentials=password), name="cache")
+        key = f"failover-{scheme}-{declared.__name__}"
         assert run_attempt(lambda: cache.get().incr(key)) == 1
         before = shop.primary()
         after = shop.fail_over()
@@ -68,11 +71,12 @@ def test_a_replica_that_was_the_primary_is_left(shop: Service, scheme: str) -> N
         assert (stats.value("failures", "stale"), stats.in_use) == (1, 0)
 
 
-def test_a_service_that_no_sentinel_knows_is_unavailable(shop: Service) -> None:
+@pytest.mark.parametrize("declared", [RedisClient, AsyncRedisClient])
+def test_a_service_that_no_sentinel_knows_is_unavailable(shop: Service, declared: Any) -> None:
     """A Sentinel may learn of it yet."""
     with WorkerPools() as pools:
         url = shop.url(path="unknown/0")
-        cache = pools.add(RedisClient(url, sentinel_credentials=shop.sentinel.password), name="cache")
+        cache = pools.add(declared(url, sentinel_credentials=shop.sentinel.password), name="cache")
         with pytest.raises(Exception, match="no Sentinel names a primary of 'unknown'") as caught:
             run_attempt(lambda: cache.get().incr("n"))
         failure = classify(caught.value)

@@ -14,6 +14,7 @@ from celery import Celery
 from tests.support.recorder import record
 from workerpools import PooledTask, RetryPolicy, WorkerPools
 from workerpools.httpx import AsyncHttpxClient, HttpxClient
+from workerpools.redis import AsyncRedisClient
 
 app = Celery("shop", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_RESULTS"])
 app.conf.update(json.loads(os.environ.get("SHOP_CONF", "{}")))
@@ -21,10 +22,11 @@ pools = WorkerPools(app)
 
 
 class ShopTask(PooledTask):
-    """Two asynchronous clients and a synchronous one."""
+    """Asynchronous clients, two of HTTP, and a synchronous one."""
 
     api = pools.add(AsyncHttpxClient(base_url=os.environ["SHOP_API"]))
     other = pools.add(AsyncHttpxClient(base_url=os.environ["SHOP_API"]))
+    counter = pools.add(AsyncRedisClient(os.environ["SHOP_BROKER"], client_name="shop-counter"))
     plain = pools.add(HttpxClient(base_url=os.environ["SHOP_API"]))
     replay = RetryPolicy(max_retries=0)
 
@@ -81,11 +83,23 @@ async def busy(self: Any, number: int, seconds: float) -> int:
     try:
         while True:
             await asyncio.gather(
-                self.api.get("/echo/busy", params={"delay": "0.01"}), self.other.post(f"/echo/{number}"), _step()
+                self.api.get("/echo/busy", params={"delay": "0.01"}),
+                self.other.post(f"/echo/{number}"),
+                _count(self.counter, number),
+                _step(),
             )
     finally:
         await asyncio.sleep(0)
         record("cleaned", number)
+
+
+async def _count(counter: Any, number: int) -> None:
+    async with counter.pipeline() as pipeline:
+        await pipeline.watch("busy")
+        # Each answer is the one that was asked for.
+        assert await pipeline.echo(str(number)) == str(number).encode()
+        pipeline.multi()
+        assert (await pipeline.incr(f"busy-{number}").echo(str(number)).execute())[1] == str(number).encode()
 
 
 async def _step() -> None:
@@ -112,6 +126,7 @@ async def release(self: Any) -> None:
 @task("gauges")
 async def gauges(self: Any) -> dict[str, Any]:
     """Return what is left in this process: tasks on the loop, and what is counted of connections."""
+    assert await self.counter.ping()
     counted = {each.name: (each.in_use, each.pending) for each in pools.stats().totals()}
     return {"tasks": len(asyncio.all_tasks()) - 1, "counted": counted, "pid": os.getpid()}
 

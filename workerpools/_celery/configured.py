@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Generic, TypeVar, overload
 
@@ -13,6 +13,7 @@ from workerpools._celery.pools import WorkerPools
 from workerpools._celery.settings import read_settings
 from workerpools._pools.adapter import Adapter, Opening
 from workerpools._pools.resource import Overridable, Resource
+from workerpools._run.failure import Failure
 
 __all__ = ["ConfiguredResource"]
 
@@ -85,6 +86,11 @@ def _app() -> Celery:
     return current_app._get_current_object()
 
 
+_OF_THE_ADAPTER = frozenset(
+    ("event_attributes", "kind", "leak_after", "libraries", "on_open", "server", "unseen_effects")
+)
+
+
 class _FromSettings(Adapter[T], Generic[T]):
     """An adapter created on first use, since settings may change until then."""
 
@@ -104,10 +110,14 @@ class _FromSettings(Adapter[T], Generic[T]):
             self._settings = settings
         return made
 
-    @property
-    def kind(self) -> str:  # type: ignore[override]
-        """The adapter's kind; empty until the adapter exists."""
-        return str(getattr(self._made, "kind", ""))
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OF_THE_ADAPTER:
+            return getattr(self._known(), name)
+        return super().__getattribute__(name)
+
+    def _known(self) -> Any:
+        """Return the adapter, or its class while there is none; what any has while it is not imported."""
+        return self._made or (Adapter if isinstance(self._class, str) else self._class)
 
     def prepare(self) -> None:
         self._adapter().prepare()
@@ -125,6 +135,12 @@ class _FromSettings(Adapter[T], Generic[T]):
 
     def recycle(self, value: T, since: float) -> bool:
         return self._made is not None and self._made.recycle(value, since)
+
+    def attached(self, value: T) -> Iterable[tuple[str, object]]:
+        return () if self._made is None else self._made.attached(value)
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        return None if self._made is None else self._made.classify(error, earlier)
 
     def describe(self) -> str:
         return "from settings" if self._made is None else self._made.describe()

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -18,6 +18,7 @@ from workerpools._celery.censor import hide_secrets
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
 from workerpools._pools.adapter import Adapter, FunctionAdapter
+from workerpools._pools.awaited import AwaitedResource
 from workerpools._pools.resource import Resource
 from workerpools._pools.shared import UNKNOWN, ExecutionPool, Shared
 from workerpools._process.bounded import remaining, run_bounded
@@ -148,6 +149,15 @@ class WorkerPools:
     @overload
     def add(
         self,
+        adapter: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        name: str | None = None,
+        close: Callable[[T], object] | None = None,
+        connections: Callable[[T], Iterable[Any]] | None = None,
+    ) -> Resource[T]: ...
+    @overload
+    def add(
+        self,
         adapter: Callable[[], T],
         *,
         name: str | None = None,
@@ -220,7 +230,8 @@ class WorkerPools:
                 f"pools.add({type(adapter).__name__}(…)): close= and connections= are for functions; an adapter has "
                 "methods for that"
             )
-        resource: Resource[Any] = Resource(self.shared, cast("Adapter[Any]", adapter), name)
+        made: type[Resource[Any]] = AwaitedResource if getattr(adapter, "awaited", False) else Resource
+        resource: Resource[Any] = made(self.shared, cast("Adapter[Any]", adapter), name)
         if name is not None:
             check_name(name)
             if name in self.shared.names:

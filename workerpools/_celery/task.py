@@ -15,6 +15,7 @@ from workerpools._celery.configured import ConfiguredResource
 from workerpools._celery.pools import is_adapter
 from workerpools._celery.request import TaskTerms
 from workerpools._celery.settings import read_settings
+from workerpools._pools.awaited import AwaitedResource, opening
 from workerpools._pools.injection import fill, hide, injected
 from workerpools._pools.resource import Resource
 from workerpools._run import attempts
@@ -293,6 +294,9 @@ def _in_attempts(task: PooledTask) -> Any:
             body = _bound_run(task, cls)
             parameters = injected(body, _whose(cls))
             original, known = fill(body, parameters, task) if parameters else body, function
+            if inspect.iscoroutinefunction(inspect.unwrap(getattr(body, "__func__", body))):
+                awaited = [found for _, found in _resources(cls) if isinstance(found, AwaitedResource)]
+                original = opening(original, awaited) if awaited else original
         return run(original, terms, args, kwargs)
 
     return run_in_attempts

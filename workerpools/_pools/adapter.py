@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -14,8 +14,10 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
+from workerpools._process import event_loop
 from workerpools._process.descriptors import Descriptors
 from workerpools._process.flows import flow
+from workerpools._run import coroutines
 from workerpools._run.attempts import MAX_EFFECTS, Attempt, Effect, current, line, note_effect, note_failure
 from workerpools._run.budget import Budget
 from workerpools._run.events import CONNECTIONS, EventKind, Listeners
@@ -502,7 +504,7 @@ class FunctionAdapter(Adapter[T], Generic[T]):
 
     def __init__(
         self,
-        factory: Callable[[], T] | Callable[[], Iterator[T]],
+        factory: Callable[[], Coroutine[Any, Any, T]] | Callable[[], T] | Callable[[], Iterator[T]],
         *,
         close: Callable[[T], object] | None = None,
         connections: Callable[[T], Iterable[Any]] | None = None,
@@ -513,8 +515,13 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         self._running: dict[int, Iterator[T]] = {}
         self._openings: dict[int, tuple[Opening, float]] = {}
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a coroutine opens the value."""
+        return inspect.iscoroutinefunction(self._factory)
+
     def open(self, opening: Opening) -> T:
-        made = self._factory()
+        made: Any = self._awaited_value() if self.awaited else self._factory()
         if inspect.isgenerator(made):
             running = cast("Iterator[T]", made)
             value = next(running)
@@ -539,13 +546,57 @@ class FunctionAdapter(Adapter[T], Generic[T]):
         running = self._running.pop(id(value), None)
         if running is not None:
             next(running, None)
-        elif self._close is not None:
-            self._close(value)
-        elif callable(own := getattr(value, "close", None)):
-            own()
+            return
+        close = self._close or _own_close(value)
+        if close is None:
+            return
+        if self.awaited:
+            _on_loop(close, value, timeout)
+        else:
+            close(value)
+
+    def _awaited_value(self) -> Any:
+        opens = cast("Coroutine[Any, Any, Any]", self._factory())
+        if not event_loop.is_here():
+            return coroutines.run(opens)
+        # In the middle of a coroutine nothing can wait; most clients only need to be made on the loop.
+        try:
+            opens.send(None)
+        except StopIteration as done:
+            return done.value
+        opens.close()
+        raise ConfigurationError(
+            f"{self.describe()}() waits while it opens its value, and here the event loop would wait for itself; make "
+            "the resource an attribute of the task's base, or a parameter with inject(): that opens it before the body "
+            "begins"
+        )
 
     def describe(self) -> str:
         return str(getattr(self._factory, "__name__", type(self._factory).__name__))
+
+
+def _own_close(value: Any) -> Callable[[Any], object] | None:
+    own = getattr(value, "close", None)
+    return (lambda _: own()) if callable(own) else None
+
+
+def _on_loop(close: Callable[[Any], object], value: Any, timeout: float) -> None:
+    """Close what a coroutine has opened, on the event loop; without the loop it is gone already."""
+
+    async def closing() -> None:
+        left = close(value)
+        if inspect.isawaitable(left):
+            await left
+
+    async def in_time() -> None:
+        import asyncio
+
+        await asyncio.wait_for(closing(), max(timeout, 0.25))
+
+    if event_loop.is_here():
+        event_loop.start(closing())
+    elif event_loop.is_running():
+        coroutines.run(in_time())
 
 
 class Factory(FunctionAdapter[T], Generic[T]):
@@ -564,9 +615,10 @@ class Factory(FunctionAdapter[T], Generic[T]):
 
     Args:
         open: Called without arguments, once per process: returns the value. Or a generator function that yields it once
-            and closes it after the ``yield``.
-        close: Called with the value to close it; for plain functions. By default the value's own ``close()``, if it
-            has one.
+            and closes it after the ``yield``. Or a coroutine function: it runs on the process's event loop, where the
+            value is closed, too; only async bodies and ``pools.run()`` may use it.
+        close: Called with the value to close it; for plain functions, and for coroutine functions, where it may be one
+            itself. By default the value's own ``close()``, if it has one.
         discard: Called with an inherited value in a forked child, to drop what it holds without a byte to its peers:
             see :meth:`Adapter.discard`.
         classify: Called with an error that ended an attempt, and with its causes: returns a :class:`FailureKind`, a
@@ -585,7 +637,7 @@ class Factory(FunctionAdapter[T], Generic[T]):
 
     def __init__(
         self,
-        open: Callable[[], T] | Callable[[], Iterator[T]],
+        open: Callable[[], Coroutine[Any, Any, T]] | Callable[[], T] | Callable[[], Iterator[T]],
         *,
         close: Callable[[T], object] | None = None,
         discard: Callable[[T], object] | None = None,
@@ -601,6 +653,13 @@ class Factory(FunctionAdapter[T], Generic[T]):
             raise ConfigurationError(
                 "Factory: close= is for functions that return the value; a generator function closes it after the yield"
             )
+        if inspect.isasyncgenfunction(open):
+            raise ConfigurationError(
+                "Factory: open= is an asynchronous generator function; give a coroutine function that returns the "
+                "value, and close="
+            )
+        if inspect.iscoroutinefunction(close) and not inspect.iscoroutinefunction(open):
+            raise ConfigurationError("Factory: close= is a coroutine function; make open= one, too")
         if not isinstance(cast(Any, effects), bool):
             raise ConfigurationError(f"Factory: effects={effects!r}; wanted: True or False")
         super().__init__(open, close=close, connections=connections)

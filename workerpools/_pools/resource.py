@@ -386,6 +386,8 @@ class Resource(Overridable[T]):
             # Threads of the value, such as a client's monitor, are not the attempt's.
             with of_no_attempt():
                 value = self.adapter.open(opening)
+                # One made of settings is known from here on.
+                self._unseen = bool(getattr(self.adapter, "unseen_effects", False))
                 self._set_up(value)
                 try:
                     live = _Live(value, opening, born)

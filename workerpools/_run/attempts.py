@@ -153,6 +153,8 @@ class Attempt:
     waiting: deque[Any] | None = None
     #: The tasks of the event loop that it started and that outlived it, although they were cancelled.
     left_tasks: tuple[Any, ...] = ()
+    #: Whether its body is a coroutine function that uses what a coroutine opens.
+    awaits = False
     #: Whether a time limit or an exit ended it: at any point, also between two steps of ours.
     interrupted = False
     #: Called with the attempt after it has ended; see :meth:`callback`.

@@ -32,7 +32,7 @@ from ._async import AsyncPooledClient, AsyncWatchedTransport
 from ._client import Pooled, PooledClient
 from ._errors import classify_status, classify_unwatched
 from ._library import LIBRARIES, httpx
-from ._options import base_of, check_connections, check_options
+from ._options import base_of, check_connections, check_options, declaring
 from ._proxies import environment_proxies, usable_proxy
 from ._tls import Certificates
 from ._transport import Traffic, WatchedTransport
@@ -128,65 +128,68 @@ class _Declared(Adapter[C]):
         leak_after: float | None = None,
         **options: Any,
     ) -> None:
-        unknown = options.keys() - _CLIENT_OPTIONS
-        if unknown:
-            known = _CLIENT_OPTIONS.union(inspect.signature(HttpxClient).parameters) - {"options"}
-            raise ConfigurationError(f"HttpxClient: httpx.Client has no option {refusal(unknown, known)}")
-        if credentials is not None:
-            if "auth" in options:
-                raise ConfigurationError("HttpxClient: give either auth= or credentials=, not both")
-            options["auth"] = _Credentials(credentials)
-        self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
-        base = base_of(options.get("base_url", ""), any_scheme=transport is not None or bool(mounts))
-        options["base_url"] = base.url
-        if base.auth is not None and options.get("auth") is None:
-            options["auth"] = base.auth
-        sockets: Any = socket_options
-        if isinstance(sockets, Iterable):
-            # Once: the option may be an iterator.
-            sockets = list(sockets)
-        self._cookie_mode = cookies if isinstance(cookies, str) else "attempt"
-        if not isinstance(cookies, str):
-            options["cookies"] = cookies
-        check_options(
-            client=options,
-            timeout=timeout,
-            limits=limits,
-            verify=verify,
-            cert=cert,
-            trust_env=trust_env,
-            http1=http1,
-            http2=http2,
-            mounts=mounts,
-            transport=transport,
-            base=self._base,
-            socket_options=sockets,
-            max_connections=max_connections,
-            credentials=credentials,
-            on_open=on_open,
-            leak_after=leak_after,
-        )
-        check_connections(
-            total_timeout=total_timeout,
-            cookies=self._cookie_mode,
-            uds=uds,
-            local_address=local_address,
-            proxy=proxy,
-            transport=transport,
-            max_lifetime=max_lifetime,
-            refused={
-                "verify": verify is not True,
-                "cert": cert is not None,
-                "limits": limits is not None,
-                "http1": http1 is not True,
-                "http2": http2 is not False,
-                "proxy": proxy is not None,
-                "uds": uds is not None,
-                "local_address": local_address is not None,
-                "socket_options": socket_options is not None,
-                "max_connections": max_connections is not None,
-            },
-        )
+        with declaring(type(self).__name__):
+            unknown = options.keys() - _CLIENT_OPTIONS
+            if unknown:
+                known = _CLIENT_OPTIONS.union(inspect.signature(HttpxClient).parameters) - {"options"}
+                raise ConfigurationError(f"httpx.{self._client.__name__} has no option {refusal(unknown, known)}")
+            if credentials is not None:
+                if "auth" in options:
+                    raise ConfigurationError("give either auth= or credentials=, not both")
+                options["auth"] = _Credentials(credentials)
+            self._lifetime = Lifetime(max_lifetime=max_lifetime, max_lifetime_jitter=max_lifetime_jitter)
+            base = base_of(options.get("base_url", ""), any_scheme=transport is not None or bool(mounts))
+            options["base_url"] = base.url
+            if base.auth is not None and options.get("auth") is None:
+                options["auth"] = base.auth
+            sockets: Any = socket_options
+            if isinstance(sockets, Iterable):
+                # Once: the option may be an iterator.
+                sockets = list(sockets)
+            self._cookie_mode = cookies if isinstance(cookies, str) else "attempt"
+            if not isinstance(cookies, str):
+                options["cookies"] = cookies
+            check_options(
+                client=options,
+                timeout=timeout,
+                limits=limits,
+                verify=verify,
+                cert=cert,
+                trust_env=trust_env,
+                http1=http1,
+                http2=http2,
+                mounts=mounts,
+                transport=transport,
+                base=self._base,
+                socket_options=sockets,
+                max_connections=max_connections,
+                credentials=credentials,
+                on_open=on_open,
+                leak_after=leak_after,
+            )
+            check_connections(
+                total_timeout=total_timeout,
+                cookies=self._cookie_mode,
+                uds=uds,
+                local_address=local_address,
+                proxy=proxy,
+                transport=transport,
+                base=self._base,
+                max_lifetime=max_lifetime,
+                refused={
+                    "verify": verify is not True,
+                    "cert": cert is not None,
+                    "limits": limits is not None,
+                    "http1": http1 is not True,
+                    "http2": http2 is not False,
+                    "proxy": proxy is not None,
+                    "uds": uds is not None,
+                    "local_address": local_address is not None,
+                    "socket_options": socket_options is not None,
+                    "max_connections": max_connections is not None,
+                },
+            )
+            self._proxy = usable_proxy(proxy, "proxy")
         self._total_timeout = total_timeout
         self.leak_after = leak_after
         self.on_open = on_open
@@ -198,7 +201,6 @@ class _Declared(Adapter[C]):
         self._certificates = Certificates(verify, cert, trust_env)
         self._http1 = http1
         self._http2 = http2
-        self._proxy = usable_proxy(proxy, "HttpxClient: proxy")
         self._mounts = mounts or {}
         self._transport = transport
         # A Unix domain socket has none of TCP's.
@@ -213,7 +215,8 @@ class _Declared(Adapter[C]):
         """Build the TLS context and trigger httpx's lazy imports, which make up most of a first client's cost."""
         if not self._prepared and self._transport is None:
             # httpx imports its connection pool with the first transport. This one opens no connection.
-            httpx.HTTPTransport(verify=self._certificates.context()).close()
+            with declaring(type(self).__name__):
+                httpx.HTTPTransport(verify=self._certificates.context()).close()
             self._prepared = True
 
     def open(self, opening: Opening) -> C:
@@ -231,8 +234,8 @@ class _Declared(Adapter[C]):
             proxies = environment_proxies() if environment else {}
             if self._local_address is not None and any(proxies.values()):
                 raise ConfigurationError(
-                    "HttpxClient: local_address cannot reach connections to a proxy, and the environment names one; "
-                    "trust_env=False ignores it"
+                    f"{type(self).__name__}: local_address cannot reach connections to a proxy, and the environment "
+                    "names one; trust_env=False ignores it"
                 )
         else:
             transport = own

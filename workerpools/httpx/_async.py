@@ -25,6 +25,7 @@ class AsyncPooledClient(Pooled, httpx.AsyncClient):
     """An ``httpx.AsyncClient`` for all tasks of a process. It lives on the process's event loop."""
 
     _lock = asyncio.Lock
+    _declaration = "AsyncHttpxClient"
 
     async def send(
         self,

@@ -53,6 +53,8 @@ class Pooled:
     _event_hooks: dict[str, list[Any]]
     #: Makes what is held while one asks for a token.
     _lock: Callable[[], Any]
+    #: The declaration's name, for messages.
+    _declaration = "HttpxClient"
 
     def __init__(self, opening: Opening, cookie_mode: str, **options: Any) -> None:
         #: Whether it has been set up: what changes from then on in an attempt is the attempt's.
@@ -89,9 +91,10 @@ class Pooled:
             self._told.add(name)
             logger.warning(
                 "a task changed %r of the client %r, which all tasks share; the change ended with the task's run. Pass "
-                "it with the request, or declare it: HttpxClient(%s=…)",
+                "it with the request, or declare it: %s(%s=…)",
                 name,
                 self._opening.resource,
+                self._declaration,
                 name,
             )
 

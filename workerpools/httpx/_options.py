@@ -7,6 +7,7 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from http.cookiejar import CookieJar
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from workerpools.errors import ConfigurationError
 
 from ._library import httpx
 
-__all__ = ["COOKIES", "Base", "base_of", "check_connections", "check_files", "check_options"]
+__all__ = ["COOKIES", "Base", "base_of", "check_connections", "check_files", "check_options", "declaring"]
 
 #: How long the cookies that a server sets are kept.
 COOKIES = ("attempt", "process", "off")
@@ -24,6 +25,19 @@ COOKIES = ("attempt", "process", "off")
 _WANTED = "http:// or https:// and a host, like https://api.example.com"
 _HIDDEN = "not shown here, as it may contain a password"
 _ESCAPE = "special characters of a password escaped (urllib.parse.quote)"
+
+
+@contextmanager
+def declaring(name: str) -> Generator[None, None, None]:
+    """Name the declaration in errors of its options.
+
+    Args:
+        name: The adapter's name.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
 
 
 class Base(NamedTuple):
@@ -56,7 +70,7 @@ def base_of(given: Any, *, any_scheme: bool = False) -> Base:
         ConfigurationError: It is not a server's URL. The message omits it, as it may contain a password.
     """
     if given is None:
-        raise ConfigurationError("HttpxClient: base_url is None; is its environment variable set?")
+        raise ConfigurationError("base_url is None; is its environment variable set?")
     try:
         url = httpx.URL(given)
     except (TypeError, ValueError, httpx.InvalidURL):
@@ -68,11 +82,11 @@ def base_of(given: Any, *, any_scheme: bool = False) -> Base:
         or not (url.host and url.scheme and (any_scheme or url.scheme in ("http", "https")))
         or not (url.port is None or 0 < url.port < 2**16)
     ):
-        raise ConfigurationError(f"HttpxClient: base_url is invalid ({_HIDDEN}); wanted: {_WANTED}, with {_ESCAPE}")
+        raise ConfigurationError(f"base_url is invalid ({_HIDDEN}); wanted: {_WANTED}, with {_ESCAPE}")
     if url.userinfo and (b"@" in url.raw_path or "@" in url.fragment):
         # An unescaped "/", "?" or "#" of a password ended the host early; the rest of the password would be shown.
         raise ConfigurationError(
-            f"HttpxClient: base_url has an '@' after its host ({_HIDDEN}); "
+            f"base_url has an '@' after its host ({_HIDDEN}); "
             "escape special characters of a password (urllib.parse.quote)"
         )
     plain = url.copy_with(username=None, password=None) if url.userinfo else url
@@ -117,13 +131,13 @@ def check_options(*, client: Mapping[str, Any], **own: Any) -> None:
     for name in ("trust_env", "http1", "http2"):
         _check(name, own[name], isinstance(own[name], bool), "True or False")
     if not (own["http1"] or own["http2"]):
-        raise ConfigurationError("HttpxClient: http1=False needs http2=True")
+        raise ConfigurationError("http1=False needs http2=True")
     for name in ("credentials", "on_open"):
         _check(name, own[name], own[name] is None or callable(own[name]), "a function")
     if own["max_connections"] is not None:
-        whole(own["max_connections"], "HttpxClient: max_connections", least=1, optional=True)
+        whole(own["max_connections"], "max_connections", least=1, optional=True)
     if own["leak_after"] is not None:
-        seconds(own["leak_after"], "HttpxClient: leak_after", optional=True)
+        seconds(own["leak_after"], "leak_after", optional=True)
     _check_limits(own["limits"])
     verify, cert, transport, mounts, base = (own[name] for name in ("verify", "cert", "transport", "mounts", "base"))
     _check("verify", verify, isinstance(verify, (bool, str, os.PathLike, ssl.SSLContext)), "a bool, path or SSLContext")
@@ -155,6 +169,7 @@ def check_connections(
     local_address: Any,
     proxy: Any,
     transport: Any,
+    base: Any,
     max_lifetime: float | None,
     refused: Mapping[str, bool],
 ) -> None:
@@ -167,6 +182,7 @@ def check_connections(
         local_address: The address to connect from, or None.
         proxy: The proxy, or None.
         transport: The user's transport, or a function that makes one; None for ours.
+        base: The class of transports.
         max_lifetime: How long a connection is used, in seconds; None for no limit.
         refused: The options that reach our transport alone, and whether each is given.
 
@@ -174,27 +190,27 @@ def check_connections(
         ConfigurationError: One of them is wrong, or two of them do not go together.
     """
     if total_timeout is not None:
-        seconds(total_timeout, "HttpxClient: total_timeout", most=WEEK, above=True, optional=True)
+        seconds(total_timeout, "total_timeout", most=WEEK, above=True, optional=True)
     if cookies not in COOKIES:
-        raise ConfigurationError(f"HttpxClient: cookies={cookies[:20]!r}: wanted one of {', '.join(COOKIES)}")
+        raise ConfigurationError(f"cookies={cookies[:20]!r}: wanted one of {', '.join(COOKIES)}")
     if uds is not None and (not isinstance(uds, (str, os.PathLike)) or not os.fspath(uds)):
-        raise ConfigurationError("HttpxClient: uds: wanted the path of a Unix domain socket")
+        raise ConfigurationError("uds: wanted the path of a Unix domain socket")
     if local_address is not None:
         try:
             ipaddress.ip_address(local_address if isinstance(local_address, str) else "")
         except ValueError:
-            raise ConfigurationError("HttpxClient: local_address: wanted an IP address") from None
+            raise ConfigurationError("local_address: wanted an IP address") from None
     if proxy is not None and (uds or local_address):
         name = "uds" if uds else "local_address"
-        raise ConfigurationError(f"HttpxClient: {name} cannot reach the connections to a proxy; give one of the two")
+        raise ConfigurationError(f"{name} cannot reach the connections to a proxy; give one of the two")
     if transport is not None:
         unreached = [name for name in refused if refused[name]]
-        if isinstance(transport, httpx.BaseTransport) and max_lifetime not in (300.0, None):
+        if isinstance(transport, base) and max_lifetime not in (300.0, None):
             unreached.append("max_lifetime")
         if unreached:
             raise ConfigurationError(
-                f"HttpxClient: {', '.join(unreached)} cannot reach the transport that you give; pass it to "
-                "the transport itself: transport=lambda: httpx.HTTPTransport(…)"
+                f"{', '.join(unreached)} cannot reach the transport that you give; pass it to the transport itself: "
+                f"transport=lambda: httpx.{base.__name__.replace('Base', 'HTTP')}(…)"
             )
 
 
@@ -208,22 +224,22 @@ def check_files(verify: Any, cert: Any) -> None:
     files += [("cert", each) for each in ((cert,) if isinstance(cert, (str, os.PathLike)) else (cert or ())[:2])]
     for name, path in files:
         if not os.path.exists(path):
-            raise ConfigurationError(f"HttpxClient: {name}: there is no file {os.fspath(path)!r}")
+            raise ConfigurationError(f"{name}: there is no file {os.fspath(path)!r}")
 
 
 def _check(name: str, value: object, accepted: bool, wanted: str) -> None:
     if not accepted:
-        raise ConfigurationError(f"HttpxClient: {name} is a value of the type {type(value).__name__}; wanted: {wanted}")
+        raise ConfigurationError(f"{name} is a value of the type {type(value).__name__}; wanted: {wanted}")
 
 
 def _check_timeout(timeout: Any) -> None:
     try:
         bounds = httpx.Timeout(timeout).as_dict()
     except (TypeError, ValueError, AssertionError, IndexError) as error:
-        raise ConfigurationError(f"HttpxClient: timeout: {error}") from None
+        raise ConfigurationError(f"timeout: {error}") from None
     for name, bound in bounds.items():
         if bound is not None:
-            seconds(bound, f"HttpxClient: timeout: {name}", most=WEEK, optional=True)
+            seconds(bound, f"timeout: {name}", most=WEEK, optional=True)
 
 
 def _check_limits(limits: Any) -> None:
@@ -232,9 +248,9 @@ def _check_limits(limits: Any) -> None:
     _check("limits", limits, isinstance(limits, httpx.Limits), "an httpx.Limits")
     for name, least in (("max_connections", 1), ("max_keepalive_connections", 0)):
         if getattr(limits, name) is not None:
-            whole(getattr(limits, name), f"HttpxClient: limits: {name}", least=least, optional=True)
+            whole(getattr(limits, name), f"limits: {name}", least=least, optional=True)
     if limits.keepalive_expiry is not None:
-        seconds(limits.keepalive_expiry, "HttpxClient: limits: keepalive_expiry", optional=True)
+        seconds(limits.keepalive_expiry, "limits: keepalive_expiry", optional=True)
 
 
 def _is_cert(cert: Any) -> bool:
@@ -275,7 +291,7 @@ def _check_client(options: Mapping[str, Any], mounts: Mapping[str, Any]) -> None
     hooks = options.get("event_hooks")
     _check("event_hooks", hooks, hooks is None or _are_hooks(hooks), 'a mapping of "request" and "response" to lists')
     if (redirects := options.get("max_redirects")) is not None:
-        whole(redirects, "HttpxClient: max_redirects")
+        whole(redirects, "max_redirects")
     cookies = options.get("cookies")
     _check(
         "cookies", cookies, cookies is None or isinstance(cookies, (dict, list, httpx.Cookies, CookieJar)), "a mapping"
@@ -299,7 +315,7 @@ def _check_client(options: Mapping[str, Any], mounts: Mapping[str, Any]) -> None
         # The class alone: the message may repeat a value.
         given = ", ".join(sorted(name for name in options if name != "base_url"))
         raise ConfigurationError(
-            f"HttpxClient: httpx.Client cannot be used with these options ({type(error).__name__}): {given or 'mounts'}"
+            f"httpx.Client cannot be used with these options ({type(error).__name__}): {given or 'mounts'}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The adapter for Redis and Valkey: one ``redis.Redis`` per process, with bounded waits and nothing sent twice."""
+"""The adapters for Redis and Valkey: one client per process, with bounded waits and nothing sent twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ssl
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workerpools.adapter import (
     WEEK,
@@ -20,20 +20,21 @@ from workerpools.adapter import (
     Phase,
     Sent,
     Setting,
-    refusal,
     seconds,
     whole,
 )
 from workerpools.errors import ConfigurationError
 from workerpools.redis._errors import classify_unwatched
-from workerpools.redis._pool import WatchedPool
+from workerpools.redis._libraries import library
+from workerpools.redis._options import TLS, check_options, tls_context
 from workerpools.redis._sentinel import Sentinel
 from workerpools.redis._url import target_of
 
-if TYPE_CHECKING:
-    import redis
+if TYPE_CHECKING:  # named in strings alone
+    import redis  # noqa: F401
+    from redis.asyncio import Redis as AsyncRedis  # noqa: F401
 
-__all__ = ["RedisClient"]
+__all__ = ["AsyncRedisClient", "RedisClient"]
 
 #: Detect a vanished peer, where the platform has them: TCP keepalives on an idle connection, and TCP_USER_TIMEOUT
 #: (milliseconds) for unacknowledged data.
@@ -49,7 +50,195 @@ KEEPALIVE = {
 }
 
 
-class RedisClient(Adapter["redis.Redis"]):
+C = TypeVar("C")
+
+
+class _Declared(Adapter[C]):
+    """What the declarations of both clients have in common."""
+
+    kind = "redis"
+    libraries = ("redis", "valkey")
+    settings = (
+        Setting.url("redis_url", "URL of the server; required.", example="redis://localhost:6379/0"),
+        Setting.timeout("redis_timeout", "How long an answer may take, in seconds (5)."),
+        Setting.timeout("redis_connect_timeout", "Connect timeout, in seconds (3)."),
+        Setting.timeout("redis_acquire_timeout", "Acquire timeout, in seconds (5)."),
+        Setting.whole("redis_max_connections", "Connections per process (10, or the concurrency).", least=1),
+    )
+
+    #: Whether the driver's asynchronous classes are used.
+    _asynchronous = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float | None = 5.0,
+        connect_timeout: float = 3.0,
+        acquire_timeout: float = 5.0,
+        max_connections: int | None = None,
+        check_after: float | None = 30.0,
+        max_idle: float | None = 300.0,
+        max_lifetime: float | None = 1800.0,
+        max_lifetime_jitter: float = 0.1,
+        credentials: Callable[[], tuple[str, str] | str] | None = None,
+        sentinel_credentials: tuple[str, str] | str | None = None,
+        on_open: Callable[[C], object] | None = None,
+        leak_after: float | None = None,
+        **options: Any,
+    ) -> None:
+        called = type(self).__name__
+        self._target = target = target_of(url, called, asynchronous=self._asynchronous)
+        # What a URL's query says counts as an option; both at once is a mistake.
+        named = {name: value for name, value in target.options.items() if name not in ("host", "port", "path")}
+        if twice := named.keys() & options.keys():
+            raise ConfigurationError(f"{called}: {', '.join(sorted(twice))}: given in the URL and as an option")
+        own = inspect.signature(_Declared.__init__).parameters.keys() - {"self", "options"}
+        check_options({**named, **options}, target.secure, called, own)
+        if timeout is not None:
+            seconds(timeout, f"{called}(timeout", most=WEEK, above=True, optional=True)
+        seconds(connect_timeout, f"{called}(connect_timeout", most=WEEK, above=True)
+        seconds(acquire_timeout, f"{called}(acquire_timeout", most=WEEK)
+        if max_connections is not None:
+            whole(max_connections, f"{called}(max_connections", least=1, optional=True)
+        if leak_after is not None:
+            seconds(leak_after, f"{called}(leak_after", above=True, optional=True)
+        for name, value in (("credentials", credentials), ("on_open", on_open)):
+            if value is not None and not callable(value):
+                raise ConfigurationError(f"{called}({name}=…): wanted a function")
+        if credentials is not None and {"username", "password", "credential_provider"} & {**named, **options}.keys():
+            raise ConfigurationError(f"{called}: give either a user and a password or credentials=, not both")
+        if sentinel_credentials is not None and not target.sentinels:
+            raise ConfigurationError(f"{called}: sentinel_credentials is for a URL such as redis+sentinel://…")
+        try:
+            self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{called}({error}") from None
+        self._options = {**target.options, **options}
+        self._timeouts = {"timeout": timeout, "connect_timeout": connect_timeout, "acquire_timeout": acquire_timeout}
+        self._max_connections = max_connections
+        self._credentials = credentials
+        self._sentinel_credentials = sentinel_credentials
+        self.on_open = on_open
+        self.leak_after = leak_after
+        if "port" in target.options:
+            self.server = (target.options["host"], target.options["port"])
+        self._tls_options = {name: self._options.pop(name) for name in TLS if name in self._options}
+        self._tls: ssl.SSLContext | None = None
+        self._building = threading.Lock()
+        self._pools: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def prepare(self) -> None:
+        """Build the TLS context, which makes up most of a first connection's cost."""
+        if self._target.secure:
+            self._context()
+
+    def _context(self) -> ssl.SSLContext:
+        with self._building:
+            found = self._tls
+            if found is None:
+                found = self._tls = tls_context(self._tls_options)
+            return found
+
+    def open(self, opening: Opening) -> C:
+        target = self._target
+        driver = target.library
+        size = self._max_connections or max(10, opening.execution_pool.concurrency or 0)
+        options = {**driver.quiet, **self._options}
+        if "path" in options:
+            options["connection_class"] = driver.unix
+        else:
+            options["connection_class"] = driver.tls if target.secure else driver.tcp
+            options.setdefault("socket_keepalive", True)
+            options.setdefault("socket_keepalive_options", KEEPALIVE)
+        sentinel = None
+        if target.sentinels:
+            given = self._sentinel_credentials
+            known = () if given is None else ("", given) if isinstance(given, str) else given
+            asking: dict[str, Any] = dict(zip(("username", "password"), known, strict=False))
+            if target.secure:
+                asking.update(secure=True, **self._tls_options)
+            timeout: Any = self._timeouts["connect_timeout"]
+            sentinel = Sentinel(library(driver.distribution), target.sentinels, target.service, timeout, asking)
+        opening.limited(size)
+        pool = driver.Pool(
+            opening,
+            driver,
+            options,
+            max_connections=size,
+            lifetime=self._lifetime,
+            credentials=self._credentials,
+            sentinel=sentinel,
+            tls=self._context,
+            **self._timeouts,
+        )
+        client: C = driver.client(pool)
+        self._pools[client] = pool
+        return client
+
+    def close(self, value: C, timeout: float) -> None:
+        """Close the connections once they are idle, or after ``timeout`` seconds.
+
+        Args:
+            value: The client.
+            timeout: How long to wait, in seconds.
+        """
+        pool = self._pools.pop(value, None)
+        if pool is not None:
+            pool.shut_down(timeout)
+
+    def recycle(self, value: C, since: float) -> bool:
+        """Send new commands over new connections; what waits for an answer gets it.
+
+        Args:
+            value: The client.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            True: the client itself is kept.
+        """
+        # The next connections are opened with what is on disk then.
+        self._tls = None
+        pool = self._pools.get(value)
+        if pool is not None:
+            pool.retire(since, "recycled")
+        return True
+
+    def attached(self, value: C) -> Iterator[tuple[str, object]]:
+        """Return the client's callbacks, and what replaces one of its methods, as instrumentation does.
+
+        Args:
+            value: The client.
+        """
+        yield "response_callbacks", dict(getattr(value, "response_callbacks", {}))
+        for name in ("execute_command", "pipeline", "parse_response"):
+            if (replaced := vars(value).get(name)) is not None:
+                yield name, replaced
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        # Everything else was classified when it was raised.
+        if not isinstance(error, self._target.library.WatchError):
+            return None
+        known = "a watched key had changed, and the transaction did nothing"
+        return Failure(FailureKind.ABORTED, Sent.ALL, phase=Phase.RESPONSE, known=known)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> _Declared[C]:
+        if "redis_url" not in settings:
+            raise ConfigurationError("workerpools_redis_url is not set")
+        names = ("timeout", "connect_timeout", "acquire_timeout", "max_connections")
+        given = {name: settings[f"redis_{name}"] for name in names if f"redis_{name}" in settings}
+        return cls(settings["redis_url"], **given)
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify_unwatched(error)
+
+    def describe(self) -> str:
+        return f"{type(self).__name__} {self._target.shown}"
+
+
+class RedisClient(_Declared["redis.Redis"]):
     """Declares a ``redis.Redis``, or a ``valkey.Valkey``. Takes the driver's options, with bounded defaults.
 
     Args:
@@ -83,280 +272,18 @@ class RedisClient(Adapter["redis.Redis"]):
         ModuleNotFoundError: The driver is not installed.
     """
 
-    kind = "redis"
-    libraries = ("redis", "valkey")
-    settings = (
-        Setting.url("redis_url", "URL of the server; required.", example="redis://localhost:6379/0"),
-        Setting.timeout("redis_timeout", "How long an answer may take, in seconds (5)."),
-        Setting.timeout("redis_connect_timeout", "Connect timeout, in seconds (3)."),
-        Setting.timeout("redis_acquire_timeout", "Acquire timeout, in seconds (5)."),
-        Setting.whole("redis_max_connections", "Connections per process (10, or the concurrency).", least=1),
-    )
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout: float | None = 5.0,
-        connect_timeout: float = 3.0,
-        acquire_timeout: float = 5.0,
-        max_connections: int | None = None,
-        check_after: float | None = 30.0,
-        max_idle: float | None = 300.0,
-        max_lifetime: float | None = 1800.0,
-        max_lifetime_jitter: float = 0.1,
-        credentials: Callable[[], tuple[str, str] | str] | None = None,
-        sentinel_credentials: tuple[str, str] | str | None = None,
-        on_open: Callable[[redis.Redis], object] | None = None,
-        leak_after: float | None = None,
-        **options: Any,
-    ) -> None:
-        self._target = target = target_of(url)
-        # What a URL's query says counts as an option; both at once is a mistake.
-        named = {name: value for name, value in target.options.items() if name not in ("host", "port", "path")}
-        if twice := named.keys() & options.keys():
-            raise ConfigurationError(f"RedisClient: {', '.join(sorted(twice))}: given in the URL and as an option")
-        _check_options({**named, **options}, target.secure)
-        if timeout is not None:
-            seconds(timeout, "RedisClient(timeout", most=WEEK, above=True, optional=True)
-        seconds(connect_timeout, "RedisClient(connect_timeout", most=WEEK, above=True)
-        seconds(acquire_timeout, "RedisClient(acquire_timeout", most=WEEK)
-        if max_connections is not None:
-            whole(max_connections, "RedisClient(max_connections", least=1, optional=True)
-        if leak_after is not None:
-            seconds(leak_after, "RedisClient(leak_after", above=True, optional=True)
-        for name, value in (("credentials", credentials), ("on_open", on_open)):
-            if value is not None and not callable(value):
-                raise ConfigurationError(f"RedisClient({name}=…): wanted a function")
-        if credentials is not None and {"username", "password", "credential_provider"} & {**named, **options}.keys():
-            raise ConfigurationError("RedisClient: give either a user and a password or credentials=, not both")
-        if sentinel_credentials is not None and not target.sentinels:
-            raise ConfigurationError("RedisClient: sentinel_credentials is for a URL such as redis+sentinel://…")
-        try:
-            self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"RedisClient({error}") from None
-        self._options = {**target.options, **options}
-        self._timeouts = {"timeout": timeout, "connect_timeout": connect_timeout, "acquire_timeout": acquire_timeout}
-        self._max_connections = max_connections
-        self._credentials = credentials
-        self._sentinel_credentials = sentinel_credentials
-        self.on_open = on_open
-        self.leak_after = leak_after
-        if "port" in target.options:
-            self.server = (target.options["host"], target.options["port"])
-        self._tls_options = {name: self._options.pop(name) for name in _TLS if name in self._options}
-        self._tls: ssl.SSLContext | None = None
-        self._building = threading.Lock()
-        self._pools: weakref.WeakKeyDictionary[Any, WatchedPool] = weakref.WeakKeyDictionary()
+class AsyncRedisClient(_Declared["AsyncRedis"]):
+    """Declares a ``redis.asyncio.Redis``, or a ``valkey.asyncio.Valkey``, for ``async def`` bodies and ``pools.run()``.
 
-    def prepare(self) -> None:
-        """Build the TLS context, which makes up most of a first connection's cost."""
-        if self._target.secure:
-            self._context()
+    The client lives on the process's event loop. ``credentials`` and ``on_open`` stay plain functions.
 
-    def _context(self) -> ssl.SSLContext:
-        with self._building:
-            found = self._tls
-            if found is None:
-                found = self._tls = _context(self._tls_options)
-            return found
+    Args:
+        options: Those of :class:`RedisClient`.
 
-    def open(self, opening: Opening) -> redis.Redis:
-        target = self._target
-        driver = target.library
-        size = self._max_connections or max(10, opening.execution_pool.concurrency or 0)
-        options = {**driver.quiet, **self._options}
-        if "path" in options:
-            options["connection_class"] = driver.unix
-        else:
-            options["connection_class"] = driver.tls if target.secure else driver.tcp
-            options.setdefault("socket_keepalive", True)
-            options.setdefault("socket_keepalive_options", KEEPALIVE)
-        sentinel = None
-        if target.sentinels:
-            given = self._sentinel_credentials
-            known = () if given is None else ("", given) if isinstance(given, str) else given
-            asking: dict[str, Any] = dict(zip(("username", "password"), known, strict=False))
-            if target.secure:
-                asking.update(secure=True, **self._tls_options)
-            timeout: Any = self._timeouts["connect_timeout"]
-            sentinel = Sentinel(driver, target.sentinels, target.service, timeout, asking)
-        opening.limited(size)
-        pool = driver.Pool(
-            opening,
-            driver,
-            options,
-            max_connections=size,
-            lifetime=self._lifetime,
-            credentials=self._credentials,
-            sentinel=sentinel,
-            tls=self._context,
-            **self._timeouts,
-        )
-        client: redis.Redis = driver.client(opening, pool)
-        self._pools[client] = pool
-        return client
+    Raises:
+        ConfigurationError: As for :class:`RedisClient`.
+        ModuleNotFoundError: The driver is not installed.
+    """
 
-    def close(self, value: redis.Redis, timeout: float) -> None:
-        """Close the connections once they are idle, or after ``timeout`` seconds.
-
-        Args:
-            value: The client.
-            timeout: How long to wait, in seconds.
-        """
-        pool = self._pools.pop(value, None)
-        if pool is not None:
-            pool.shut_down(timeout)
-
-    def recycle(self, value: redis.Redis, since: float) -> bool:
-        """Send new commands over new connections; what waits for an answer gets it.
-
-        Args:
-            value: The client.
-            since: Connections opened before this :func:`time.monotonic` time are replaced.
-
-        Returns:
-            True: the client itself is kept.
-        """
-        # The next connections are opened with what is on disk then.
-        self._tls = None
-        pool = self._pools.get(value)
-        if pool is not None:
-            pool.retire(since, "recycled")
-        return True
-
-    def attached(self, value: redis.Redis) -> Iterator[tuple[str, object]]:
-        """Return the client's callbacks, and what replaces one of its methods, as instrumentation does.
-
-        Args:
-            value: The client.
-        """
-        yield "response_callbacks", dict(getattr(value, "response_callbacks", {}))
-        for name in ("execute_command", "pipeline", "parse_response"):
-            if (replaced := vars(value).get(name)) is not None:
-                yield name, replaced
-
-    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
-        # Everything else was classified when it was raised.
-        if not isinstance(error, self._target.library.WatchError):
-            return None
-        known = "a watched key had changed, and the transaction did nothing"
-        return Failure(FailureKind.ABORTED, Sent.ALL, phase=Phase.RESPONSE, known=known)
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> RedisClient:
-        if "redis_url" not in settings:
-            raise ConfigurationError("workerpools_redis_url is not set")
-        names = ("timeout", "connect_timeout", "acquire_timeout", "max_connections")
-        given = {name: settings[f"redis_{name}"] for name in names if f"redis_{name}" in settings}
-        return cls(settings["redis_url"], **given)
-
-    @classmethod
-    def classify_unwatched(cls, error: BaseException) -> Failure | None:
-        return classify_unwatched(error)
-
-    def describe(self) -> str:
-        return f"RedisClient {self._target.shown}"
-
-
-#: Options of the TLS context, which is built once.
-_TLS = frozenset(
-    (
-        "ssl_ca_certs",
-        "ssl_ca_data",
-        "ssl_ca_path",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_check_hostname",
-        "ssl_ciphers",
-        "ssl_keyfile",
-        "ssl_min_version",
-        "ssl_password",
-    )
-)
-
-_OPTIONS = _TLS | {
-    "client_name",
-    "credential_provider",
-    "db",
-    "decode_responses",
-    "encoding",
-    "encoding_errors",
-    "password",
-    "protocol",
-    "socket_keepalive",
-    "socket_keepalive_options",
-    "socket_read_size",
-    "socket_type",
-    "username",
-}
-
-_NO_RETRY = "a lost command would be sent twice; workerpools sends again what may be sent again"
-
-#: What the driver has an option for, and what to say instead.
-_INSTEAD = {
-    "cache": "client-side caching is not supported",
-    "cache_config": "client-side caching is not supported",
-    "connection_pool": "the connection pool is workerpools' own",
-    "health_check_interval": "use check_after",
-    "host": "name the server in the URL",
-    "max_connections": "use the option max_connections of RedisClient",
-    "port": "name the server in the URL",
-    "retry": _NO_RETRY,
-    "retry_on_error": _NO_RETRY,
-    "retry_on_timeout": _NO_RETRY,
-    "single_connection_client": "use the client's method client()",
-    "socket_connect_timeout": "use connect_timeout",
-    "socket_timeout": "use timeout",
-    "ssl": "begin the URL with rediss://",
-    "timeout": "use the option timeout of RedisClient",
-    "unix_socket_path": "use a URL such as unix:///path/to/socket",
-}
-
-
-def _check_options(options: Mapping[str, Any], secure: bool) -> None:
-    for name in sorted(options.keys() & _INSTEAD.keys()):
-        raise ConfigurationError(f"RedisClient: the driver's option {name} is not taken: {_INSTEAD[name]}")
-    if unknown := options.keys() - _OPTIONS:
-        known = _OPTIONS.union(inspect.signature(RedisClient).parameters) - {"options"}
-        raise ConfigurationError(f"RedisClient: there is no option {refusal(unknown, known)}")
-    if not secure and (tls := options.keys() & _TLS):
-        raise ConfigurationError(f"RedisClient: {', '.join(sorted(tls))}: for a URL that begins with rediss://")
-    if options.get("protocol", 2) not in (2, 3, None):
-        raise ConfigurationError("RedisClient(protocol=…): wanted 2 or 3")
-    if options.get("db") is not None:
-        whole(options["db"], "RedisClient(db")
-    for name in ("username", "password", "client_name"):
-        if not isinstance(options.get(name) or "", str):
-            raise ConfigurationError(f"RedisClient({name}=…): wanted a string")
-
-
-def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
-    """Build the TLS context that the driver's options describe."""
-    context = ssl.create_default_context()
-    wanted = options.get("ssl_cert_reqs", "required")
-    modes: dict[Any, Any] = {
-        "none": ssl.CERT_NONE,
-        "optional": ssl.CERT_OPTIONAL,
-        "required": ssl.CERT_REQUIRED,
-        None: ssl.CERT_NONE,
-    }
-    mode = modes.get(wanted, wanted)
-    context.check_hostname = bool(options.get("ssl_check_hostname", True)) and mode != ssl.CERT_NONE
-    context.verify_mode = mode
-    key: Any = options.get("ssl_keyfile")
-    certificate: Any = options.get("ssl_certfile") or key
-    if certificate:
-        context.load_cert_chain(certificate, key, options.get("ssl_password"))
-    authorities = {f"ca{name}": options.get(f"ssl_ca_{given}") for name, given in _AUTHORITIES}
-    if any(authorities.values()):
-        context.load_verify_locations(**authorities)
-    if options.get("ssl_min_version") is not None:
-        context.minimum_version = options["ssl_min_version"]
-    if options.get("ssl_ciphers"):
-        context.set_ciphers(options["ssl_ciphers"])
-    return context
-
-
-_AUTHORITIES = (("file", "certs"), ("path", "path"), ("data", "data"))
+    _asynchronous = True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workerpools.adapter import Due, Failure, FailureKind, Lease, Lifetime, Opening, Phase, Sent, deadline, due
 from workerpools.errors import ConfigurationError, DeadlineExceeded
 from workerpools.redis._connection import WatchedConnection
+from workerpools.redis._exchange import Watched
 
 if TYPE_CHECKING:
     from typing import Any as _Driver
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 else:
     _Driver = object
 
-__all__ = ["WatchedPool"]
+__all__ = ["Pooled", "WatchedPool"]
 
 
-class WatchedPool(_Driver):  # type: ignore[misc]
-    """The part of a pool that decides; the driver's own class is the other base.
+class Pooled(_Driver):  # type: ignore[misc]
+    """The part of a pool that decides. A synchronous and an asynchronous one wait.
 
     Args:
         opening: The opening to which everything is reported.
@@ -38,7 +39,16 @@ class WatchedPool(_Driver):  # type: ignore[misc]
         credentials: Returns what to log in with; None for what ``options`` have.
         sentinel: Finds the primary; None where ``options`` name the server.
         tls: Returns the TLS context.
+
+    Attributes:
+        declaration: The name of what declares it, for messages.
     """
+
+    declaration = ""
+    # Of the driver's class, which is the other base.
+    max_connections: int
+    connection_class: Any
+    connection_kwargs: dict[str, Any]
 
     def __init__(
         self,
@@ -66,10 +76,9 @@ class WatchedPool(_Driver):  # type: ignore[misc]
         self.tls: Any = tls
         # Of a Sentinel's primary not known beforehand.
         self.ports: tuple[int, ...] = () if sentinel is not None or "port" not in options else (options["port"],)
-        self._changed = threading.Condition()
-        self._idle: list[WatchedConnection] = []
+        self._idle: list[Any] = []
         #: The connections in use, each with its lease.
-        self._used: dict[WatchedConnection, Lease] = {}
+        self._used: dict[Any, Lease] = {}
         self._since = 0.0
         self._reason = ""
         self._closed = False
@@ -90,39 +99,20 @@ class WatchedPool(_Driver):  # type: ignore[misc]
 
     # Checking out.
 
-    def get_connection(self, command_name: object = None, *keys: object, **options: object) -> Any:
-        """Check out a connection, connected and fit for use."""
+    def _asked(self) -> Lease:
+        """Begin a check-out; return its lease, which waits."""
         opening = self.opening
         opening.notice()
         if deadline().remaining() == 0.0:
             raise DeadlineExceeded(
                 f"no connection of the resource {opening.resource!r} was taken: the task's deadline has passed"
             )
-        lease = opening.wait()
-        lease.reclaim = reclaim = partial(self._reclaim, lease)
-        try:
-            connection = self._acquire(lease)
-            began = time.monotonic()
-            if connection._sock is not None and self._is_fit(connection, began):
-                connection.reused = True
-                lease.acquired(reclaim=reclaim)
-            else:
-                connection.connect()
-                lease.acquired(creating=time.monotonic() - began, reused=False, reclaim=reclaim)
-        except BaseException as error:
-            self._give_back(lease)
-            lease.gave_up(timed_out=getattr(error, "pool_timeout", False))
-            lease.returned()
-            raise
-        return connection
+        return opening.wait()
 
-    def _acquire(self, lease: Lease) -> WatchedConnection:
-        changed = self._changed
-        with changed:
-            if not self._has_room() and not changed.wait_for(self._has_room, self._patience()):
-                raise self._exhausted()
-            connection: WatchedConnection = self._idle.pop() if self._idle else self.make_connection()
-            self._used[connection] = lease
+    def _taken(self, lease: Lease) -> Any:
+        """Return a connection for a lease, an idle one or a new one, while there is room."""
+        connection = self._idle.pop() if self._idle else self.make_connection()
+        self._used[connection] = lease
         return connection
 
     def _has_room(self) -> bool:
@@ -153,27 +143,108 @@ class WatchedPool(_Driver):  # type: ignore[misc]
         """Make a connection, which opens at its first use."""
         return self.connection_class(self, **self.connection_kwargs)
 
-    def _is_fit(self, connection: WatchedConnection, now: float) -> bool:
-        """Return whether an idle connection may be used; else it is closed."""
-        idle = now - connection.returned
-        action = due(self.lifetime, age=now - connection.made, idle=idle, lives=connection.lives)
+    def _due(self, connection: Watched, now: float) -> Due | None:
+        """Return what is due for an idle connection."""
+        action = due(self.lifetime, age=now - connection.made, idle=now - connection.returned, lives=connection.lives)
         if action is Due.RETIREMENT:
             over = connection.lives is not None and now - connection.made >= connection.lives
             connection.reason = "lifetime" if over else "idle"
-        elif connection.has_ended() or (action is Due.CHECK and not self._checked(connection)):
-            connection.reason = "stale"
-        else:
-            return True
+        return action
+
+    def _replace(self, connection: Watched) -> None:
+        connection.reason = connection.reason or "stale"
         self.opening.replaced(connection.reason)
-        connection.disconnect()
+        connection.drop()
+
+    # Checking in.
+
+    def _settle(self, connection: Watched) -> None:
+        """Close a connection that the next task must not have."""
+        if self._closed or connection.made < self._since or not connection.is_clean():
+            connection.reason = connection.reason or self._reason_for(connection)
+            connection.drop()
+        connection.returned = time.monotonic()
+
+    def _reason_for(self, connection: Watched) -> str:
+        if self._closed:
+            return "shutdown"
+        return self._reason if connection.made < self._since else "other"
+
+    def _retired(self, since: float, reason: str) -> list[Any]:
+        """Note that connections opened before ``since`` serve nothing new; return the idle ones, which are to close."""
+        self._since, self._reason = max(since, self._since), reason
+        old = [connection for connection in self._idle if connection.made < since]
+        self._idle = [connection for connection in self._idle if connection.made >= since]
+        return old
+
+    # The driver's, for its users.
+
+    def set_retry(self, retry: object) -> None:
+        """Refuse: a driver's retry sends a command again whose answer was lost."""
+        raise ConfigurationError(
+            f"{self.declaration}: the driver is to send nothing again; workerpools does, where that is safe"
+        )
+
+    def _get_free_connections(self) -> set[Any]:
+        return set(self._idle)
+
+    def _get_in_use_connections(self) -> set[Any]:
+        return set(self._used)
+
+
+class WatchedPool(Pooled):
+    """The part of a pool that waits; the driver's own class is the other base."""
+
+    declaration = "RedisClient"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._changed = threading.Condition()
+        super().__init__(*arguments, **options)
+
+    def get_connection(self, command_name: object = None, *keys: object, **options: object) -> Any:
+        """Check out a connection, connected and fit for use."""
+        lease = self._asked()
+        lease.reclaim = reclaim = partial(self._reclaim, lease)
+        try:
+            connection = self._acquire(lease)
+            began = time.monotonic()
+            if connection._sock is not None and self._is_fit(connection, began):
+                connection.reused = True
+                lease.acquired(reclaim=reclaim)
+            else:
+                connection.connect()
+                lease.acquired(creating=time.monotonic() - began, reused=False, reclaim=reclaim)
+        except BaseException as error:
+            self._give_back(lease)
+            lease.gave_up(timed_out=getattr(error, "pool_timeout", False))
+            lease.returned()
+            raise
+        return connection
+
+    def _acquire(self, lease: Lease) -> WatchedConnection:
+        changed = self._changed
+        with changed:
+            if not self._has_room() and not changed.wait_for(self._has_room, self._patience()):
+                raise self._exhausted()
+            connection: WatchedConnection = self._taken(lease)
+        return connection
+
+    def _is_fit(self, connection: WatchedConnection, now: float) -> bool:
+        """Return whether an idle connection may be used; else it is closed."""
+        action = self._due(connection, now)
+        if (
+            action is not Due.RETIREMENT
+            and not connection.has_ended()
+            and (action is not Due.CHECK or self._checked(connection))
+        ):
+            return True
+        self._replace(connection)
         return False
 
     def _checked(self, connection: WatchedConnection) -> bool:
         alive = connection.answers()
         self.opening.checked(alive=alive)
         return alive
-
-    # Checking in.
 
     def release(self, connection: Any) -> None:
         """Check a connection in; one that something was left on is closed."""
@@ -186,21 +257,13 @@ class WatchedPool(_Driver):  # type: ignore[misc]
         lease.returned()
 
     def _check_in(self, connection: WatchedConnection) -> None:
-        if self._closed or connection.made < self._since or not connection.is_clean():
-            connection.reason = connection.reason or self._reason_for(connection)
-            connection.disconnect()
-        connection.returned = time.monotonic()
+        self._settle(connection)
         with self._changed:
             if connection._sock is not None:
                 # In both for a moment: an interruption must not lose it.
                 self._idle.append(connection)
             self._used.pop(connection, None)
             self._changed.notify_all() if self._closed else self._changed.notify()
-
-    def _reason_for(self, connection: WatchedConnection) -> str:
-        if self._closed:
-            return "shutdown"
-        return self._reason if connection.made < self._since else "other"
 
     def _give_back(self, lease: Lease) -> bool:
         """Take the connection of a lease back, whatever state it is in; return whether it was out."""
@@ -230,9 +293,7 @@ class WatchedPool(_Driver):  # type: ignore[misc]
     def retire(self, since: float, reason: str) -> None:
         """Use connections that were opened before ``since`` for nothing new: idle ones are closed."""
         with self._changed:
-            self._since, self._reason = max(since, self._since), reason
-            old = [connection for connection in self._idle if connection.made < since]
-            self._idle = [connection for connection in self._idle if connection.made >= since]
+            old = self._retired(since, reason)
         for connection in old:
             connection.reason = reason
             connection.disconnect()
@@ -247,8 +308,6 @@ class WatchedPool(_Driver):  # type: ignore[misc]
         for connection in used:
             connection.interrupt()
 
-    # The driver's, for its users.
-
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the idle connections; those in use once they are checked in."""
         if inuse_connections:
@@ -259,15 +318,3 @@ class WatchedPool(_Driver):  # type: ignore[misc]
     def close(self) -> None:
         """Close the idle connections."""
         self.disconnect()
-
-    def set_retry(self, retry: object) -> None:
-        """Refuse: a driver's retry sends a command again whose answer was lost."""
-        raise ConfigurationError(
-            "RedisClient: the driver is to send nothing again; workerpools does, where that is safe"
-        )
-
-    def _get_free_connections(self) -> set[Any]:
-        return set(self._idle)
-
-    def _get_in_use_connections(self) -> set[Any]:
-        return set(self._used)
