@@ -107,6 +107,8 @@ def test_exported_members() -> None:
     assert workerpools.flower.__all__ == ["install"]
     assert workerpools.redis.__all__ == ["AsyncRedisClient", "RedisClient"]
     assert workerpools.sqlalchemy.__all__ == [
+        "AsyncSQLAlchemyEngine",
+        "AsyncTaskSession",
         "SQLAlchemyEngine",
         "TaskSession",
         "classify",

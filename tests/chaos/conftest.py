@@ -72,7 +72,7 @@ def tls_upstream(_tls_upstream: TlsProxy) -> TlsProxy:
 
 
 #: Bounds that are short enough for a test: a connection whose packets vanish is given up after one or two seconds.
-_IMPATIENT = {
+IMPATIENT = {
     "connect_timeout": 2,
     "keepalives_idle": 1,
     "keepalives_interval": 1,
@@ -110,7 +110,7 @@ def database_site(
 
 def _options(cell: Cell, driver: str, database: Database) -> dict[str, Any]:
     # However slow the machine is, an idle connection is trusted: what is to find it dead is the task.
-    options: dict[str, Any] = {"connect_args": dict(_IMPATIENT), "resolve_timeout": 5.0, "check_after": 600.0}
+    options: dict[str, Any] = {"connect_args": dict(IMPATIENT), "resolve_timeout": 5.0, "check_after": 600.0}
     if cell.pgbouncer and driver == "psycopg":
         options["connect_args"]["prepare_threshold"] = None
     if "resolve_commit=False" in cell.declared:

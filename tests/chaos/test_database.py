@@ -16,7 +16,7 @@ from tests.support.faults import restart
 from tests.support.upstream import EchoUpstream
 
 
-def _body(shop: ChaosShop, cell: Cell) -> Callable[[Any], None]:
+def body_of(shop: ChaosShop, cell: Cell) -> Callable[[Any], None]:
     def insert(connection: Any) -> None:
         if cell.moment == table.FIRST_BYTE:
             connection.execute(text("select 1"))
@@ -60,7 +60,7 @@ def _send(api: Any, request: str) -> None:
 def check(cell: Cell, broken: str, site: DatabaseSite) -> None:
     """Break it as the cell says, and compare what the task did and what is in the database."""
     shop = site.shop
-    shop.declare(_body(shop, cell), cell.declared)
+    shop.declare(body_of(shop, cell), cell.declared)
     if broken != "wrong password":
         # Committed: what it may have left on the session is reset for the task.
         with shop.engine.get().begin() as connection:
@@ -102,7 +102,7 @@ def test_an_id_that_was_given_again_is_not_taken_for_ours(cell: Cell, driver: st
             if found >= lost:  # type: ignore[operator]
                 return
 
-    shop.declare(_body(shop, cell), "")
+    shop.declare(body_of(shop, cell), "")
     with shop.engine.get().connect() as connection:
         connection.execute(text("select 1"))
     site._before_chunk(b"COMMIT", "", crash)

@@ -26,15 +26,18 @@ CORE = ("_process", "_run", "_stats", "_pools", "_text", "_values", "errors", "a
 LIBRARIES = {
     "_celery": {"celery", "kombu", "billiard", "click", "rich"},
     "bases": {"httpx", "sqlalchemy"},
+    "fastapi": {"fastapi"},
+    "flask": {"flask", "sqlalchemy"},
     "flower": {"flower", "tornado", "celery"},
     "httpx": {"httpx"},
     "httpx2": {"httpx2"},
     "opentelemetry": {"opentelemetry"},
     "prometheus": {"prometheus_client"},
+    "pytest_plugin": {"pytest", "httpx", "sqlalchemy"},
     "redis": {"redis"},
     "requests": {"requests", "urllib3"},
     # SQLAlchemy depends on typing_extensions, which has the default of a type variable before Python 3.13.
-    "sqlalchemy": {"sqlalchemy", "psycopg", "psycopg2", "typing_extensions"},
+    "sqlalchemy": {"sqlalchemy", "psycopg", "psycopg2", "asyncpg", "typing_extensions"},
     "testing": {"celery", "pytest"},
 }
 

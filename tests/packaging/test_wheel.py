@@ -156,7 +156,7 @@ def test_links_of_the_description_live_on_an_index(metadata: Message) -> None:
 
 
 EXTRAS = [
-    *("httpx", "httpx2", "requests", "sqlalchemy", "psycopg", "redis"),
+    *("httpx", "httpx2", "requests", "sqlalchemy", "psycopg", "asyncpg", "redis"),
     *("fastapi", "flask", "flower", "prometheus", "opentelemetry"),
 ]
 

@@ -40,7 +40,11 @@ DRIVERS = ["psycopg2", "psycopg"]
         ("mysql+pymysql://db/shop", {"connect_timeout": 5, **MYSQL_DEFAULTS}),
         ("mysql+mysqldb://db/shop?read_timeout=600", {"connect_timeout": 5, "write_timeout": 30}),
         ("sqlite://", {}),
-        ("postgresql+asyncpg://db/shop", {}),
+        (
+            "postgresql+asyncpg://db/shop",
+            {"timeout": 5.0, "server_settings": {"application_name": f"workerpools db pid={os.getpid()}"}},
+        ),
+        ("oracle+oracledb://db/shop", {}),
     ],
 )
 def test_connect_defaults(url: str, expected: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def wait_for(result: Any, attempt: Attempt) -> Any:
     return run(result)
 
 
-def run(awaitable: Awaitable[T]) -> T:
+def run(awaitable: Awaitable[T], *, least: float = 0.0) -> T:
     """Run a coroutine on the process's event loop in the calling context, and return its result.
 
     It is cancelled by whatever interrupts the calling thread, and at the deadline of its attempt. The tasks that it has
@@ -51,6 +51,7 @@ def run(awaitable: Awaitable[T]) -> T:
 
     Args:
         awaitable: The coroutine.
+        least: The time that it has in any case, also after the deadline, in seconds: for a clean-up.
 
     Raises:
         RuntimeError: The calling thread runs the event loop itself.
@@ -64,7 +65,7 @@ def run(awaitable: Awaitable[T]) -> T:
     at = None if attempt is None else attempt.deadline.at
     error: BaseException | None = None
     try:
-        in_time = event_loop.call(call, -1 if at is None else max(0.0, at + GRACE - time.monotonic()))
+        in_time = event_loop.call(call, -1 if at is None else max(least, at + GRACE - time.monotonic()))
         if not in_time and attempt is not None and attempt.delivery is not None:
             delivery = attempt.delivery
             raise delivery.terms.time_limit_exceeded(delivery.request)

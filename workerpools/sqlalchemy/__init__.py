@@ -1,16 +1,19 @@
-"""The adapter for SQLAlchemy: one engine per process and one session per attempt."""
+"""The adapter for SQLAlchemy: one engine per process and one session per attempt, synchronous or asynchronous."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import logging
 import os
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from workerpools.adapter import explained
 
@@ -24,8 +27,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 from sqlalchemy.pool.events import PoolEvents as SQLAlchemyPoolEvents
+from sqlalchemy.util import greenlet_spawn
 
 from workerpools.adapter import (
     WEEK,
@@ -36,10 +41,16 @@ from workerpools.adapter import (
     Opening,
     Setting,
     add_note,
+    loop_is_running,
+    on_loop,
+    run_coroutine,
     seconds,
+    start_coroutine,
     whole,
 )
 from workerpools.errors import ConfigurationError
+from workerpools.sqlalchemy._async_pool import AsyncDeadlineQueuePool
+from workerpools.sqlalchemy._async_session import AsyncTaskSession
 from workerpools.sqlalchemy._commit import resolve_commits
 from workerpools.sqlalchemy._connecting import bound_connecting
 from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, MYSQL_DRIVERS, check_arguments, named, with_ports
@@ -49,9 +60,19 @@ from workerpools.sqlalchemy._greenlets import suit_greenlets
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession, current_session
 from workerpools.sqlalchemy._statements import watch_statements
-from workerpools.sqlalchemy._url import about_driver, check_options, check_types, parsed, refuse_async, without_secrets
+from workerpools.sqlalchemy._url import (
+    about_driver,
+    asynchronous,
+    check_options,
+    check_types,
+    parsed,
+    refuse_async,
+    without_secrets,
+)
 
 __all__ = [
+    "AsyncSQLAlchemyEngine",
+    "AsyncTaskSession",
     "SQLAlchemyEngine",
     "TaskSession",
     "classify",
@@ -61,6 +82,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("workerpools")
+
+E = TypeVar("E", sqlalchemy.Engine, AsyncEngine)
 
 #: libpq's bounds, in seconds, but ``tcp_user_timeout`` in milliseconds. Both are needed: keepalives do not bound
 #: unacknowledged data, and ``tcp_user_timeout`` does not bound waiting for a reply (PostgreSQL documentation,
@@ -83,7 +106,7 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
     Args:
         url: The database's URL. Arguments set in its query are omitted.
         resource: The resource's name, shown by the server in ``application_name`` with this process's id.
-        connect_timeout: In seconds, for each server; libpq uses whole seconds, at least 2.
+        connect_timeout: In seconds, for each server; libpq uses whole seconds, at least 2. asyncpg's is for all.
     """
     driver = url.get_driver_name()
     whole = max(2, round(connect_timeout))
@@ -92,6 +115,11 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
             "connect_timeout": whole,
             "application_name": application_name(resource, os.getpid()),
             **LIBPQ_DEFAULTS,
+        }
+    elif driver == "asyncpg":
+        wanted = {
+            "timeout": connect_timeout,
+            "server_settings": {"application_name": application_name(resource, os.getpid())},
         }
     elif driver in MYSQL_DRIVERS:
         wanted = {"connect_timeout": whole, **MYSQL_DEFAULTS}
@@ -126,7 +154,261 @@ def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict
     return options
 
 
-class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
+class _Declared(Adapter[E]):
+    """What the synchronous and the asynchronous engine have in common."""
+
+    kind = "database"
+    event_attributes = EVENT_ATTRIBUTES
+    #: Whether its engine is for ``async def`` bodies.
+    asynchronous = False
+    #: The modules that know a driver, by its name.
+    _parts: Mapping[str, str] = {driver: f"_{driver}" for driver in LIBPQ_DRIVERS}
+    libraries: Sequence[str] = ("sqlalchemy", "psycopg2", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "sqlite3")
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        connect_timeout: float = 5.0,
+        acquire_timeout: float = 10.0,
+        pool_size: int | None = None,
+        max_overflow: int | None = None,
+        resolve_commit: bool = True,
+        resolve_timeout: float = 30.0,
+        check_after: float | None = 1.0,
+        max_idle: float | None = 600.0,
+        max_lifetime: float | None = 1800.0,
+        max_lifetime_jitter: float = 0.1,
+        credentials: Callable[[], tuple[str, str]] | None = None,
+        on_open: Callable[[E], object] | None = None,
+        pgbouncer: bool = False,
+        batch: bool = True,
+        reset_session: bool | Sequence[str] = True,
+        leak_after: float | None = None,
+        **options: Any,
+    ) -> None:
+        found = self._understood(url)
+        check_options(options, inspect.signature(_Declared).parameters)
+        check_types(
+            found,
+            options,
+            resolve_commit=resolve_commit,
+            pgbouncer=pgbouncer,
+            batch=batch,
+            credentials=credentials,
+            on_open=on_open,
+        )
+        if credentials is not None and (own := [name for name in _CREATORS if options.get(name) is not None]):
+            raise ConfigurationError(
+                f"SQLAlchemyEngine: with {own[0]}=, which opens the connections, credentials= would never be called; "
+                f"leave out one of them"
+            )
+        self._url = without_secrets(with_ports(found, options), options)
+        check_arguments(self._url, options.get("connect_args"))
+        for name, wait in (
+            ("connect_timeout", connect_timeout),
+            ("acquire_timeout", acquire_timeout),
+            ("resolve_timeout", resolve_timeout),
+        ):
+            seconds(wait, f"SQLAlchemyEngine: {name}", most=WEEK)
+        if pool_size is not None:
+            whole(pool_size, "SQLAlchemyEngine: pool_size", optional=True)
+        if max_overflow is not None:
+            # For SQLAlchemy, -1 means no limit.
+            whole(max_overflow, "SQLAlchemyEngine: max_overflow", least=-1, optional=True)
+        if leak_after is not None:
+            seconds(leak_after, "SQLAlchemyEngine: leak_after", optional=True)
+        self._connect_timeout = connect_timeout
+        self._acquire_timeout = acquire_timeout
+        self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
+        self._credentials = credentials
+        self._pgbouncer = pgbouncer
+        self._batch = batch
+        self._resets = _resets(reset_session)
+        self.leak_after = leak_after
+        self.on_open = on_open
+        self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
+        sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
+        self._events: weakref.WeakKeyDictionary[E, PoolEvents] = weakref.WeakKeyDictionary()
+        self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
+
+    def _understood(self, url: str | URL) -> URL:
+        """Return a URL, and keep its text without secrets."""
+        found, self._shown = parsed(url)
+        refuse_async(found, self._shown)
+        return found
+
+    def _create(self, options: dict[str, Any]) -> E:
+        raise NotImplementedError
+
+    def _creator(self, options: dict[str, Any]) -> Callable[..., Any] | None:
+        """Return the user's function that opens connections; None for none."""
+        return options.get("creator")
+
+    def _dialect(self) -> type[DefaultDialect]:
+        return _dialect(self._url)
+
+    def prepare(self) -> None:
+        """Import the driver."""
+        try:
+            self._dialect().import_dbapi()
+        except ImportError as error:
+            add_note(error, about_driver(self._url))
+            raise
+
+    def open(self, opening: Opening) -> E:
+        chosen = self._pool_options(opening.execution_pool)
+        options = {**chosen, **self._options}
+        lifetime = self._lifetime
+        if options.get("pool_pre_ping"):
+            # The user chose SQLAlchemy's own check.
+            lifetime = replace(lifetime, check_after=None)
+        resolves = self._resolve_timeout > 0
+        events = PoolEvents(
+            opening,
+            lifetime,
+            resolves=resolves,
+            connect_timeout=self._connect_timeout,
+            session_settings=not self._pgbouncer,
+        )
+        if chosen:
+            options["poolclass"] = counted(chosen["poolclass"], events)
+        try:
+            options["connect_args"] = self._connect_args(opening.resource)
+            if (creator := self._creator(options)) is not None:
+                options["creator"] = events.creating(creator)
+                self._say_what_creator_drops(opening.resource)
+            value = self._create(options)
+        except ImportError as error:
+            add_note(error, about_driver(self._url))
+            raise
+        except TypeError as error:
+            if "sent to create_engine()" not in str(error):
+                raise
+            raise ConfigurationError(f"SQLAlchemyEngine: {error}") from None
+        engine = _synchronous(value)
+        events.flights = flights = self._flights(opening)
+        opening.limited(_limit(engine, options))
+        if engine.dialect.driver == "asyncpg":
+            from workerpools.sqlalchemy import _asyncpg
+
+            _asyncpg.observe(engine, opening)
+        events.watch(engine)
+        if not engine.dialect.is_async:
+            suit_greenlets(engine, opening.resource)
+        bound_connecting(engine, opening, self._connect_timeout)
+        if (credentials := self._credentials) is not None:
+
+            @event.listens_for(engine, "do_connect")
+            def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+                parameters["user"], parameters["password"] = credentials()
+
+        resolve_commits(engine, opening, self._resolve_timeout, flights)
+        watch_statements(engine, opening, flights)
+        failed = note_errors(
+            engine,
+            opening,
+            recycle=lambda: events.recycle(engine.pool, time.monotonic()),
+            nested=None if events.own_locks is None else events.own_locks.ended,
+        )
+        if flights is not None:
+            flights.failed = failed
+        self._events[value] = events
+        return value
+
+    def _connect_args(self, resource: str) -> dict[str, Any]:
+        """Return the driver's arguments: the user's, and our defaults for the others."""
+        own = dict(self._options.get("connect_args") or {})
+        found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
+        given: Mapping[str, Any] = {**self._url.query, **own}
+        if self._url.get_driver_name() in LIBPQ_DRIVERS:
+            # The driver lets arguments override a connection string.
+            given = named(self._dialect().import_dbapi(), given)
+        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
+            found["prepare_threshold"] = None
+        if self._url.get_driver_name() == "psycopg2":
+            from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
+
+            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection), False)
+        elif self._url.get_driver_name() == "asyncpg":
+            from workerpools.sqlalchemy import _asyncpg
+
+            own["connection_class"] = _asyncpg.connection_class(own.get("connection_class", _asyncpg.DEFAULT))
+            own["server_settings"] = {**found["server_settings"], **own.get("server_settings", {})}
+        return {**{name: value for name, value in found.items() if name not in given}, **own}
+
+    def _say_what_creator_drops(self, resource: str) -> None:
+        if self._options.get("connect_args"):
+            logger.warning("the resource %r: creator= opens the connections, so connect_args= has no effect", resource)
+        found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
+        logger.debug(
+            "the resource %r: creator= opens the connections, without these arguments: %s", resource, ", ".join(found)
+        )
+
+    def attached(self, value: E) -> Iterator[tuple[str, object]]:
+        """Return the engine's own event listeners; those of classes, such as ``Engine``, survive a fork.
+
+        Args:
+            value: The engine.
+        """
+        engine = _synchronous(value)
+        for events, target in (
+            (ConnectionEvents, engine),
+            (DialectEvents, engine.dialect),
+            (SQLAlchemyPoolEvents, engine.pool),
+        ):
+            for name in dir(events):
+                if not name.startswith("_") and name != "dispatch":
+                    for listener in getattr(target.dispatch, name).listeners:
+                        yield name, listener
+
+    def _flights(self, opening: Opening) -> Flights | None:
+        name = self._parts.get(self._url.get_driver_name())
+        if name is None:
+            return None
+        # The driver is imported where it is needed.
+        part = importlib.import_module(f"workerpools.sqlalchemy.{name}")
+        return Flights(opening, part, batch=self._batch, resets=self._resets)
+
+    def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
+        if "pool" in self._options:
+            return {}
+        pool_class = self._options.get("poolclass") or self._dialect().get_pool_class(self._url)
+        # Other pools (NullPool, StaticPool, SQLite's in memory) reject the options of a QueuePool.
+        defaults = pool_defaults(execution_pool, self._acquire_timeout) if issubclass(pool_class, QueuePool) else {}
+        # Keep a pool class of the user.
+        return {**defaults, "poolclass": _OURS.get(pool_class, pool_class)}
+
+    def recycle(self, value: E, since: float) -> bool:
+        """Close idle connections now, and those in use when they are checked in.
+
+        Args:
+            value: The engine.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            Whether the engine itself is kept.
+        """
+        events = self._events.get(value)
+        if events is not None:
+            events.recycle(value.pool, since)
+        return events is not None
+
+    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
+        # Only errors without an engine event. Another engine's errors are not ours to classify.
+        if isinstance(error, sqlalchemy.exc.TimeoutError):
+            return POOL_EXHAUSTED
+        return earlier[0] if earlier and _follows(error) else None
+
+    @classmethod
+    def classify_unwatched(cls, error: BaseException) -> Failure | None:
+        return classify(error)
+
+    def describe(self) -> str:
+        return f"{type(self).__name__} {self._shown}"
+
+
+class SQLAlchemyEngine(_Declared[sqlalchemy.Engine]):
     """Declares a ``sqlalchemy.Engine`` whose sockets never cross a fork and whose waits are bounded.
 
     Args:
@@ -167,7 +449,6 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             timeouts are at most a week, other times at most a year, sizes at most a million.
     """
 
-    kind = "database"
     settings = (
         Setting.url(
             "database_url",
@@ -179,195 +460,9 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         Setting.whole("database_pool_size", "Connections that a process keeps (1, or the concurrency).", least=1),
         Setting.whole("database_max_overflow", "Connections that a process may open beyond ``pool_size`` (1)."),
     )
-    event_attributes = EVENT_ATTRIBUTES
-    libraries = ("sqlalchemy", "psycopg2", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "sqlite3")
 
-    def __init__(
-        self,
-        url: str | URL,
-        *,
-        connect_timeout: float = 5.0,
-        acquire_timeout: float = 10.0,
-        pool_size: int | None = None,
-        max_overflow: int | None = None,
-        resolve_commit: bool = True,
-        resolve_timeout: float = 30.0,
-        check_after: float | None = 1.0,
-        max_idle: float | None = 600.0,
-        max_lifetime: float | None = 1800.0,
-        max_lifetime_jitter: float = 0.1,
-        credentials: Callable[[], tuple[str, str]] | None = None,
-        on_open: Callable[[sqlalchemy.Engine], object] | None = None,
-        pgbouncer: bool = False,
-        batch: bool = True,
-        reset_session: bool | Sequence[str] = True,
-        leak_after: float | None = None,
-        **options: Any,
-    ) -> None:
-        found, self._shown = parsed(url)
-        refuse_async(found, self._shown)
-        check_options(options, inspect.signature(SQLAlchemyEngine).parameters)
-        check_types(
-            found,
-            options,
-            resolve_commit=resolve_commit,
-            pgbouncer=pgbouncer,
-            batch=batch,
-            credentials=credentials,
-            on_open=on_open,
-        )
-        if credentials is not None and (own := [name for name in ("creator", "pool") if options.get(name) is not None]):
-            raise ConfigurationError(
-                f"SQLAlchemyEngine: with {own[0]}=, which opens the connections, credentials= would never be called; "
-                f"leave out one of them"
-            )
-        self._url = without_secrets(with_ports(found, options), options)
-        check_arguments(self._url, options.get("connect_args"))
-        for name, wait in (
-            ("connect_timeout", connect_timeout),
-            ("acquire_timeout", acquire_timeout),
-            ("resolve_timeout", resolve_timeout),
-        ):
-            seconds(wait, f"SQLAlchemyEngine: {name}", most=WEEK)
-        if pool_size is not None:
-            whole(pool_size, "SQLAlchemyEngine: pool_size", optional=True)
-        if max_overflow is not None:
-            # For SQLAlchemy, -1 means no limit.
-            whole(max_overflow, "SQLAlchemyEngine: max_overflow", least=-1, optional=True)
-        if leak_after is not None:
-            seconds(leak_after, "SQLAlchemyEngine: leak_after", optional=True)
-        self._connect_timeout = connect_timeout
-        self._acquire_timeout = acquire_timeout
-        self._lifetime = Lifetime(check_after, max_idle, max_lifetime, max_lifetime_jitter)
-        self._credentials = credentials
-        self._pgbouncer = pgbouncer
-        self._batch = batch
-        self._resets = _resets(reset_session)
-        self.leak_after = leak_after
-        self.on_open = on_open
-        self._resolve_timeout = resolve_timeout if resolve_commit else 0.0
-        sizes = {"pool_size": pool_size, "max_overflow": max_overflow}
-        self._events: weakref.WeakKeyDictionary[sqlalchemy.Engine, PoolEvents] = weakref.WeakKeyDictionary()
-        self._options: dict[str, Any] = {**options, **{key: value for key, value in sizes.items() if value is not None}}
-
-    def prepare(self) -> None:
-        """Import the driver."""
-        try:
-            _dialect(self._url).import_dbapi()
-        except ImportError as error:
-            add_note(error, about_driver(self._url))
-            raise
-
-    def open(self, opening: Opening) -> sqlalchemy.Engine:
-        chosen = self._pool_options(opening.execution_pool)
-        options = {**chosen, **self._options}
-        lifetime = self._lifetime
-        if options.get("pool_pre_ping"):
-            # The user chose SQLAlchemy's own check.
-            lifetime = replace(lifetime, check_after=None)
-        resolves = self._resolve_timeout > 0
-        events = PoolEvents(
-            opening,
-            lifetime,
-            resolves=resolves,
-            connect_timeout=self._connect_timeout,
-            session_settings=not self._pgbouncer,
-        )
-        if chosen:
-            options["poolclass"] = counted(chosen["poolclass"], events)
-        try:
-            options["connect_args"] = self._connect_args(opening.resource)
-            if (creator := options.get("creator")) is not None:
-                options["creator"] = events.creating(creator)
-                self._say_what_creator_drops(opening.resource)
-            engine = sqlalchemy.create_engine(self._url, **options)
-        except ImportError as error:
-            add_note(error, about_driver(self._url))
-            raise
-        except TypeError as error:
-            if "sent to create_engine()" not in str(error):
-                raise
-            raise ConfigurationError(f"SQLAlchemyEngine: {error}") from None
-        events.flights = flights = self._flights(opening)
-        opening.limited(_limit(engine, options))
-        events.watch(engine)
-        suit_greenlets(engine, opening.resource)
-        bound_connecting(engine, opening, self._connect_timeout)
-        if (credentials := self._credentials) is not None:
-
-            @event.listens_for(engine, "do_connect")
-            def fresh(dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
-                parameters["user"], parameters["password"] = credentials()
-
-        resolve_commits(engine, opening, self._resolve_timeout, flights)
-        watch_statements(engine, opening, flights)
-        failed = note_errors(
-            engine,
-            opening,
-            recycle=lambda: events.recycle(engine.pool, time.monotonic()),
-            nested=None if events.own_locks is None else events.own_locks.ended,
-        )
-        if flights is not None:
-            flights.failed = failed
-        self._events[engine] = events
-        return engine
-
-    def _connect_args(self, resource: str) -> dict[str, Any]:
-        """Return the driver's arguments: the user's, and our defaults for the others."""
-        own = dict(self._options.get("connect_args") or {})
-        found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
-        given: Mapping[str, Any] = {**self._url.query, **own}
-        if self._url.get_driver_name() in LIBPQ_DRIVERS:
-            # The driver lets arguments override a connection string.
-            given = named(_dialect(self._url).import_dbapi(), given)
-        if self._pgbouncer and self._url.get_driver_name() == "psycopg":
-            found["prepare_threshold"] = None
-        if self._url.get_driver_name() == "psycopg2":
-            from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
-
-            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection), False)
-        return {**{name: value for name, value in found.items() if name not in given}, **own}
-
-    def _say_what_creator_drops(self, resource: str) -> None:
-        if self._options.get("connect_args"):
-            logger.warning("the resource %r: creator= opens the connections, so connect_args= has no effect", resource)
-        found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
-        logger.debug(
-            "the resource %r: creator= opens the connections, without these arguments: %s", resource, ", ".join(found)
-        )
-
-    def attached(self, value: sqlalchemy.Engine) -> Iterator[tuple[str, object]]:
-        """Return the engine's own event listeners; those of classes, such as ``Engine``, survive a fork.
-
-        Args:
-            value: The engine.
-        """
-        for events, target in (
-            (ConnectionEvents, value),
-            (DialectEvents, value.dialect),
-            (SQLAlchemyPoolEvents, value.pool),
-        ):
-            for name in dir(events):
-                if not name.startswith("_") and name != "dispatch":
-                    for listener in getattr(target.dispatch, name).listeners:
-                        yield name, listener
-
-    def _flights(self, opening: Opening) -> Flights | None:
-        driver = self._url.get_driver_name()
-        if driver not in LIBPQ_DRIVERS:
-            return None
-        # The driver is imported where it is needed.
-        part = importlib.import_module(f"workerpools.sqlalchemy._{driver}")
-        return Flights(opening, part, batch=self._batch, resets=self._resets)
-
-    def _pool_options(self, execution_pool: ExecutionPool) -> dict[str, Any]:
-        if "pool" in self._options:
-            return {}
-        pool_class = self._options.get("poolclass") or _dialect(self._url).get_pool_class(self._url)
-        # Other pools (NullPool, StaticPool, SQLite's in memory) reject the options of a QueuePool.
-        defaults = pool_defaults(execution_pool, self._acquire_timeout) if issubclass(pool_class, QueuePool) else {}
-        # Keep a pool class of the user.
-        return {**defaults, "poolclass": DeadlineQueuePool if pool_class is QueuePool else pool_class}
+    def _create(self, options: dict[str, Any]) -> sqlalchemy.Engine:
+        return sqlalchemy.create_engine(self._url, **options)
 
     def close(self, value: sqlalchemy.Engine, timeout: float) -> None:
         """Close the idle connections, after waiting for those in use.
@@ -376,31 +471,8 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
             value: The engine.
             timeout: How long to wait, in seconds.
         """
-        deadline = time.monotonic() + timeout
-        while isinstance(value.pool, QueuePool) and value.pool.checkedout() > 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _drain(value.pool, time.monotonic() + timeout)
         value.dispose()
-
-    def recycle(self, value: sqlalchemy.Engine, since: float) -> bool:
-        """Close idle connections now, and those in use when they are checked in.
-
-        Args:
-            value: The engine.
-            since: Connections opened before this :func:`time.monotonic` time are replaced.
-
-        Returns:
-            Whether the engine itself is kept.
-        """
-        events = self._events.get(value)
-        if events is not None:
-            events.recycle(value.pool, since)
-        return events is not None
-
-    def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
-        # Only errors without an engine event. Another engine's errors are not ours to classify.
-        if isinstance(error, sqlalchemy.exc.TimeoutError):
-            return POOL_EXHAUSTED
-        return earlier[0] if earlier and _follows(error) else None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> SQLAlchemyEngine:
@@ -413,12 +485,114 @@ class SQLAlchemyEngine(Adapter[sqlalchemy.Engine]):
         options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
         return cls(settings["database_url"], **options)
 
-    @classmethod
-    def classify_unwatched(cls, error: BaseException) -> Failure | None:
-        return classify(error)
 
-    def describe(self) -> str:
-        return f"SQLAlchemyEngine {self._shown}"
+class AsyncSQLAlchemyEngine(_Declared[AsyncEngine]):
+    """Declares a ``sqlalchemy.ext.asyncio.AsyncEngine``, for ``async def`` bodies and ``pools.run()``.
+
+    The engine lives on the process's event loop. Its drivers are psycopg 3 (``postgresql+psycopg://``) and asyncpg
+    (``postgresql+asyncpg://``). ``credentials`` stays a plain function, and listeners are attached to
+    ``engine.sync_engine``.
+
+    Args:
+        options: Those of :class:`SQLAlchemyEngine` and of ``create_async_engine``, but ``creator``, ``pool`` and
+            ``poolclass``.
+
+    Raises:
+        ConfigurationError: As for :class:`SQLAlchemyEngine`; or its driver is synchronous.
+    """
+
+    asynchronous = True
+    libraries: Sequence[str] = (*_Declared.libraries, "asyncpg")
+    _parts: Mapping[str, str] = {"psycopg": "_psycopg_async", "asyncpg": "_asyncpg"}
+
+    def __init__(self, url: str | URL, **options: Any) -> None:
+        try:
+            if sqlalchemy.__version__.startswith("2.0."):
+                raise ConfigurationError("SQLAlchemyEngine: it needs SQLAlchemy 2.1: pip install -U sqlalchemy")
+            for name in ("creator", "pool", "poolclass"):
+                if options.get(name) is not None:
+                    raise ConfigurationError(
+                        f"SQLAlchemyEngine: {name}= is not taken: connections and their pool live on the event loop of "
+                        "workerpools. For connections of your own, async_creator="
+                    )
+            super().__init__(url, **options)
+            if self._pgbouncer and self._url.get_driver_name() == "asyncpg":
+                raise ConfigurationError(
+                    "SQLAlchemyEngine: pgbouncer=True needs psycopg 3: asyncpg prepares statements in a round trip of "
+                    "their own, for which PgBouncer may choose another server connection; write postgresql+psycopg://"
+                )
+        except ConfigurationError as error:
+            raise ConfigurationError(re.sub(r"^SQLAlchemyEngine\b", type(self).__name__, str(error))) from None
+
+    def _understood(self, url: str | URL) -> URL:
+        found, self._shown = parsed(url)
+        return asynchronous(found, self._shown)
+
+    def _dialect(self) -> type[DefaultDialect]:
+        return cast("type[DefaultDialect]", _dialect(self._url).get_async_dialect_cls(self._url))
+
+    def _creator(self, options: dict[str, Any]) -> Callable[..., Any] | None:
+        creator = options.pop("async_creator", None)
+        if creator is None:
+            return None
+        # As create_async_engine() does.
+        driver: Any = self._dialect().import_dbapi()
+        return partial(driver.connect, async_creator_fn=creator)
+
+    def _create(self, options: dict[str, Any]) -> AsyncEngine:
+        return create_async_engine(self._url, **options)
+
+    def recycle(self, value: AsyncEngine, since: float) -> bool:
+        """Close idle connections, and those in use when they are checked in.
+
+        Args:
+            value: The engine.
+            since: Connections opened before this :func:`time.monotonic` time are replaced.
+
+        Returns:
+            Whether the engine itself is kept.
+        """
+        events = self._events.get(value)
+        if events is None:
+            return False
+        # What is checked out before they are closed is replaced, too.
+        events.since = since
+        start_coroutine(greenlet_spawn(events.recycle, value.pool, since))
+        return True
+
+    def close(self, value: AsyncEngine, timeout: float) -> None:
+        """Close the idle connections, after waiting for those in use.
+
+        Args:
+            value: The engine.
+            timeout: How long to wait, in seconds.
+        """
+        if on_loop():
+            start_coroutine(value.dispose())
+            return
+        until = time.monotonic() + timeout
+        _drain(value.pool, until)
+        if loop_is_running():
+            # Without a loop nothing was ever opened.
+            run_coroutine(asyncio.wait_for(value.dispose(), max(until - time.monotonic(), 0.25)))
+
+
+def _drain(pool: Pool, until: float) -> None:
+    while isinstance(pool, QueuePool) and pool.checkedout() > 0 and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+#: The options that open a connection in place of the driver's arguments.
+_CREATORS = ("creator", "pool", "async_creator")
+
+_OURS: Mapping[type[Pool], type[Pool]] = {
+    QueuePool: DeadlineQueuePool,
+    AsyncAdaptedQueuePool: AsyncDeadlineQueuePool,
+}
+
+
+def _synchronous(value: sqlalchemy.Engine | AsyncEngine) -> sqlalchemy.Engine:
+    return value.sync_engine if isinstance(value, AsyncEngine) else value
 
 
 def _resets(given: Any) -> tuple[str, ...]:

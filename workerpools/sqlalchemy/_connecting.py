@@ -7,10 +7,12 @@ psycopg2 (hstore) and SQLAlchemy (``dialect.initialize``) included, have ``conne
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,7 +23,7 @@ from typing import Any
 import sqlalchemy
 
 from workerpools.adapter import Opening, SocketNumber, Watch, deadline
-from workerpools.sqlalchemy._connection import watchdog
+from workerpools.sqlalchemy._connection import raw, watchdog
 from workerpools.sqlalchemy._driver import named
 from workerpools.sqlalchemy._timeouts import FLOOR, GRACE
 
@@ -46,8 +48,8 @@ class Limit(Enum):
     CONNECT_TIMEOUT = "connect_timeout"
 
 
-class _Progress(threading.local):
-    """The calling thread's connection in progress."""
+class _Progress:
+    """The calling thread's connection in progress, or that of the event loop's task."""
 
     expected: bool = False
     watch: Watch | None = None
@@ -55,26 +57,44 @@ class _Progress(threading.local):
     ended: Limit | None = None
 
 
-_progress = _Progress()
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.progress = _Progress()
+
+
+_of_thread = _OfThread()
+_of_tasks: weakref.WeakKeyDictionary[Any, _Progress] = weakref.WeakKeyDictionary()
+
+
+def _own() -> _Progress:
+    # In C: every lost connection comes here.
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return _of_thread.progress
+    return _of_thread.progress if task is None else _of_tasks.setdefault(task, _Progress())
 
 
 def finish() -> None:
     """Stop watching the opening of a connection by the calling thread. Call it before its socket is closed."""
-    watch, _progress.watch = _progress.watch, None
+    progress = _own()
+    watch, progress.watch = progress.watch, None
     if watch is not None and not watchdog.forget(watch):
-        _progress.ended = _progress.limit
+        progress.ended = progress.limit
 
 
 def end(limit: Limit) -> None:
     """Note that a limit ended the calling thread's wait for a connection."""
     finish()
-    _progress.ended = limit
+    _own().ended = limit
 
 
 def ended() -> Limit | None:
     """Return the limit that ended the calling thread's last opening of a connection, once; None if none did."""
-    finish()
-    limit, _progress.ended = _progress.ended, None
+    progress = _own()
+    if progress.watch is not None:
+        finish()
+    limit, progress.ended = progress.ended, None
     return limit
 
 
@@ -85,14 +105,15 @@ def opened(number: Any, connect_timeout: float) -> None:
         number: Its socket; None if unknown.
         connect_timeout: Time limit of these questions, in seconds.
     """
-    if _progress.watch is None and number is not None:
+    if _own().watch is None and number is not None:
         _watch(number, [*_task_limits(), (monotonic() + connect_timeout, Limit.CONNECT_TIMEOUT)])
 
 
 def _watch(found: Any, limits: list[tuple[float, Limit]], *, every: float | None = None) -> None:
     if limits:
-        at, _progress.limit = min(limits, key=lambda limit: limit[0])
-        _progress.watch = watchdog.watch(found, at, every)
+        progress = _own()
+        at, progress.limit = min(limits, key=lambda limit: limit[0])
+        progress.watch = watchdog.watch(found, at, every)
 
 
 def _task_limits() -> list[tuple[float, Limit]]:
@@ -119,7 +140,7 @@ def begin() -> float | None:
     Returns:
         The time left for it, in seconds; None for no limit.
     """
-    _progress.expected = True
+    _own().expected = True
     limits = _task_limits()
     return min(at for at, _ in limits) - monotonic() if limits else None
 
@@ -135,13 +156,15 @@ def bound_connecting(engine: sqlalchemy.Engine, opening: Opening, connect_timeou
     dialect: Any = engine.dialect
     connect = dialect.connect
     libpq = dialect.driver in ("psycopg2", "psycopg")
-    if not libpq and dialect.name not in ("mysql", "mariadb"):
+    asynchronous = dialect.driver == "asyncpg"
+    if not libpq and not asynchronous and dialect.name not in ("mysql", "mariadb"):
         return
 
     def bounded(*arguments: Any, **parameters: Any) -> Any:
         finish()
-        _progress.ended = None
-        expected, _progress.expected = _progress.expected, False
+        progress = _own()
+        progress.ended = None
+        expected, progress.expected = progress.expected, False
         given = named(dialect.loaded_dbapi, parameters) if libpq else parameters
         limits, seconds = _task_limits(), _number(given, "connect_timeout") or connect_timeout
         user_timeout = mark = None
@@ -150,17 +173,23 @@ def bound_connecting(engine: sqlalchemy.Engine, opening: Opening, connect_timeou
                 # Tells the new socket from those that other threads are opening.
                 user_timeout = int(_number(given, "tcp_user_timeout"))
                 parameters["tcp_user_timeout"] = mark = (user_timeout or 30_000) + next(_marks) % 1000
-        else:
+        elif not asynchronous:
             # Their connect_timeout does not cover the server's greeting.
             limits.append((monotonic() + seconds + GRACE, Limit.CONNECT_TIMEOUT))
-        _watch(opening.descriptors.in_progress(mark), limits, every=_EVERY)
+        connecting = opening.descriptors.in_progress(mark)
+        _watch(connecting, limits, every=_EVERY)
         try:
             connection = connect(*arguments, **parameters)
+        except BaseException as error:
+            if dialect.is_async and not isinstance(error, Exception):
+                # Cancelled: what the driver has begun would live until the garbage is collected.
+                _shut_down(connecting.fileno())
+            raise
         finally:
             finish()
         found: SocketNumber | None
-        if hasattr(connection, "fileno"):
-            found = SocketNumber(connection.fileno())
+        if hasattr(raw(connection), "fileno"):
+            found = SocketNumber(raw(connection).fileno())
             if mark is not None and user_timeout is not None:
                 _set_user_timeout(found, user_timeout)
         else:
@@ -171,6 +200,11 @@ def bound_connecting(engine: sqlalchemy.Engine, opening: Opening, connect_timeou
         return connection
 
     dialect.connect = bounded
+
+
+def _shut_down(number: int) -> None:
+    with suppress(OSError), socket.socket(fileno=os.dup(number)) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def _set_user_timeout(number: SocketNumber, milliseconds: int) -> None:

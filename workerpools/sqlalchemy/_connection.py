@@ -42,6 +42,7 @@ __all__ = [
     "Transaction",
     "User",
     "commits_each_statement",
+    "raw",
     "state_of",
     "watchdog",
     "watched",
@@ -511,6 +512,11 @@ class ConnectionState:
                     borrower.invalidate()
             raise
         return False
+
+
+def raw(connection: Any) -> Any:
+    """Return the driver's own connection in what SQLAlchemy makes of an asynchronous one; any other as it is."""
+    return getattr(connection, "driver_connection", connection)
 
 
 def state_of(connection: Connection) -> ConnectionState | None:

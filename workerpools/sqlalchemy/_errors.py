@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Callable
@@ -125,6 +126,9 @@ def is_outdated_plan(error: BaseException, code: str) -> bool:
     Only a fresh connection, or another statement, is of use. 0A000 (feature_not_supported) has many other causes and
     the message is translated; the server's function is the same in all languages (PostgreSQL, plancache.c).
     """
+    if type(error).__name__ == "InvalidCachedStatementError":
+        # asyncpg's.
+        return True
     found = getattr(getattr(error, "diag", None), "source_function", None)
     return code == "0A000" and found == "RevalidateCachedQuery"
 
@@ -150,7 +154,9 @@ def ends_session(error: BaseException) -> bool:
 
     The levels are FATAL and PANIC (PostgreSQL documentation, "Message Severity Levels").
     """
-    return getattr(getattr(error, "diag", None), "severity_nonlocalized", None) in ("FATAL", "PANIC")
+    severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
+    # SQLAlchemy replaces asyncpg's errors by its own.
+    return (severity or getattr(error.__cause__, "severity_en", None)) in ("FATAL", "PANIC")
 
 
 def classify_connect(error: BaseException, *, resource: str) -> Failure:
@@ -161,7 +167,7 @@ def classify_connect(error: BaseException, *, resource: str) -> Failure:
         resource: The resource's name.
     """
     text, code = str(error), error_code(error)
-    timed_out = "timeout" in text.lower() or "timed out" in text.lower()
+    timed_out = "timeout" in text.lower() or "timed out" in text.lower() or isinstance(error, asyncio.TimeoutError)
     if _PERMANENT.search(text) or code in ("28000", "28P01", "3D000", "1044", "1045", "1049"):
         kind, known = FailureKind.PERMANENT, "the server rejected the credentials, the database or the encryption"
     else:
@@ -274,6 +280,9 @@ def note_errors(
     phase_of: Callable[[str], Phase] = _phase if engine.dialect.name == "postgresql" else _phase_by_pattern
     if engine.dialect.name in ("mysql", "mariadb"):
         phase_of = partial(_phase_by_pattern, commits=COMMIT_OR_IMPLICIT)
+
+    if engine.dialect.driver == "asyncpg":
+        _note_connecting(engine.dialect, opening)
 
     @event.listens_for(engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
@@ -388,6 +397,23 @@ def note_errors(
         opening.failed(error, failure, phase=phase)
 
     return failed_unseen
+
+
+def _note_connecting(dialect: Any, opening: Opening) -> None:
+    """Have a driver report the errors of connecting that SQLAlchemy does not take for its own."""
+    connect = dialect.connect
+
+    def noted(*arguments: Any, **parameters: Any) -> Any:
+        try:
+            return connect(*arguments, **parameters)
+        except (OSError, asyncio.TimeoutError) as error:
+            limit = ended()
+            opening.descriptors.gave_up()
+            _note(error, f"workerpools: connecting for the resource {opening.resource!r}")
+            _connecting_failed(error, error, limit, opening)
+            raise
+
+    dialect.connect = noted
 
 
 def _connecting_failed(error: BaseException, original: BaseException, limit: Limit | None, opening: Opening) -> None:

@@ -15,9 +15,9 @@ from time import monotonic
 from typing import Any
 
 from workerpools.adapter import Attempt, Opening, Phase, current
-from workerpools.sqlalchemy._connection import IDLE, OUTSIDE, ConnectionState, Transaction
+from workerpools.sqlalchemy._connection import IDLE, OUTSIDE, ConnectionState, Transaction, raw
 from workerpools.sqlalchemy._texts import NOTHING, Does, Text, read
-from workerpools.sqlalchemy._timeouts import fitting, send_outside
+from workerpools.sqlalchemy._timeouts import fitting
 
 __all__ = ["RESETS", "Flights", "begin"]
 
@@ -88,6 +88,7 @@ class Flights:
         # Of its own: the drivers' isolation levels are numbers of different meaning.
         self._begin = lru_cache(100)(begin)
         self._begins: Callable[[Any], bool] = driver.begins
+        self._said: Callable[[Any], str | None] = driver.said
         self._is_psycopg2 = driver.__name__.endswith("2")
         self._resets = resets
         self._committed = f"COMMIT by {opening.resource!r}"
@@ -247,7 +248,7 @@ class Flights:
                     state.transaction_ends()
             raise
         if state.status() == IDLE:
-            undone = text.undoes or (text.single and cursor.statusmessage == "ROLLBACK")
+            undone = text.undoes or (text.single and self._said(cursor) == "ROLLBACK")
             if undone and ending is not None:
                 ending.withdraw()
             elif not undone and ending is None:
@@ -304,7 +305,7 @@ class Flights:
             if self._driver.in_block(connection):
                 self._driver.send(connection, state.resets)
             else:
-                send_outside(connection, ";".join(state.resets))
+                self._driver.send_outside(connection, ";".join(state.resets))
             state.was_reset()
             state.used_by(attempt)
         elif state.left_by is None:
@@ -319,4 +320,4 @@ def _shown(statement: Any, connection: Any) -> str:
     if isinstance(statement, bytes):
         return statement.decode(errors="replace")
     # Both drivers' ``sql.Composable``.
-    return str(statement.as_string(connection)) if hasattr(statement, "as_string") else str(statement)
+    return str(statement.as_string(raw(connection))) if hasattr(statement, "as_string") else str(statement)

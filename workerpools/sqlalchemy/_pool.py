@@ -33,12 +33,12 @@ from sqlalchemy.util import queue
 from workerpools.adapter import Due, Lease, Lifetime, Opening, current, deadline, due, in_attempt
 from workerpools.errors import DeadlineExceeded
 from workerpools.sqlalchemy._connecting import ASKING, Limit, begin, end, finish, opened
-from workerpools.sqlalchemy._connection import KEY, ConnectionState
-from workerpools.sqlalchemy._driver import STRINGS, attempts, fitted, named, ports
+from workerpools.sqlalchemy._connection import KEY, ConnectionState, raw
+from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, STRINGS, attempts, fitted, named, ports
 from workerpools.sqlalchemy._flight import Flights
 from workerpools.sqlalchemy._nested import OwnLocks, exhausted, refuse_endless_wait
 from workerpools.sqlalchemy._resolving import introduce
-from workerpools.sqlalchemy._timeouts import ask
+from workerpools.sqlalchemy._timeouts import FLOOR, ask
 
 __all__ = ["DeadlineQueuePool", "PoolEvents", "counted"]
 
@@ -93,8 +93,8 @@ class DeadlineQueuePool(QueuePool):
         #: Every record, and the lease that took it last.
         self._takers: dict[ConnectionPoolEntry, Lease | None] = {}
         self._idle: deque[ConnectionPoolEntry] = deque()
-        #: A lock for each waiting caller, released to wake it.
-        self._waiters: deque[threading.Lock] = deque()
+        #: For each waiting caller what is released to wake it.
+        self._waiters: deque[Any] = deque()
         self._caller = _Caller()
 
     # Checking out.
@@ -140,8 +140,7 @@ class DeadlineQueuePool(QueuePool):
                     record = _ConnectionRecord(self, connect=False)
                     self._takers[record] = lease
                     break
-                waiter = threading.Lock()
-                waiter.acquire()
+                waiter = self._waiter()
                 self._waiters.append(waiter)
             try:
                 if until is None:
@@ -153,13 +152,21 @@ class DeadlineQueuePool(QueuePool):
                 remaining = until - time.monotonic()
                 if remaining <= 0:
                     raise self._exhausted()
-                waiter.acquire(timeout=min(remaining, _POLL))
+                self._wait(waiter, min(remaining, _POLL))
             finally:
                 with suppress(ValueError):
                     self._waiters.remove(waiter)
         if lease is not None:
             lease.held = record
         return record
+
+    def _waiter(self) -> Any:
+        waiter = threading.Lock()
+        waiter.acquire()
+        return waiter
+
+    def _wait(self, waiter: Any, seconds: float) -> None:
+        waiter.acquire(timeout=seconds)
 
     def _longest_wait(self) -> float:
         remaining = deadline().remaining()
@@ -388,10 +395,11 @@ class PoolEvents:
     def watch(self, engine: sqlalchemy.Engine) -> None:
         """Listen to ``engine``, which has not been used yet."""
         self._engine = engine
-        self._speaks_postgresql = engine.dialect.driver in ("psycopg2", "psycopg")
+        self._libpq = engine.dialect.driver in LIBPQ_DRIVERS
+        self._speaks_postgresql = self._libpq or engine.dialect.driver == "asyncpg"
         self._speaks_mysql = engine.dialect.name in ("mysql", "mariadb")
-        if self._speaks_postgresql and self._session_settings:
-            # PgBouncer hides the ids of sessions.
+        if self._speaks_postgresql and self._session_settings and not engine.dialect.is_async:
+            # PgBouncer hides the ids of sessions. The thread that looks on cannot use the event loop's connections.
             self.own_locks = OwnLocks(engine, self.opening, self._states)
         # A pool instance passed by the user does not count.
         self._counted = hasattr(engine.pool, _COUNTED)
@@ -446,7 +454,7 @@ class PoolEvents:
         if record is not None:
             record.info[KEY] = ConnectionState()
         given: Mapping[str, Any] = parameters
-        if self._speaks_postgresql:
+        if self._libpq:
             given = named(dialect.loaded_dbapi, parameters)
             if STRINGS[dialect.driver] in parameters:
                 # For a URL without parts SQLAlchemy passes an empty connection string by position.
@@ -456,16 +464,20 @@ class PoolEvents:
         self.opening.descriptors.connecting(*ports(given))
         # The driver's own timeout is for sockets that the watchdog does not find.
         remaining, timeout = begin(), given.get("connect_timeout")
-        if remaining is not None and (self._speaks_postgresql or isinstance(timeout, (int, float))):
-            fits = fitted(timeout, remaining, attempts(given) if self._speaks_postgresql else 1)
+        if remaining is not None and self._speaks_postgresql and not self._libpq:
+            # Any number of seconds, for all servers.
+            parameters["timeout"] = min(parameters.get("timeout") or FLOOR, remaining if remaining > 0.0 else FLOOR)
+        elif remaining is not None and (self._libpq or isinstance(timeout, (int, float))):
+            fits = fitted(timeout, remaining, attempts(given) if self._libpq else 1)
             if fits is not timeout:
                 parameters["connect_timeout"] = fits
 
     def _connected(self, connection: Any, record: Any) -> None:
         opening = self.opening
         state = self._known(connection, record)
-        if hasattr(connection, "fileno"):
-            opening.connected(connection, _purpose())
+        driver = raw(connection)
+        if hasattr(driver, "fileno"):
+            opening.connected(driver, _purpose())
         elif self._speaks_mysql:
             # PyMySQL does not expose its socket.
             state.opened(connection, opening.descriptors.look(connection))
@@ -488,7 +500,7 @@ class PoolEvents:
             # SQLAlchemy then drops the connection without an event.
             state.closed()
             connection.close()
-            opening.disconnected(connection, _purpose())
+            opening.disconnected(driver, _purpose())
             raise
         state.took = time.monotonic() - state.begun
         opening.created(state.took)
@@ -497,7 +509,7 @@ class PoolEvents:
         # A user's pool connects without an event, and may already have connections.
         state: ConnectionState = record.info.setdefault(KEY, ConnectionState())
         state.lives = self._lifetime.drawn(random.random())
-        state.opened(connection, None)
+        state.opened(raw(connection), None)
         self._states.add(state)
         return state
 
@@ -640,10 +652,10 @@ class PoolEvents:
                 age = time.monotonic() - state.born
                 if not reason and state.born < self._suspect:
                     reason = "stale"
-        self.opening.disconnected(connection, _purpose(), reason, age)
+        self.opening.disconnected(raw(connection), _purpose(), reason, age)
 
     def _closed_detached(self, connection: Any) -> None:
-        self.opening.disconnected(connection)
+        self.opening.disconnected(raw(connection))
 
     # Recycling.
 

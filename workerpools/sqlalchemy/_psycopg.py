@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 from time import monotonic
 from typing import Any
 
@@ -18,12 +19,28 @@ from psycopg import pq
 from psycopg.rows import tuple_row
 
 from workerpools.adapter import Phase, deadline
-from workerpools.sqlalchemy._connection import ConnectionState
+from workerpools.sqlalchemy._connection import ConnectionState, Transaction
 from workerpools.sqlalchemy._resolving import ASSIGNED, IF_ASSIGNED
 from workerpools.sqlalchemy._texts import Does, Text
-from workerpools.sqlalchemy._timeouts import FLOOR, GRACE
+from workerpools.sqlalchemy._timeouts import FLOOR, GRACE, send_outside
 
-__all__ = ["ask", "begins", "fly", "in_block", "send", "tell"]
+__all__ = [
+    "answered",
+    "ask",
+    "asks",
+    "begins",
+    "fly",
+    "in_block",
+    "lasting",
+    "said",
+    "send",
+    "send_outside",
+    "tell",
+    "telling",
+]
+
+#: What the server has answered to a cursor's last statement.
+said: Callable[[Any], str | None] = attrgetter("statusmessage")
 
 
 def in_block(connection: Any) -> bool:
@@ -51,6 +68,34 @@ def ask(connection: Any, question: str) -> tuple[Any, ...]:
         return row
 
 
+def asks(state: ConnectionState, transaction: Transaction, connection: Any, text: Text, first: bool) -> str:
+    """Return the question about the transaction's id that follows a statement; empty for none.
+
+    Args:
+        state: The state of its connection.
+        transaction: The transaction.
+        connection: The driver's connection.
+        text: What the statement's text says.
+        first: Whether it is the transaction's first one.
+    """
+    if first and connection.read_only is True:
+        transaction.guarded = True
+    if not transaction.reads:
+        transaction.guarded = False
+    if state.history is None or transaction.xid or transaction.guarded or text.does is Does.CONTROL:
+        return ""
+    # After a statement that plainly reads, an id that is not assigned shows that it wrote nothing.
+    return IF_ASSIGNED if transaction.reads else ASSIGNED
+
+
+def answered(state: ConnectionState, transaction: Transaction, answer: tuple[Any, ...]) -> None:
+    """Note the answer to such a question."""
+    xid, pid, start = answer
+    transaction.none = xid is None
+    if xid is not None and state.history is not None and start == state.history.start:
+        transaction.xid, transaction.pid = xid, pid
+
+
 def fly() -> Callable[[ConnectionState, Any, str, Any, Text, list[str], bool], bool]:
     """Return the function that executes an engine's statements; see :class:`Flights`."""
     return _execute
@@ -69,14 +114,7 @@ def _execute(
     # The extended protocol takes one statement at a time.
     if transaction is None or not text.single or not _fits(cursor):
         return False
-    if first and connection.read_only is True:
-        transaction.guarded = True
-    if not transaction.reads:
-        transaction.guarded = False
-    question = ""
-    if state.history is not None and not transaction.xid and not transaction.guarded and text.does is not Does.CONTROL:
-        # After a statement that plainly reads, an id that is not assigned shows that it wrote nothing.
-        question = IF_ASSIGNED if transaction.reads else ASSIGNED
+    question = asks(state, transaction, connection, text, first)
     if not commands and not question:
         cursor.execute(statement, parameters)
         return True
@@ -103,12 +141,9 @@ def _execute(
         raise (first_error or error) from None
     if first_error is not None:
         raise first_error
-    if asked is not None and state.history is not None:
+    if asked is not None:
         with asked:
-            xid, pid, start = asked.fetchone()
-        transaction.none = xid is None
-        if xid is not None and start == state.history.start:
-            transaction.xid, transaction.pid = xid, pid
+            answered(state, transaction, asked.fetchone())
     return True
 
 
@@ -134,13 +169,13 @@ class _Telling:
         # It begins on entering, and its rows are waited for in the block.
         copying = super().copy(statement, *arguments, **options)  # type: ignore[misc]
         with ExitStack() as stack:
-            stack.enter_context(_lasting(state))
+            stack.enter_context(lasting(state))
             yield state.flights.execute_unseen(state, lambda: stack.enter_context(copying), self, statement)
 
     def stream(self, query: Any, *arguments: Any, **options: Any) -> Generator[Any, None, None]:
         connection: Any = self.connection
         state: ConnectionState = connection.workerpools
-        with _lasting(state), closing(super().stream(query, *arguments, **options)) as rows:  # type: ignore[misc]
+        with lasting(state), closing(super().stream(query, *arguments, **options)) as rows:  # type: ignore[misc]
             # It begins with the first row.
             first = state.flights.execute_unseen(state, lambda: list(islice(rows, 1)), self, query)
             yield from first
@@ -148,7 +183,8 @@ class _Telling:
 
 
 @contextmanager
-def _lasting(state: ConnectionState) -> Generator[None, None, None]:
+def lasting(state: ConnectionState) -> Generator[None, None, None]:
+    """A statement past the engine goes on in the block: its waits have the deadline of its beginning."""
     before, state.lasting = state.lasting, deadline()
     try:
         yield
@@ -242,6 +278,24 @@ def _telling(factory: type, part: type) -> type:
     )
 
 
+def telling(connection: Any, part: type, fetching: type) -> bool:
+    """Have a connection make cursors with these parts; return whether it does: cursors that a function makes do not.
+
+    Args:
+        connection: A connection of psycopg 3.
+        part: The part of a cursor.
+        fetching: The part of a server-side cursor.
+    """
+    told = True
+    for name, each in (("cursor_factory", part), ("server_cursor_factory", fetching)):
+        factory = getattr(connection, name)
+        if isinstance(factory, type):
+            setattr(connection, name, _telling(factory, each))
+        else:
+            told = False
+    return told
+
+
 def tell(connection: Any, state: ConnectionState) -> bool:
     """Have the cursors of a connection tell its state of statements which did not come from the engine.
 
@@ -255,11 +309,4 @@ def tell(connection: Any, state: ConnectionState) -> bool:
     connection.workerpools = state
     given: Any = type(connection)
     connection.__class__ = _bounded(given)
-    told = True
-    for name, part in (("cursor_factory", _Telling), ("server_cursor_factory", _Fetching)):
-        factory = getattr(connection, name)
-        if isinstance(factory, type):
-            setattr(connection, name, _telling(factory, part))
-        else:
-            told = False
-    return told
+    return telling(connection, _Telling, _Fetching)

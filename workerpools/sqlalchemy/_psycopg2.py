@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import psycopg2
@@ -18,8 +19,9 @@ from psycopg2 import extensions
 from workerpools.adapter import Phase
 from workerpools.sqlalchemy._connection import IDLE, ConnectionState, Transaction
 from workerpools.sqlalchemy._texts import NOTHING, Does, Text
+from workerpools.sqlalchemy._timeouts import send_outside
 
-__all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "in_block", "send", "tell"]
+__all__ = ["FlightConnection", "ask", "begins", "fly", "flying", "in_block", "said", "send", "send_outside", "tell"]
 
 #: The id of a transaction that may have written nothing yet costs no flush of the WAL, but uses up an id: it is asked
 #: for by statements that do not plainly read. The others run in a savepoint in which the server refuses to write, with
@@ -338,6 +340,9 @@ def tell(connection: Any, state: ConnectionState) -> bool:
         return False
     connection.workerpools = state
     return True
+
+
+said: Callable[[Any], str | None] = attrgetter("statusmessage")
 
 
 def in_block(connection: Any) -> bool:

@@ -8,6 +8,7 @@ server that gave it: another cluster, or a copy of this one, has its own transac
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from enum import Enum
 from typing import Any
 
 import sqlalchemy
+from sqlalchemy.util import await_only
 
-from workerpools.adapter import FailureKind, deadline
+from workerpools.adapter import FailureKind, deadline, on_loop
 from workerpools.sqlalchemy._connecting import ASKING, ended, finish
 from workerpools.sqlalchemy._connection import KEY, ConnectionState, History
 from workerpools.sqlalchemy._errors import classify_connect, error_code
@@ -182,11 +184,18 @@ def resolve(engine: sqlalchemy.Engine, transaction: Noted, resolve_timeout: floa
                 return "" if answer == "unknown" else answer
             if time.monotonic() + pause > ends:
                 return ""
-            time.sleep(pause)
+            _rest(pause)
             pause = min(1.0, pause * 2)
     finally:
         ASKING.reset(token)
         _quietly(pool.dispose)
+
+
+def _rest(seconds: float) -> None:
+    if on_loop():
+        await_only(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
 
 
 def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Noted, ends: float, *, end: bool) -> str:
@@ -214,7 +223,8 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Noted, ends: float, 
         if server is Origin.STANDBY:
             # It learns of a COMMIT later than its primary.
             return ""
-        status = _status(cursor, transaction)
+        numbered = engine.dialect.paramstyle == "numeric_dollar"
+        status = _status(cursor, transaction, numbered)
         if server is Origin.CRASHED:
             # It reuses ids that had not reached the disk. The transaction is then lost, whatever the outcome of the
             # other one; but a COMMIT may belong to either.
@@ -223,7 +233,7 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Noted, ends: float, 
             if server is Origin.RESTARTED:
                 return "unknown"
             if end:
-                cursor.execute(_END, {"xid": transaction.xid, "pid": transaction.pid})
+                cursor.execute(*_with(_END, numbered, xid=transaction.xid, pid=transaction.pid))
             return ""
         if status == "committed" and replicated:
             # Its wait for the standbys may have been ended, by a shutdown for example.
@@ -240,10 +250,19 @@ def _ask(engine: sqlalchemy.Engine, pool: Any, transaction: Noted, ends: float, 
         _quietly(connection.invalidate)
 
 
-def _status(cursor: Any, transaction: Noted) -> str:
+def _with(question: str, numbered: bool, **values: object) -> tuple[str, object]:
+    """Return a question and its parameters as the driver takes them: by name, or by number."""
+    if not numbered:
+        return question, values
+    for number, name in enumerate(values, 1):
+        question = question.replace(f"%({name})s", f"${number}")
+    return question, tuple(values.values())
+
+
+def _status(cursor: Any, transaction: Noted, numbered: bool) -> str:
     """Return the server's answer, or ``future`` if it has not given the id yet, or ``old`` if it knows no more."""
     try:
-        cursor.execute(_STATUS, {"xid": transaction.xid})
+        cursor.execute(*_with(_STATUS, numbered, xid=transaction.xid))
     except Exception as error:
         if error_code(error) != "22023":
             raise

@@ -128,6 +128,10 @@ def send(connection: Any, statement: str) -> None:
     Raises:
         Exception: Any error of the driver.
     """
+    plain = getattr(connection, "plain", None)
+    if plain is not None:
+        plain(statement)
+        return
     cursor = connection.cursor()
     try:
         cursor.execute(statement)

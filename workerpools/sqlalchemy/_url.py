@@ -17,10 +17,14 @@ from sqlalchemy.pool import Pool
 from workerpools.adapter import WEEK, meant, seconds, whole
 from workerpools.errors import ConfigurationError
 
-__all__ = ["about_driver", "check_options", "check_types", "parsed", "refuse_async", "without_secrets"]
+__all__ = ["about_driver", "asynchronous", "check_options", "check_types", "parsed", "refuse_async", "without_secrets"]
 
 #: How to install each driver.
-_PACKAGES = {"psycopg": 'pip install "psycopg[binary]"', "psycopg2": "pip install psycopg2-binary"}
+_PACKAGES = {
+    "psycopg": 'pip install "psycopg[binary]"',
+    "psycopg2": "pip install psycopg2-binary",
+    "asyncpg": "pip install asyncpg",
+}
 
 #: A driver to write in place of an asynchronous one.
 _SYNCHRONOUS = {
@@ -31,6 +35,9 @@ _SYNCHRONOUS = {
     "oracle": "oracle+oracledb://",
     "mssql": "mssql+pyodbc://",
 }
+
+#: The drivers of an asynchronous engine, and their own names: SQLAlchemy takes two for psycopg 3.
+_ASYNCHRONOUS = {"psycopg": "psycopg", "psycopg_async": "psycopg", "asyncpg": "asyncpg"}
 
 #: Common and synchronous. Loading a dialect takes 60 ms, which a command that imports the application need not spend.
 _KNOWN = frozenset(
@@ -102,11 +109,44 @@ def refuse_async(url: URL, shown: str) -> None:
     except Exception:  # no such dialect, or one that cannot be imported: opening the engine says so
         return
     if asynchronous:
+        driver = url.get_driver_name()
         other = _SYNCHRONOUS.get(url.get_backend_name(), "a synchronous driver of the same database")
+        instead = "declare an AsyncSQLAlchemyEngine, for async def bodies, or " if driver in _ASYNCHRONOUS else ""
         raise ConfigurationError(
-            f"SQLAlchemyEngine({shown}): {url.get_driver_name()!r} is an asynchronous driver, and sqlalchemy.Engine is "
-            f"synchronous; there is no asynchronous engine in this version, also for async bodies: write {other}"
+            f"SQLAlchemyEngine({shown}): {driver!r} is an asynchronous driver, and sqlalchemy.Engine is synchronous; "
+            f"{instead}write {other}"
         )
+
+
+def asynchronous(url: URL, shown: str) -> URL:
+    """Return the URL of an asynchronous engine, with the name by which both of its drivers' engines go.
+
+    Args:
+        url: The URL.
+        shown: Its text without secrets.
+
+    Raises:
+        ConfigurationError: The URL names another driver.
+    """
+    try:
+        driver = url.get_driver_name()
+    except Exception:  # no such dialect, or one that cannot be imported
+        driver = ""
+    if url.get_backend_name() == "postgresql" and driver in _ASYNCHRONOUS:
+        return url.set(drivername=f"postgresql+{_ASYNCHRONOUS[driver]}")
+    try:
+        of_loop = url.get_dialect().is_async
+    except Exception:
+        of_loop = False
+    wanted = "write postgresql+psycopg:// or postgresql+asyncpg://"
+    if of_loop:
+        raise ConfigurationError(
+            f"SQLAlchemyEngine({shown}): the driver {driver!r} is not among those that it knows; {wanted}"
+        )
+    raise ConfigurationError(
+        f"SQLAlchemyEngine({shown}): {driver or url.drivername!r} is not an asynchronous driver; {wanted}, or declare "
+        "a SQLAlchemyEngine, for plain bodies"
+    )
 
 
 def check_options(options: Mapping[str, Any], own: Iterable[str]) -> None:
@@ -204,7 +244,7 @@ _TYPES: tuple[tuple[Callable[[Any], bool], str, frozenset[str]], ...] = (
     (
         _is_function,
         "a function",
-        frozenset(("credentials", "on_open", "creator", "json_serializer", "json_deserializer")),
+        frozenset(("credentials", "on_open", "creator", "async_creator", "json_serializer", "json_deserializer")),
     ),
     (
         lambda value: value is None or isinstance(value, str),
