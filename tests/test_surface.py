@@ -7,6 +7,7 @@ import sys
 
 import workerpools
 import workerpools.adapter
+import workerpools.django
 import workerpools.events
 import workerpools.failures
 import workerpools.flower
@@ -81,6 +82,8 @@ def test_exported_members() -> None:
         "kept_key",
         "loop_is_running",
         "meant",
+        "note_effect",
+        "on_commit",
         "on_loop",
         "redact_url",
         "refusal",
@@ -92,6 +95,7 @@ def test_exported_members() -> None:
         "start_coroutine",
         "whole",
     ]
+    assert workerpools.django.__all__ == ["DjangoTask"]
     assert workerpools.events.__all__ == ["Alert", "AlertListener", "Event", "EventKind", "Listener"]
     assert workerpools.httpx.__all__ == [
         "DEFAULT_TIMEOUT",
@@ -120,6 +124,7 @@ def test_exported_members() -> None:
     modules = (
         workerpools,
         workerpools.adapter,
+        workerpools.django,
         workerpools.events,
         workerpools.failures,
         workerpools.flower,
@@ -146,9 +151,9 @@ def test_importing_loads_no_client_library() -> None:
     """``import workerpools`` imports neither httpx nor SQLAlchemy, redis or requests, nor pytest."""
     loaded = run(
         "import workerpools, sys; print({'httpx', 'httpcore', 'sqlalchemy', 'psycopg2', 'redis', 'requests', 'pytest'}"
-        " & set(sys.modules))"
+        " & set(sys.modules), 'django.db' in sys.modules)"
     )
-    assert loaded.strip() == "set()"
+    assert loaded.strip() == "set() False"
 
 
 def test_importing_does_nothing() -> None:

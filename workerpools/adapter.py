@@ -57,10 +57,11 @@ from workerpools._process.flows import flow
 from workerpools._process.greenlets import library as greenlet_library
 from workerpools._process.greenlets import time_limit as greenlet_time_limit
 from workerpools._process.watchdog import Watch, Watchdog
-from workerpools._run.attempts import Attempt, Effect, Scoped, concerned, current, deadline, require
+from workerpools._run.attempts import Attempt, Effect, Scoped, concerned, current, deadline, note_effect, require
 from workerpools._run.coroutines import run as run_coroutine
 from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of, retry_after
+from workerpools._run.on_commit import on_commit
 from workerpools._stats.meter import Lease
 from workerpools._text import add_note, explained, meant, redact_url, refusal
 from workerpools._values import WEEK, YEAR, seconds, whole
@@ -106,6 +107,8 @@ __all__ = [
     "kept_key",
     "loop_is_running",
     "meant",
+    "note_effect",
+    "on_commit",
     "on_loop",
     "redact_url",
     "refusal",

@@ -41,8 +41,8 @@ class Block:
 
     @property
     def file_name(self) -> str | None:
-        """The file that the block is the text of, if its first line says so: ``# shop.py``."""
-        match = re.match(r"# (\w+\.py)$", self.text.partition("\n")[0])
+        """The file that the block is the text of, if its first line says so: ``# shop.py``, ``# shop/settings.py``."""
+        match = re.match(r"# (\w+(?:/\w+)*\.py)$", self.text.partition("\n")[0])
         return match[1] if match else None
 
 

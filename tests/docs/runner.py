@@ -1,7 +1,8 @@
 """Executes the blocks of one page, in a process of the page's own: ``python -m tests.docs.runner PAGE REPORT``.
 
 Blocks share one namespace, as if they had been typed one after the other. A Python block whose first line is
-``# name.py`` is written to that file, and imported. The report lists the lines of the blocks that were executed.
+``# name.py`` is written to that file, and imported; ``# package/name.py`` is only written. The report lists the lines
+of the blocks that were executed.
 
 Hidden blocks may use ``log()`` (what the page's workers wrote), ``stop()`` (which stops these), ``shown(text)`` (the
 page quotes that text, where an ellipsis stands for anything), ``sql(statement)``, ``eventually(question)`` and
@@ -87,7 +88,14 @@ class Runner:
 
     def _python(self, block: Block) -> None:
         if (name := block.file_name) is not None:
-            (self._directory / name).write_text(block.text)
+            path = self._directory / name
+            if path.parent != self._directory:
+                # Of a package: it may need another one to be imported.
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (path.parent / "__init__.py").touch()
+                path.write_text(block.text)
+                return
+            path.write_text(block.text)
             importlib.invalidate_caches()
             module = importlib.import_module(name.removesuffix(".py"))
             self._namespace.update({key: value for key, value in vars(module).items() if not key.startswith("__")})

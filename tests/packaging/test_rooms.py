@@ -26,6 +26,7 @@ CORE = ("_process", "_run", "_stats", "_pools", "_text", "_values", "errors", "a
 LIBRARIES = {
     "_celery": {"celery", "kombu", "billiard", "click", "rich"},
     "bases": {"httpx", "sqlalchemy"},
+    "django": {"celery", "django"},
     "fastapi": {"fastapi"},
     "flask": {"flask", "sqlalchemy"},
     "flower": {"flower", "tornado", "celery"},
@@ -133,6 +134,12 @@ def test_our_adapters_use_what_anyone_can(adapter: str) -> None:
     """Nothing of the project but the adapters' surface, the errors, and their own files."""
     used = {other for module in MODULES if room(module) == adapter for other in graph()[module]}
     assert {other for other in used if room(other) != adapter} <= {"workerpools.adapter", "workerpools.errors"}
+
+
+def test_the_django_adapter_uses_what_anyone_can() -> None:
+    """The task base beside it is Celery's part, and so is what a fork discards."""
+    used = {other for module in MODULES if module.startswith("workerpools.django._") for other in graph()[module]}
+    assert {other for other in used if room(other) != "django"} == {"workerpools.adapter"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

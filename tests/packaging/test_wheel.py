@@ -157,7 +157,7 @@ def test_links_of_the_description_live_on_an_index(metadata: Message) -> None:
 
 EXTRAS = [
     *("httpx", "httpx2", "requests", "sqlalchemy", "psycopg", "asyncpg", "redis"),
-    *("fastapi", "flask", "flower", "prometheus", "opentelemetry"),
+    *("django", "fastapi", "flask", "flower", "prometheus", "opentelemetry"),
 ]
 
 

@@ -18,7 +18,7 @@ from workerpools._run import attempts
 from workerpools._run.attempts import Attempt, Effect, note_effect
 from workerpools._run.on_commit import attempt_here, on_commit
 
-__all__ = ["PUBLISH", "at_once", "call_on_commit", "follow", "has_left", "hold", "send_on_commit"]
+__all__ = ["PUBLISH", "at_once", "call_on_commit", "check", "follow", "has_left", "hold", "send_on_commit"]
 
 #: The values of a task's option ``publish``.
 PUBLISH = ("at_once", "on_commit")
@@ -119,11 +119,7 @@ def send_on_commit(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any]
     attempt = _attempt()
     if attempt is None:
         return task.apply_async(args, kwargs, **options)
-    if task.typing:
-        task.__header__(*(args or ()), **(kwargs or {}))
-    # A pydantic task's arguments are models until they are sent.
-    if getattr(task, "_dump_pydantic_arguments", None) is None:
-        _check_encoding(task.app, args, kwargs, options.get("serializer") or task.serializer)
+    check(task, args, kwargs, options)
     given = {**options, "task_id": options.get("task_id") or uuid()}
     send = _later(partial(task.apply_async, args, kwargs), given)
     if not on_commit(send, f"message {task.name!r}", attempt):
@@ -131,6 +127,26 @@ def send_on_commit(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any]
     result: Any = task.AsyncResult(given["task_id"])
     result.ignored = given.get("ignore_result", task.ignore_result)
     return result
+
+
+def check(task: Any, args: Any, kwargs: Any, options: Mapping[str, Any]) -> None:
+    """Check a message that is sent later, while the body can still be told.
+
+    Args:
+        task: The task.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        options: The options of ``apply_async()``.
+
+    Raises:
+        TypeError: The task cannot be called with these arguments.
+        kombu.exceptions.EncodeError: They cannot be serialized.
+    """
+    if task.typing:
+        task.__header__(*(args or ()), **(kwargs or {}))
+    # A pydantic task's arguments are models until they are sent.
+    if getattr(task, "_dump_pydantic_arguments", None) is None:
+        _check_encoding(task.app, args, kwargs, options.get("serializer") or task.serializer)
 
 
 def hold() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from celery import Celery, Task
@@ -93,6 +93,10 @@ class PooledTask(Task):
                 raise ConfigurationError(
                     f"{cls.__name__}.{name}: {made}(…) is not a resource yet; add it: {name} = pools.add({made}(…))"
                 )
+
+    def _enclosed(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what an attempt runs for the body; for bases that begin something before it."""
+        return body
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
         """Send the task like ``delay()``, once the calling body is committed: see :meth:`apply_async_on_commit`.
@@ -293,7 +297,7 @@ def _in_attempts(task: PooledTask) -> Any:
         if function is not known:
             body = _bound_run(task, cls)
             parameters = injected(body, _whose(cls))
-            original, known = fill(body, parameters, task) if parameters else body, function
+            original, known = task._enclosed(fill(body, parameters, task) if parameters else body), function
             if inspect.iscoroutinefunction(inspect.unwrap(getattr(body, "__func__", body))):
                 awaited = [found for _, found in _resources(cls) if isinstance(found, AwaitedResource)]
                 original = opening(original, awaited) if awaited else original
