@@ -28,6 +28,7 @@ from tests.support.upstream import EchoUpstream
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cuts", type=int, default=100, help="how many random cuts the soak makes (100)")
+    parser.addoption("--struck", type=int, default=60, help="how many async bodies are struck by a limit (60)")
     parser.addoption("--tasks", type=int, default=400, help="how many tasks the soak of one child runs (400)")
 
 

@@ -111,4 +111,4 @@ def no_pool_leaks() -> Iterator[None]:
 @pytest.fixture
 def no_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise every failure at once: no body runs again in this test."""
-    monkeypatch.setenv("WORKERPOOLS_REPLAY", "false")
+    monkeypatch.setattr("workerpools._celery.request.TaskTerms.policy", None)

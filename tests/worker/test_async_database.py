@@ -68,10 +68,14 @@ def test_in_every_execution_pool(stand: Stand, driver: str, kind: str) -> None:
         check_log(worker)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("driver", DRIVERS)
-@pytest.mark.parametrize("count", [pytest.param(60, id="60"), pytest.param(1000, id="1000", marks=pytest.mark.slow)])
-def test_soft_limits_struck_at_random(stand: Stand, driver: str, count: int) -> None:
-    """By Celery's signal. No loop is left broken, no connection leaked, nothing written."""
+def test_soft_limits_struck_at_random(stand: Stand, driver: str, request: pytest.FixtureRequest) -> None:
+    """By Celery's signal. No loop is left broken, no connection leaked, nothing written.
+
+    The full run: ``pytest -n0 -o timeout=900 -o faulthandler_timeout=0 … --struck 1000``.
+    """
+    count = int(request.config.getoption("--struck"))
     chance = random.Random(13)
     with worker_of(stand, driver, concurrency=2) as worker:
         pids = {stand.call("gauges")["pid"] for _ in range(6)}

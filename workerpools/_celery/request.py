@@ -38,6 +38,8 @@ class TaskTerms(Terms):
 
     #: The setting ``deadline_margin``; None before the first run with a limit.
     _margin: float | None = None
+    #: The setting ``replay``; None before the first failure.
+    _replays: bool | None = None
 
     def __init__(self, task: Any) -> None:
         self._task = self.instance = task
@@ -53,7 +55,9 @@ class TaskTerms(Terms):
     @property
     def policy(self) -> RetryPolicy | None:  # type: ignore[override]
         policy = RetryPolicy.of(self._task.replay, self.name)
-        if not read_setting(self._task.app.conf, "replay", True):
+        if self._replays is None:
+            self._replays = bool(read_setting(self._task.app.conf, "replay", True))
+        if not self._replays:
             return None
         most = _own_max_retries(self._task)
         if policy is None or most is None or most >= policy.max_retries:

@@ -151,7 +151,8 @@ def _adapted(given: Any) -> type:
         async def _terminate_graceful_close(self) -> None:
             # What is cancelled has a bound for its clean-up; SQLAlchemy's own limit is two seconds.
             await self.driver_connection.close(timeout=FLOOR)
-            self._transaction = None
+            adapted: Any = self
+            adapted._transaction = None
 
         def plain(self, statement: str, begin: bool = True) -> None:
             """Execute statements that no prepared statement is to be kept for."""
