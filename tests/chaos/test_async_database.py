@@ -36,8 +36,13 @@ def _parameters() -> Iterator[Any]:
         if broken not in BREAKS or driver != "psycopg" or method or cell.pgbouncer or cell.requests is not None:
             continue
         yield pytest.param(cell, broken, "psycopg", marks=found.marks, id=f"psycopg-{found.id}")
-        # Its statements share no flight, and COMMIT as text is prepared in a round trip before it is executed.
-        if cell.moment not in (table.FLIGHT, table.ANSWERED) and cell.declared != "COMMIT as text":
+        # Its statements share no flight. COMMIT as text is prepared in a round trip before it is executed; and before a
+        # COMMIT there is one for the transaction's id, which is what a silent server leaves without an answer.
+        if (
+            cell.moment not in (table.FLIGHT, table.ANSWERED)
+            and cell.declared != "COMMIT as text"
+            and (broken, cell.moment) != ("silent", table.BEFORE_COMMIT)
+        ):
             yield pytest.param(cell, broken, "asyncpg", marks=found.marks, id=f"asyncpg-{found.id}")
 
 

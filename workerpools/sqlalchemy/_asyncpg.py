@@ -95,8 +95,14 @@ def begins(connection: Any) -> bool:
 
 
 def ask(connection: Any, question: str) -> tuple[Any, ...]:
-    """Return the one row of a query of the adapter's own."""
-    return tuple(await_only(raw(connection).fetchrow(question)))
+    """Return the one row of a query of the adapter's own; its errors are SQLAlchemy's, as for any statement."""
+    try:
+        return tuple(await_only(raw(connection).fetchrow(question)))
+    except Exception as error:
+        # It raises.
+        if connection is not raw(connection):
+            connection._handle_exception(error)
+        raise
 
 
 def send(connection: Any, commands: Sequence[str]) -> None:
