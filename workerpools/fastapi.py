@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -68,11 +68,15 @@ def depends(handle: Any) -> Any:
         return Depends(value)
     if not callable(getattr(type(handle), "new", None)):
         raise ConfigurationError(
-            f"depends({handle!r}): wanted: a resource or a TaskSession, such as depends(ShopTask.api)"
+            f"depends({handle!r}): wanted: a resource or a session's declaration, such as depends(ShopTask.api)"
         )
 
     def session() -> Iterator[Any]:
         with handle.new() as made:
             yield made
 
-    return Depends(session)
+    async def async_session() -> AsyncIterator[Any]:
+        async with handle.new() as made:
+            yield made
+
+    return Depends(async_session if handle._asynchronous else session)

@@ -90,11 +90,43 @@ def test_values_are_closed_on_the_servers_loop(pools: WorkerPools) -> None:
     assert not resource.is_open
 
 
+def test_an_asynchronous_engine_on_the_servers_loop(pools: WorkerPools, database: Database) -> None:
+    """Endpoints commit their sessions; what they do not commit is rolled back; the engine is closed at the end."""
+    pytest.importorskip("sqlalchemy", minversion="2.1")
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from workerpools.sqlalchemy import AsyncSQLAlchemyEngine, AsyncTaskSession
+
+    database.execute("create table orders (id int)")
+    engine = pools.add(AsyncSQLAlchemyEngine(database.url("psycopg")), name="db")
+    own = depends(AsyncTaskSession(engine))
+    web = FastAPI()
+
+    @web.post("/orders/{number}")
+    async def add(number: int, commit: bool, session: AsyncSession = own) -> int:
+        await session.execute(text("insert into orders values (:number)"), {"number": number})
+        if commit:
+            await session.commit()
+        found: int = await session.scalar(text("select pg_backend_pid()"))
+        return found
+
+    async def serve() -> set[int]:
+        transport = httpx.ASGITransport(web)
+        async with lifespan(pools)(web), httpx.AsyncClient(transport=transport, base_url="http://web") as client:
+            sent = [await client.post(f"/orders/{number}", params={"commit": number != 2}) for number in (1, 2, 3)]
+        return {each.raise_for_status().json() for each in sent}
+
+    assert len(asyncio.run(serve())) == 1
+    assert database.execute("select id from orders order by id") == [(1,), (3,)]
+    assert not engine.is_open
+    assert database.execute("select 1 from pg_stat_activity where application_name like 'workerpools %'") == []
+
+
 def test_depends_takes_declarations(shop: Shop) -> None:
     """The same dependency for one handle, so that a request has one session; anything else is refused."""
     assert depends(shop.engine) is depends(shop.engine)
     FastAPI().get("/")(lambda session=depends(shop.base.session): None)  # type: ignore[attr-defined]
-    with pytest.raises(ConfigurationError, match=r"depends\('api'\): wanted: a resource or a TaskSession"):
+    with pytest.raises(ConfigurationError, match=r"depends\('api'\): wanted: a resource or a session's declaration"):
         depends("api")
 
 
