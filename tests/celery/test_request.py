@@ -222,7 +222,14 @@ def test_max_retries_of_a_base_and_of_a_task_that_exists(app: Celery) -> None:
     assert asked.policy == RetryPolicy(max_retries=4)
     app.tasks["shop.based"].max_retries = 1
     assert asked.policy == RetryPolicy(max_retries=1)
-    assert TaskTerms(type("Off", (), {"name": "t", "replay": False, "max_retries": 1})()).policy is None
+    assert (
+        TaskTerms(
+            type(
+                "Off", (), {"name": "t", "replay": False, "max_retries": 1, "app": Celery("off", set_as_current=False)}
+            )()
+        ).policy
+        is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_sigterm_in_the_middle(place: Path, tmp_path: Path) -> None:
 def test_interrupted_while_starting(place: Path, tmp_path: Path) -> None:
     """Ctrl-C ends what has been started so far."""
     with DemoRun("--once", cwd=tmp_path) as run:
-        run.wait_for("PostgreSQL")
+        run.wait_for("PostgreSQL   127.0.0.1")
         run.signal(signal.SIGINT)
         assert run.wait() == 128 + signal.SIGINT
     assert "PostgreSQL stopped" in run.text

@@ -20,7 +20,7 @@ from workerpools.testing import run_attempt
 
 def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     """By acquire_timeout, where another thread has them all; and at once, where the body itself does."""
-    cache = stage.declare(max_connections=1, acquire_timeout=1.0)
+    cache = stage.declare(max_connections=1, acquire_timeout=4.0)
     taken, over = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -33,9 +33,9 @@ def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     holder.start()
     taken.wait(10)
     began = time.monotonic()
-    with pytest.raises(Exception, match=r"none became free in 1 s") as caught:
+    with pytest.raises(Exception, match=r"none became free in 4 s") as caught:
         run_attempt(lambda: cache.get().get("n"))
-    assert 1.0 <= time.monotonic() - began < 10.0
+    assert 4.0 <= time.monotonic() - began < 30.0
     failure = classify(caught.value)
     assert failure is not None
     assert failure.kind is FailureKind.POOL_EXHAUSTED
@@ -60,7 +60,7 @@ def test_the_wait_for_a_connection_is_bounded(stage: Stage) -> None:
     began = time.monotonic()
     with pytest.raises(Exception, match="held by this very run") as caught:
         run_attempt(nested)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4.0
     failure = classify(caught.value)
     assert failure is not None
     assert failure.kind is FailureKind.PERMANENT

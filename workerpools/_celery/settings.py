@@ -49,9 +49,11 @@ def _bound(value: object) -> float:
 
 def _switch(value: object) -> bool:
     try:
-        return bool(strtobool(value))
+        if isinstance(value, (bool, str)):
+            return bool(strtobool(value))
     except TypeError:
-        raise ValueError("True or False") from None
+        pass
+    raise ValueError("True or False")
 
 
 SETTINGS = (
