@@ -17,8 +17,8 @@ TASKS = 10
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_200_children_leave_no_connection_and_no_descriptor(stand: Stand) -> None:
-    """With max_tasks_per_child=1, 200 tasks use 200 children, each with connections of its own: none is left on the
+def test_80_children_leave_no_connection_and_no_descriptor(stand: Stand) -> None:
+    """With max_tasks_per_child=1, 80 tasks use 80 children, each with connections of its own: none is left on the
     servers, all were closed in order, and the parent has as many descriptors as before."""
     with stand.worker(concurrency=4, args=["--max-tasks-per-child", "1"]) as worker:
 
@@ -32,14 +32,14 @@ def test_200_children_leave_no_connection_and_no_descriptor(stand: Stand) -> Non
         used = run(8)
         wait_until(lambda: len(worker.children()) == 4, "four children")
         before = len(open_fds(worker.pid))
-        used |= run(192)
-        assert len(used) == 200
+        used |= run(72)
+        assert len(used) == 80
         wait_until(lambda: len(worker.children()) == 4, "four children")
         wait_until(lambda: len(open_fds(worker.pid)) <= before, f"{before} descriptors, as before")
         stand.wait_for_no_connection()
         assert stand.disorderly_ends() == 0
         assert worker.stop() == 0
-    assert stand.echo.accepted == 200
+    assert stand.echo.accepted == 80
 
 
 def test_children_forked_from_a_thread(stand: Stand, tmp_path: Path) -> None:
