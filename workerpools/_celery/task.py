@@ -112,7 +112,7 @@ class PooledTask(Task):
             TypeError: The task cannot be called with these arguments.
             kombu.exceptions.EncodeError: They cannot be serialized.
         """
-        return messages.send_on_commit(self, args, kwargs, {})
+        return self.apply_async_on_commit(args, kwargs)
 
     def apply_async_on_commit(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any

@@ -75,22 +75,6 @@ class DjangoTask(PooledTask):
 
         return in_transactions
 
-    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult:
-        """Send the task like ``delay()``, once the calling code's transaction is committed.
-
-        Args:
-            args: The task's positional arguments.
-            kwargs: The task's keyword arguments.
-
-        Returns:
-            The task's result, under the id that it will have.
-
-        Raises:
-            TypeError: The task cannot be called with these arguments.
-            kombu.exceptions.EncodeError: They cannot be serialized.
-        """
-        return self.apply_async_on_commit(args, kwargs)
-
     def apply_async_on_commit(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> AsyncResult:

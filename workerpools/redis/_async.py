@@ -81,15 +81,6 @@ class AsyncWatchedConnection(Watched, _Driver):  # type: ignore[misc]
     def socket_timeout(self, value: float | None) -> None:
         return
 
-    @property
-    def socket_connect_timeout(self) -> float | None:
-        """The time left to connect, in seconds."""
-        return self.socket_timeout
-
-    @socket_connect_timeout.setter
-    def socket_connect_timeout(self, value: float | None) -> None:
-        return
-
     # Connecting.
 
     async def connect(self) -> None:

@@ -127,15 +127,6 @@ class WatchedConnection(Watched, _Driver):  # type: ignore[misc]
     def socket_timeout(self, value: float | None) -> None:
         return
 
-    @property
-    def socket_connect_timeout(self) -> float | None:
-        """The time left to connect, in seconds."""
-        return self.socket_timeout
-
-    @socket_connect_timeout.setter
-    def socket_connect_timeout(self, value: float | None) -> None:
-        return
-
     # Connecting.
 
     def connect(self) -> None:

@@ -122,6 +122,17 @@ class Watched:
         """End what is waited for from now on after ``timeout`` seconds, and by the task's deadline."""
         raise NotImplementedError
 
+    @property
+    def socket_connect_timeout(self) -> float | None:
+        """The time left to connect, in seconds."""
+        bounded: Any = self
+        left: float | None = bounded.socket_timeout
+        return left
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, value: float | None) -> None:
+        return
+
     # Connecting.
 
     @contextmanager
