@@ -20,6 +20,9 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 4
 
 html_theme = "furo"
+# Furo's own styles show a diff in one colour.
+pygments_style = "default"
+pygments_dark_style = "monokai"
 html_title = "workerpools"
 html_theme_options = {
     "source_repository": "https://github.com/workerpools/workerpools/",
