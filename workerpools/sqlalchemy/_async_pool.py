@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from workerpools.adapter import Lease, loop_is_running, on_loop, run_coroutine, start_coroutine
@@ -38,6 +38,7 @@ class _Waiter:
 class AsyncDeadlineQueuePool(DeadlineQueuePool):
     """A :class:`DeadlineQueuePool` for asynchronous drivers."""
 
+    replaces = AsyncAdaptedQueuePool
     _is_asyncio = True
 
     def connect(self) -> PoolProxiedConnection:
