@@ -47,12 +47,8 @@ class AsyncDeadlineQueuePool(DeadlineQueuePool):
         Raises:
             RuntimeError: The calling thread has another event loop, to which the connections do not belong.
         """
-        if not on_loop():
-            whose = "" if self.events is None else f"the resource {self.events.opening.resource!r} "
-            raise RuntimeError(
-                f"{whose}lives on the event loop of workerpools, and this is another one, or none: use it in an async "
-                "body, or in a coroutine that pools.run() runs"
-            )
+        if self.events is not None:
+            self.events.opening.require_loop()
         connection = super().connect()
         state: ConnectionState = connection.info[KEY]
         lease = state.lease
