@@ -28,7 +28,7 @@ hide_secrets()
 
 @click.group(name="pools")
 def pools() -> None:
-    """Inspect and recycle the connection pools of running workers."""
+    """Inspect and recycle the connection pools of running workers; check an app before it runs."""
 
 
 def _asking(command: F) -> F:

@@ -1,0 +1,65 @@
+"""Runs the checks. ``import workerpools`` loads this module: it imports them on use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+
+if TYPE_CHECKING:
+    from workerpools._check.findings import Finding
+
+__all__ = ["Asked", "check"]
+
+
+class Asked:
+    """What the checks are asked.
+
+    Attributes:
+        app: The app, imported, with its tasks loaded.
+        probe: Whether connections may be opened.
+        silenced: The codes left out at a place of the source, by ``file:line``; filled by who reads the source.
+    """
+
+    def __init__(self, app: Any, *, probe: bool) -> None:
+        self.app = app
+        self.probe = probe
+        self.silenced: dict[str, frozenset[str]] = {}
+
+
+def check(app: Celery, *, probe: bool = False) -> list[Finding]:
+    """Return what is wrong with an app, as ``celery -A … pools check`` does; for a test: ``assert not check(app)``.
+
+    Imports the app once more, in a process of its own. Opens no connection by itself unless ``probe`` says so.
+
+    Args:
+        app: The app; an importable module has it as an attribute.
+        probe: Whether to open one connection per HTTP resource, to compare its keep-alive time with the server's.
+
+    Returns:
+        The findings, those that matter most first, without those that the setting ``workerpools_check_ignore`` or a
+        comment in the source leaves out.
+    """
+    from workerpools._celery.settings import read_setting
+    from workerpools._check import codes, silences
+
+    app.loader.import_default_modules()
+    app.finalize()
+    asked = Asked(app, probe=probe)
+    reasons: dict[str, str] = read_setting(app.conf, "check_ignore", {})
+    found = [*silences.in_setting(reasons, codes.ALL)]
+    for each in _checks():
+        found += each(asked)
+    order = ("error", "warning", "hint")
+    left = silences.left(dict.fromkeys(found), reasons, asked.silenced)
+    return sorted(left, key=lambda finding: (order.index(finding.severity), finding.code, _place(finding.where)))
+
+
+def _checks() -> list[Callable[[Asked], list[Finding]]]:
+    return []
+
+
+def _place(where: str) -> tuple[str, int]:
+    path, _, line = where.rpartition(":")
+    return (path, int(line)) if path and line.isdigit() else (where, 0)

@@ -1,0 +1,11 @@
+"""Every code: what ``--explain`` and the table in the documentation are made from."""
+
+from __future__ import annotations
+
+from workerpools._check import silences
+from workerpools._check.findings import Code
+
+__all__ = ["ALL"]
+
+#: By code.
+ALL: dict[str, Code] = {each.code: each for family in (silences,) for each in family.CODES}
