@@ -59,6 +59,7 @@ def test_exported_members() -> None:
         "FunctionAdapter",
         "Lease",
         "Lifetime",
+        "Limit",
         "Opening",
         "Overridable",
         "Phase",

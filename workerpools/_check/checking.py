@@ -28,14 +28,25 @@ class Asked:
         self.silenced: dict[str, frozenset[str]] = {}
 
 
-def check(app: Celery, *, probe: bool = False) -> list[Finding]:
+def check(
+    app: Celery,
+    *,
+    probe: bool = False,
+    budget: bool = False,
+    workers: int | None = None,
+    concurrency: int | None = None,
+) -> list[Finding]:
     """Return what is wrong with an app, as ``celery -A … pools check`` does; for a test: ``assert not check(app)``.
 
-    Imports the app once more, in a process of its own. Opens no connection by itself unless ``probe`` says so.
+    Imports the app once more, in a process of its own. Opens no connection by itself unless ``probe`` or ``budget``
+    says so.
 
     Args:
         app: The app; an importable module has it as an attribute.
         probe: Whether to open one connection per HTTP resource, to compare its keep-alive time with the server's.
+        budget: Whether to open one connection per database, to compare what the workers may open with what it allows.
+        workers: For the budget: how many workers; without it and ``concurrency``, those that run are asked.
+        concurrency: For the budget: the concurrency of each; by default that of the app's settings.
 
     Returns:
         The findings, those that matter most first, without those that the setting ``workerpools_check_ignore`` or a
@@ -51,6 +62,10 @@ def check(app: Celery, *, probe: bool = False) -> list[Finding]:
     found = [*silences.in_setting(reasons, codes.ALL)]
     for each in _checks():
         found += each(asked)
+    if budget:
+        from workerpools._check import asking
+
+        found += asking.findings_of(app, workers, concurrency)
     order = ("error", "warning", "hint")
     left = silences.left(dict.fromkeys(found), reasons, asked.silenced)
     return sorted(left, key=lambda finding: (order.index(finding.severity), finding.code, _place(finding.where)))
