@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery import Celery
 
 if TYPE_CHECKING:
+    from workerpools._check.asked import Asked
     from workerpools._check.findings import Finding
 
-__all__ = ["Asked", "check"]
-
-
-class Asked:
-    """What the checks are asked.
-
-    Attributes:
-        app: The app, imported, with its tasks loaded.
-        probe: Whether connections may be opened.
-        silenced: The codes left out at a place of the source, by ``file:line``; filled by who reads the source.
-    """
-
-    def __init__(self, app: Any, *, probe: bool) -> None:
-        self.app = app
-        self.probe = probe
-        self.silenced: dict[str, frozenset[str]] = {}
+__all__ = ["check"]
 
 
 def check(
@@ -54,10 +40,11 @@ def check(
     """
     from workerpools._celery.settings import read_setting
     from workerpools._check import codes, silences
+    from workerpools._check.asked import Asked
 
     app.loader.import_default_modules()
     app.finalize()
-    asked = Asked(app, probe=probe)
+    asked = Asked(app, probe, codes.ALL)
     reasons: dict[str, str] = read_setting(app.conf, "check_ignore", {})
     found = [*silences.in_setting(reasons, codes.ALL)]
     for each in _checks():
@@ -72,7 +59,9 @@ def check(
 
 
 def _checks() -> list[Callable[[Asked], list[Finding]]]:
-    return []
+    from workerpools._check import fork_hazards, source
+
+    return [fork_hazards.check, source.check]
 
 
 def _place(where: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ __all__ = ["CODES", "SETTING", "in_setting", "in_source", "left"]
 #: The setting that leaves codes out.
 SETTING = f"{PREFIX}check_ignore"
 
-_COMMENT = re.compile(r"#\s*workerpools:\s*ignore\[(?P<codes>[^\]]*)\]\s*(?P<reason>.*)")
+_COMMENT = re.compile(r"#\s*workerpools:\s*ignore\[(?P<codes>[^\]]*)\]\s*(?P<reason>[^#]*)")
 
 WITHOUT_REASON = Code(
     "WP001",
