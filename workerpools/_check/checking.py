@@ -59,9 +59,9 @@ def check(
 
 
 def _checks() -> list[Callable[[Asked], list[Finding]]]:
-    from workerpools._check import fork_hazards, source
+    from workerpools._check import fork_hazards, settings, source
 
-    return [fork_hazards.check, source.check]
+    return [fork_hazards.check, source.check, settings.check]
 
 
 def _place(where: str) -> tuple[str, int]:

@@ -145,7 +145,7 @@ def of_body(body: Body) -> Iterator[Finding]:
         if called in _ENGINES and id(call) not in kept:
             yield ENGINE_PER_RUN.at(where, f"{task} calls {called}() in each run")
         elif called in _CLIENTS and id(call) not in kept and not _takes_pool(call):
-            yield CLIENT_PER_RUN.at(where, f"{task} makes a {called} in each run")
+            yield CLIENT_PER_RUN.at(where, f"{task} makes a new {called} in each run")
         elif called in _ONE_SHOT:
             yield ONE_SHOT.at(where, f"{task} calls {called}(), which connects for this request alone")
         if _waits(module, function, call, called):
@@ -181,7 +181,7 @@ def of_module(module: Module) -> Iterator[Finding]:
             called = module.called(call, receiver)
             if called in _CLIENTS | _ENGINES | _CONNECTIONS:
                 yield IN_PARENT.at(
-                    module.place(call), f"{receiver.name}() makes a {called} before the children are forked"
+                    module.place(call), f"{receiver.name}() makes its {called} before the children are forked"
                 )
 
 

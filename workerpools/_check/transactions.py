@@ -321,14 +321,14 @@ def _retried(body: Body) -> Iterator[Finding]:
     for error in errors.elts if isinstance(errors, ast.Tuple | ast.List) else ():
         dotted = module.dotted(error)
         if dotted in _DATABASE_ERRORS:
-            what = "which a lost COMMIT raises, too"
+            what = "which a lost COMMIT raises"
         elif dotted in _HTTP_ERRORS and _posts(body):
-            what = "which a POST raises, too, that the server has answered"
+            what = "which a POST raises that the server has answered"
         elif dotted in _ANY and (_posts(body) or _commits(body)):
             what = "and it writes"
         else:
             continue
-        yield AUTORETRY.at(module.place(error), f"the task {body.name} runs again after {dotted}, {what}")
+        yield AUTORETRY.at(module.place(error), f"the task {body.name} runs again after {last(error)}, {what}")
 
 
 def _posts(body: Body) -> bool:

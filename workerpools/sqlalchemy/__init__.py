@@ -233,6 +233,17 @@ class _Declared(Adapter[E]):
     def _create(self, options: dict[str, Any]) -> E:
         raise NotImplementedError
 
+    @property
+    def bounds_statements(self) -> bool | None:
+        """Whether connections are opened with a bound on each statement; None if only the server knows."""
+        driver = self._url.get_driver_name()
+        if driver not in (*LIBPQ_DRIVERS, "asyncpg"):
+            return True if driver in MYSQL_DRIVERS else None
+        if self.on_open is not None or self._creator(self._options) is not None:
+            return None
+        given = {**self._url.query, **(self._options.get("connect_args") or {})}
+        return "command_timeout" in given or "statement_timeout" in repr(given)
+
     def _creator(self, options: dict[str, Any]) -> Callable[..., Any] | None:
         """Return the user's function that opens connections; None for none."""
         return options.get("creator")
