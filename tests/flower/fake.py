@@ -26,9 +26,16 @@ def resource(name: str, kind: str = "database", **numbers: float) -> ResourceSta
 
 
 def process(pid: int, index: int | None, *resources: ResourceStats, **more: Any) -> ProcessStats:
-    """Return a process that published two seconds ago."""
+    """Return a process whose last task ended two seconds ago."""
     now = time.time()
-    given: dict[str, Any] = {"tokens": 500, "capacity": 500, "started": now - 600, "published": now - 2, **more}
+    given: dict[str, Any] = {
+        "tokens": 500,
+        "capacity": 500,
+        "started": now - 600,
+        "published": now - 2,
+        "last_task": now - 2,
+        **more,
+    }
     return ProcessStats(pid=pid, index=index, resources=resources, **given)
 
 

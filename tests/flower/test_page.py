@@ -33,10 +33,12 @@ USED = (0, 1, 1, 2, 4, 3, 2, 3)
 def two_workers() -> dict[str, Any]:
     """What a busy and a calm worker say."""
     used = itertools.cycle(USED)
+    asked = itertools.count()
 
     def busy() -> dict[str, Any]:
         now = next(used)
-        http = resource("api", "http", open=2, in_use=min(now, 2), limit=2, opened=3, reused=880, acquire_wait=0.004)
+        reused = 880 + 40 * next(asked) * now
+        http = resource("api", "http", open=2, in_use=min(now, 2), limit=2, opened=3, reused=reused, acquire_wait=0.004)
         db = resource(
             "db", open=2, in_use=now // 2, limit=2, opened=2, reused=910, acquire_wait=0.31, failures=1, replays=1
         )
@@ -122,20 +124,22 @@ def test_normal(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
 
         (http, db) = cells(page, "celery@shop-1", "All processes")
         assert http[0] == "api http"
-        assert http[2:] == ["3", http[3], "0", "4 ms", "99 %", "none"]
+        assert http[2:] == ["3", http[3], "4", "0", "4 ms", "99 %", "none"]
         assert db[0] == "db database"
-        assert db[2:] == ["3 of 6", db[3], "0", "310 ms", "99 %", "1 failure,1 replay,1 leak"]
+        assert db[2:] == ["3 of 6", db[3], "7", "0", "310 ms", "99 %", "1 failure,1 replay,1 leak"]
         assert [row[0] for row in cells(page, "celery@shop-1", "Process 4001")] == ["api http", "db database"]
-        assert cells(page, "celery@shop-1", "Process 4002")[1][1] == "0 of 2 · 0 % , at most 0 while this page was open"
+        assert cells(page, "celery@shop-1", "Process 4002")[1][1].startswith("0 of 2 · 0 % , at most 1.1 acquisitions")
         assert cells(page, "celery@shop-1", "Process 4002")[1][2] == "1"
-        assert re.fullmatch(r"9 open, \d idle, at most 3 more", page.text("#wp-open"))
+        assert re.match(r"9 open, \d idle, at most 3 more, \d+ opened since start$", page.text("#wp-open"))
         # Without a limit there is no utilisation; a process without children has no rows of children.
         ((name, used, *_),) = cells(page, "celery@shop-2", "Process 5001")
-        assert (name, used.partition(",")[0]) == ("cache", "2")
+        assert (name, used.partition(" ")[0]) == ("cache", "2")
         assert cells(page, "celery@shop-2", "All processes") == []
 
         text = page.text("main")
-        assert "child 1 · retry budget 498 of 500" in text
+        assert re.search(r"child 1 · retry budget 498 of 500 · last task \d+ s ago", text)
+        assert "A process without enough of them replays nothing." in text
+        assert re.search(r"open, \d+ idle, 14 opened since start", text)
         assert "prefork · 2 processes" in text
         assert page.text("#wp-alert-count") == "0"
         points = page.evaluate("document.querySelector('.wp-spark-line').getAttribute('d').split('L').length")
@@ -169,7 +173,7 @@ def test_alerts(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         # That of the worker on the row of all its processes, that of the process on its own.
         assert cells(page, "celery@shop-1", "All processes")[0][0] == "db database utilisation"
         assert cells(page, "celery@shop-1", "Process 4001")[0][0] == "db database acquire wait"
-        assert re.search(r"retry budget 0 of 500 · published \d+ s ago · alert: budget empty", page.text("main"))
+        assert re.search(r"retry budget 0 of 500 · last task \d+ s ago · alert: budget empty", page.text("main"))
         assert "1 child publishes nothing" in page.text("main")
         # Said aloud once; the numbers are not.
         assert page.evaluate("document.getElementById('wp-said').textContent") == "3 alerts"
@@ -190,7 +194,7 @@ def test_longest_wait_and_what_is_not_known(page: Browser, flower: NewFlower, br
     told_of = told(worker_stats(process(5001, None, db, first, cache), pid=5001, execution_pool="threads"))
     with FakeWorkers(broker_url, {"celery@shop-2": told_of}):
         opened(page, flower())
-        rows = {row[0]: (row[5], row[6]) for row in cells(page, "celery@shop-2", "Process 5001")}
+        rows = {row[0]: (row[6], row[7]) for row in cells(page, "celery@shop-2", "Process 5001")}
         assert rows == {"db database": ("4.6 s", "75 %"), "first database": ("2.5 s", "—"), "cache": ("—", "—")}
         assert page.text("#wp-longest-wait") == "longest wait ever 4.6 s"
         assert (page.text("#wp-reused"), page.text("#wp-opened")) == ("75 %", "of 4 acquisitions")

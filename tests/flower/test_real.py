@@ -130,7 +130,7 @@ def test_pages(stand: Stand, flower: NewFlower, page: Browser, pictures: Path) -
     with stand.worker(concurrency=2) as worker:
         running = flower(broker_url=stand.broker_url)
         stand.reach_all(worker.children())
-        name = worker.name.replace("%h", os.uname().nodename)
+        name = worker.node
         slow = stand.send("slow_request", 9.0)
         page.open(running.url("/pools"))
         page.until("document.querySelectorAll('.wp-row').length > 4")

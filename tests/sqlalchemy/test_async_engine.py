@@ -133,7 +133,7 @@ def test_another_loop_is_refused_by_name(shop: AsyncShop) -> None:
         return await count(self.session)
 
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=rf"'{shop.name}' lives on the event loop of workerpools.*pools\.run"):
+        with pytest.raises(RuntimeError, match=rf"'{shop.name}' lives on this process's own event loop.*pools\.run"):
             task()
         assert warms() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def test_a_connection_is_opened_once_and_reused(pools: WorkerPools, database: Da
     pools.close()
     assert closed(pools, "db") == {"shutdown": 1}
     assert stats(pools, "db").open == 0
+
+
+def test_the_pools_logger_has_the_name_of_sqlalchemys(
+    pools: WorkerPools, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which is silent unless it is asked for: at INFO a pool tells of each connection that it replaces."""
+    engine = engine_of(pools, database, pool_logging_name="shop")
+    assert engine.pool.logger.name == "sqlalchemy.pool.impl.QueuePool.shop"
+    with caplog.at_level(logging.INFO), engine.connect() as connection:
+        connection.invalidate()
+    assert caplog.records == []
 
 
 def test_a_wait_is_that_for_a_connection_and_not_for_the_server(pools: WorkerPools, database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -13,13 +14,14 @@ from workerpools._run.events import EventKind
 from workerpools._stats.collector import assemble
 from workerpools._stats.memory import Board, SlotState
 from workerpools._stats.snapshot import ProcessStats, ResourceStats, WorkerStats
+from workerpools.testing import run_attempt
 
 NOW, MONOTONIC = 1000.0, 500.0
 
 
 def state(pid: int, index: int, own: dict[str, float], past: dict[str, float]) -> SlotState:
     titles = (("db", "database"),)
-    return SlotState(index, pid, 1.0, 2.0, 495, 500, titles=titles, past=(row(**past),), rows=(row(**own),))
+    return SlotState(index, pid, 1.0, 2.0, 495, 500, 1.5, titles=titles, past=(row(**past),), rows=(row(**own),))
 
 
 PAIR = [state(11, 0, {"opened": 1, "open": 1}, {}), state(12, 1, {"opened": 2, "open": 2}, {})]
@@ -83,6 +85,7 @@ def test_what_follows_from_other_numbers() -> None:
     (db,) = process.resources
     assert (db.idle, db.value("longest_use")) == (2, 2.0)
     assert (process.started, process.published, process.tokens, process.capacity) == (1.0, 2.0, 495, 500)
+    assert process.last_task == ProcessStats.from_dict(process.to_dict()).last_task == 1.5
 
 
 def declared(*names: str) -> tuple[WorkerPools, list[Resource[object]]]:
@@ -97,7 +100,7 @@ def test_a_child_publishes_and_its_parent_sees_it() -> None:
 
     def child() -> int:
         assert pools.collector.join(0)
-        db.get()
+        run_attempt(db.get)
         pools.add(lambda: object(), name="late").get()
         pools.shared.listeners.emit(EventKind.ATTEMPT_REPLAYED, "db")
         pools.shared.listeners.emit(EventKind.ATTEMPT_REPLAYED, "nobody's")
@@ -110,6 +113,9 @@ def test_a_child_publishes_and_its_parent_sees_it() -> None:
     assert {name: each.value("opened") for name, each in shown.items()} == {"db": 1, "late": 1}
     assert shown["db"].value("replays") == 1
     assert (process.tokens, process.capacity) == (495, 500)
+    assert process.started <= process.last_task <= time.time()
+    # In the parent, no task has run.
+    assert pools.collector.snapshot([]).processes == ()
     assert [each.value("opened") for each in pools.collector.snapshot([]).past] == [1, 1]
 
 

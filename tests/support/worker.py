@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,11 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: dict[int, psutil.Process] = {}
         self._last_log = ""
+
+    @property
+    def node(self) -> str:
+        """The name under which it answers."""
+        return self.name.replace("%h", socket.gethostname())
 
     def __enter__(self) -> WorkerProcess:
         self.start()

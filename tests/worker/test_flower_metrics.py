@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 
 import pytest
 
@@ -26,7 +25,7 @@ def test_flowers_metrics_have_our_series(stand: Stand) -> None:
         Workspace() as workspace,
         FlowerProcess(workspace, stand.broker_url) as flower,
     ):
-        names = {worker.name.replace("%h", socket.gethostname()) for worker in (first, second)}
+        names = {worker.node for worker in (first, second)}
 
         def page() -> str:
             with contextlib.suppress(OSError):
@@ -53,7 +52,7 @@ def test_flowers_metrics_have_our_series(stand: Stand) -> None:
         # Flower's own are still there.
         assert any(name.startswith("flower_") for name, _ in series(text))
         assert second.stop() == 0
-        (gone,) = names - {first.name.replace("%h", socket.gethostname())}
+        (gone,) = names - {first.node}
         wait_until(
             lambda: gone not in {dict(labels).get("worker") for name, labels in series(page()) if "_attempts" in name},
             "no series of a worker that has ended",

@@ -54,9 +54,7 @@ def test_promtool_accepts_what_a_worker_serves(shared: Stand) -> None:
         assert total(found, "workerpools_attempts_total", resource="api") == 10
         assert total(found, "workerpools_acquire_wait_seconds_count", resource="db") == 10
         assert total(found, "workerpools_processes_running") == 2
-        assert {dict(labels).get("worker") for name, labels in found} == {
-            worker.name.replace("%h", socket.gethostname())
-        }
+        assert {dict(labels).get("worker") for name, labels in found} == {worker.node}
         assert address(worker)[0] == "127.0.0.1"
 
 
@@ -230,7 +228,7 @@ def test_everything_that_shows_them_agrees_with_the_servers_while_children_are_k
         uses = [summed(each, "db.client.connection.use_time") for each in points]
         assert uses == sorted(uses)
         # One for each use: no child has told of its own as well.
-        assert last[("workerpools_processes_running", (("worker", worker_name(worker)),))] == 8
+        assert last[("workerpools_processes_running", (("worker", worker.node),))] == 8
         assert total(last, "workerpools_connections_opened_total", resource="db") > 8
         check_metrics(scrape(worker))
         assert worker.stop() == 0
@@ -253,10 +251,6 @@ def test_the_last_export_is_complete(stand: Stand, tmp_path: Path) -> None:
         assert summed(points, "workerpools.connections.closed", **closed) == opened == 2
     assert summed(points, "db.client.connection.count") == summed(points, "http.client.open_connections") == 0
     assert summed(points, "http.client.connection.duration") == stand.echo.accepted == 2
-
-
-def worker_name(worker: WorkerProcess) -> str:
-    return worker.name.replace("%h", socket.gethostname())
 
 
 def watched(worker: WorkerProcess, before: Series) -> Series:

@@ -16,6 +16,7 @@ from celery.result import AsyncResult
 
 from tests.support.paths import environment
 from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
+from tests.support.worker import WorkerProcess
 from tests.worker.test_seen import look, total
 
 pytestmark = pytest.mark.worker
@@ -34,19 +35,13 @@ def pools(stand: Stand, *args: str, app: str = SHOP, env: Mapping[str, str] | No
     )
 
 
-def recycle(stand: Stand, *args: str) -> dict[str, Any]:
-    """Recycle, and return what the one worker has answered."""
-    done = pools(stand, "recycle", *args, "--json", "--timeout", "20", "-d", worker_of(stand))
+def recycle(stand: Stand, worker: WorkerProcess, *args: str) -> dict[str, Any]:
+    """Recycle, and return what the worker has answered."""
+    done = pools(stand, "recycle", *args, "--json", "--timeout", "20", "-d", worker.node)
     assert done.returncode == 0, done.stderr
     (reply,) = json.loads(done.stdout)["workers"].values()
     assert isinstance(reply, dict)
     return reply
-
-
-def worker_of(stand: Stand) -> str:
-    (reply,) = wait_until(lambda: stand.client.control.ping(timeout=5.0, limit=1), "an answer to ping")
-    (name,) = reply
-    return str(name)
 
 
 def backends(stand: Stand) -> set[int]:
@@ -99,7 +94,7 @@ def test_a_thousand_tasks_do_not_notice(stand: Stand, pool: str, start: str, con
             for args in ((), ("db",), ()):
                 enough = len(sent) + 100
                 wait_until(lambda: len(sent) > enough, "tasks")  # noqa: B023
-                asked.append(recycle(stand, *args)["resources"])
+                asked.append(recycle(stand, worker, *args)["resources"])
         answers = [result.get(timeout=PATIENCE) for result in sent]
         assert len(answers) >= TASKS
         assert all(answer["right"] for answer in answers)
@@ -130,7 +125,7 @@ def test_work_under_way_is_undisturbed(stand: Stand) -> None:
         stand.wait_for_entry("slow_request", count=2)
         busy = backends(stand)
         assert len(busy) == 2
-        assert recycle(stand)["ok"]
+        assert recycle(stand, worker)["ok"]
         assert backends(stand) == busy
         assert sorted(result.get(timeout=PATIENCE) for result in slow) == sorted(worker.children())
         assert [request.connection for request in stand.echo.requests()] == [1, 2]
@@ -145,7 +140,7 @@ def test_children_that_are_started_later_do_not_care(stand: Stand) -> None:
     """What they open is newer than what was asked for; and they are told of the next time."""
     with stand.worker(concurrency=1) as worker:
         stand.reach_all(worker.children())
-        recycle(stand)
+        recycle(stand, worker)
         stand.client.control.pool_grow(1)
         wait_until(lambda: len(worker.children()) == 2, "two children")
         stand.pool_processes(2)
@@ -156,7 +151,7 @@ def test_children_that_are_started_later_do_not_care(stand: Stand) -> None:
         assert by_child[1]["db"].value("opened") == 1
         assert by_child[1]["db"].value("closed") == 0
         before = backends(stand)
-        recycle(stand, "db")
+        recycle(stand, worker, "db")
         stand.reach_all(worker.children())
         wait_until(lambda: not backends(stand) & before, "the end of the old connections")
         assert worker.stop() == 0
@@ -166,7 +161,7 @@ def test_what_settings_declare_is_recycled(shared: Stand) -> None:
     """Resources that nobody declared, that a spawned child has made itself, and that its parent does not know."""
     with shared.worker(concurrency=1, conf={"worker_pool_start_method": "spawn"}) as worker:
         first = shared.call("configured", "a")
-        assert recycle(shared, "engine")["resources"] == ["engine"]
+        assert recycle(shared, worker, "engine")["resources"] == ["engine"]
         second = shared.call("configured", "b")
         assert second["backend"] != first["backend"]
         assert (second["pid"], second["engine"]) == (first["pid"], first["engine"])
@@ -178,13 +173,13 @@ def test_a_name_that_nobody_has(shared: Stand) -> None:
     with shared.worker(concurrency=1) as worker:
         shared.reach_all(worker.children())
         before = backends(shared)
-        done = pools(shared, "recycle", "nothing", "--timeout", "20", "-d", worker_of(shared))
+        done = pools(shared, "recycle", "nothing", "--timeout", "20", "-d", worker.node)
         assert done.returncode == 1
         assert done.stdout == ""
         assert "no resource is named 'nothing'; the resources: api, db, engine, http, stock" in done.stderr
         shared.reach_all(worker.children())
         assert backends(shared) == before
-        done = pools(shared, "recycle", "api", "--timeout", "20", "-d", worker_of(shared))
-        said = f"{worker_of(shared)}: connections of api will be replaced on next use\n"
+        done = pools(shared, "recycle", "api", "--timeout", "20", "-d", worker.node)
+        said = f"{worker.node}: connections of api will be replaced on next use\n"
         assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
         assert worker.stop() == 0

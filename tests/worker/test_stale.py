@@ -53,6 +53,8 @@ def worker(shared: Stand, started: WorkerProcess, proxy: TcpProxy) -> WorkerProc
 
 
 def replays(worker: WorkerProcess) -> int:
+    # SQLAlchemy's lines about its pool, whose loggers are silent at INFO, would stand around ours.
+    assert "Invalidate connection" not in worker.log()
     return worker.log().count("attempt_replayed ")
 
 

@@ -190,6 +190,18 @@ class Opening:
         """
         return self._meter.taken(reclaim)
 
+    def require_loop(self) -> None:
+        """Refuse a use outside the process's event loop, where an asynchronous client's connections live.
+
+        Raises:
+            RuntimeError: The calling thread runs another loop, or none.
+        """
+        if not event_loop.is_here():
+            raise RuntimeError(
+                f"the resource {self.resource!r} lives on this process's own event loop, and the caller does not run "
+                "there: use it in an async body, or in a coroutine that pools.run() runs"
+            )
+
     def endless_wait(self, *, nested: bool = False) -> str:
         """Return why a wait for a connection can never end; an empty string if it may.
 

@@ -82,6 +82,7 @@ def _process(state: SlotState, monotonic: float) -> ProcessStats:
         index=state.index,
         started=state.started,
         published=state.published,
+        last_task=state.last_task,
         tokens=state.tokens,
         capacity=state.capacity,
         overflow=state.overflow,
@@ -256,14 +257,15 @@ class Collector:
         # Imported by readers only: children that merely count do not need it.
         from workerpools._stats.snapshot import ProcessStats, ResourceStats
 
-        budget = self._budget()
+        budget, resources = self._budget(), self._resources()
         return ProcessStats(
             pid=os.getpid(),
             started=self._started,
             published=time.time(),
+            last_task=max((each.meter.last_attempt for each in resources), default=0.0),
             tokens=budget.tokens,
             capacity=budget.capacity,
-            resources=tuple(ResourceStats(each.name, each.kind, each.meter.snapshot()) for each in self._resources()),
+            resources=tuple(ResourceStats(each.name, each.kind, each.meter.snapshot()) for each in resources),
         )
 
 

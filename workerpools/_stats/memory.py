@@ -38,7 +38,7 @@ KIND = 16
 TITLE = NAME + KIND
 
 # The head of a slot, in floats. All heads lie together, so that a search for used slots touches few pages.
-WRITES, PID, CLAIMS, VALID, NAMES, OVERFLOW, STARTED, PUBLISHED, TOKENS, CAPACITY = range(10)
+WRITES, PID, CLAIMS, VALID, NAMES, OVERFLOW, STARTED, PUBLISHED, TOKENS, CAPACITY, LAST_TASK = range(11)
 HEAD = 16
 TITLES = PLACES * TITLE // 8
 ROWS = PLACES * WIDTH
@@ -97,7 +97,7 @@ class Slot:
         view[own : own + ROWS] = array("d", bytes(8 * ROWS))
         for cell, value in ((OVERFLOW, 0.0), (STARTED, _now()), (PUBLISHED, _now())):
             view[head + cell] = value
-        view[head + TOKENS] = view[head + CAPACITY] = 0.0
+        view[head + TOKENS] = view[head + CAPACITY] = view[head + LAST_TASK] = 0.0
         view[head + VALID] = claims
         view[head + WRITES] = self._writes
         self._names = {text_of(self._title(place)[:NAME]): place for place in range(count)}
@@ -133,12 +133,14 @@ class Slot:
         """Publish the tokens and the capacity of the retry budget."""
         self._view[self._head + TOKENS], self._view[self._head + CAPACITY] = tokens, capacity
 
-    def publish(self, target: memoryview[float], row: array[float]) -> None:
+    def publish(self, target: memoryview[float], row: array[float], last_task: float | None = None) -> None:
         """Write one resource's row. Never blocks: skipped while another thread writes, until the next publication.
 
         Args:
             target: The row, from :meth:`row`.
             row: The numbers.
+            last_task: When a task ended that used the resource, in seconds since the epoch; None if none has since
+                the last publication.
         """
         if not self._lock.acquire(False):
             return
@@ -148,6 +150,8 @@ class Slot:
             view[head] = writes - 1
             target[_ALL] = row
             view[head + PUBLISHED] = _now()
+            if last_task is not None:
+                view[head + LAST_TASK] = last_task
             view[head] = writes
         finally:
             self._lock.release()
@@ -257,6 +261,7 @@ class SlotState:
         published: The time of its last publication, in seconds since the epoch.
         tokens: The tokens of its retry budget.
         capacity: The capacity of that budget.
+        last_task: The end of its last task that used a resource, in seconds since the epoch; 0 before the first.
         overflow: The number of resources without a place in the slot.
         interrupted: Whether the writer seems to have stopped during a write.
         titles: The name and kind of each resource.
@@ -270,6 +275,7 @@ class SlotState:
     published: float = 0.0
     tokens: int = 0
     capacity: int = 0
+    last_task: float = 0.0
     overflow: int = 0
     interrupted: bool = False
     titles: tuple[tuple[str, str], ...] = ()
@@ -410,6 +416,7 @@ class Board:
             pid=int(now[PID]),
             started=now[STARTED],
             published=now[PUBLISHED],
+            last_task=now[LAST_TASK],
             tokens=int(now[TOKENS]),
             capacity=int(now[CAPACITY]),
             overflow=int(now[OVERFLOW]),

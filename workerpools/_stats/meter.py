@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from workerpools._process.flows import flow, loop_thread
@@ -188,6 +188,8 @@ class Meter:
         #: The time after which a connection in use is reported, in seconds; None for never, and for keeping no stacks.
         self.leak_after: float | None = None
         self._reason = ""
+        #: The end of the last attempt that used the resource, in seconds since the epoch; 0 before the first.
+        self.last_attempt = 0.0
         self._slot: Slot | None = None
         #: The published copy of the row, in shared memory; None before :meth:`show`.
         self.shown: memoryview[float] | None = None
@@ -304,8 +306,9 @@ class Meter:
                 self.row[_LEAKS] += len(left)
                 self.agree()
             self.row[_ATTEMPTS] += 1
+        self.last_attempt = now = time()
         if self._slot is not None and self.shown is not None:
-            self._slot.publish(self.shown, self.row)
+            self._slot.publish(self.shown, self.row, now)
         return left
 
     def leaked(self, lease: Lease) -> None:

@@ -242,6 +242,7 @@ class ProcessStats:
         overflow: The number of resources missing here, because shared memory had no room for them.
         interrupted: Whether it seems to have stopped while publishing; the numbers are the previous ones.
         resources: Its resources, by name.
+        last_task: The end of its last task that used a resource, in seconds since the epoch; 0 before the first.
     """
 
     pid: int
@@ -253,6 +254,7 @@ class ProcessStats:
     overflow: int = 0
     interrupted: bool = False
     resources: tuple[ResourceStats, ...] = ()
+    last_task: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serializable form."""
@@ -261,6 +263,7 @@ class ProcessStats:
             "index": self.index,
             "started": round(self.started, 3),
             "published": round(self.published, 3),
+            "last_task": round(self.last_task, 3),
             "tokens": self.tokens,
             "capacity": self.capacity,
             "overflow": self.overflow,
@@ -277,6 +280,7 @@ class ProcessStats:
             index=None if index is None else int(index),
             started=float(data.get("started", 0.0)),
             published=float(data.get("published", 0.0)),
+            last_task=float(data.get("last_task", 0.0)),
             tokens=int(data.get("tokens", 0)),
             capacity=int(data.get("capacity", 0)),
             overflow=int(data.get("overflow", 0)),

@@ -40,11 +40,7 @@ class AsyncPooledClient(Pooled, httpx.AsyncClient):
         Raises:
             RuntimeError: The calling thread has another event loop, to which the connections do not belong.
         """
-        if not on_loop():
-            raise RuntimeError(
-                f"the resource {self._opening.resource!r} lives on the event loop of workerpools, and this is another "
-                "one: use it in an async body, or in a coroutine that pools.run() runs"
-            )
+        self._opening.require_loop()
         chosen: Any = self.auth if auth is httpx.USE_CLIENT_DEFAULT else auth
         if isinstance(chosen, httpx.Auth) and not isinstance(chosen, SINGLE):
             chosen = _AsyncFlow(chosen, self._lock_of(chosen), self._opening)

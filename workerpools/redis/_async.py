@@ -339,11 +339,7 @@ class AsyncWatchedPool(Pooled):
         Raises:
             RuntimeError: The calling thread has another event loop, to which the connections do not belong.
         """
-        if not on_loop():
-            raise RuntimeError(
-                f"the resource {self.opening.resource!r} lives on the event loop of workerpools, and this is another "
-                "one: use it in an async body, or in a coroutine that pools.run() runs"
-            )
+        self.opening.require_loop()
         lease = self._asked()
         lease.reclaim = reclaim = partial(self._reclaim, lease)
         try:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from workerpools.adapter import Lease, loop_is_running, on_loop, run_coroutine, start_coroutine
@@ -38,6 +38,7 @@ class _Waiter:
 class AsyncDeadlineQueuePool(DeadlineQueuePool):
     """A :class:`DeadlineQueuePool` for asynchronous drivers."""
 
+    replaces = AsyncAdaptedQueuePool
     _is_asyncio = True
 
     def connect(self) -> PoolProxiedConnection:
@@ -46,12 +47,8 @@ class AsyncDeadlineQueuePool(DeadlineQueuePool):
         Raises:
             RuntimeError: The calling thread has another event loop, to which the connections do not belong.
         """
-        if not on_loop():
-            whose = "" if self.events is None else f"the resource {self.events.opening.resource!r} "
-            raise RuntimeError(
-                f"{whose}lives on the event loop of workerpools, and this is another one, or none: use it in an async "
-                "body, or in a coroutine that pools.run() runs"
-            )
+        if self.events is not None:
+            self.events.opening.require_loop()
         connection = super().connect()
         state: ConnectionState = connection.info[KEY]
         lease = state.lease

@@ -71,6 +71,8 @@ class DeadlineQueuePool(QueuePool):
         options: The options of ``sqlalchemy.pool.Pool``.
     """
 
+    #: SQLAlchemy's class in whose place it is used.
+    replaces: type[Pool] = QueuePool
     #: Set by :func:`counted`.
     events: PoolEvents | None = None
 
@@ -316,10 +318,11 @@ def counted(pool_class: type[Pool], events: PoolEvents) -> type[Pool]:
 
     It closes a connection to be recycled on checkin, after all listeners have run.
     """
-    # SQLAlchemy's loggers and repr show the original name.
-    attributes = {"__module__": pool_class.__module__, "__qualname__": pool_class.__qualname__, _COUNTED: True}
+    # SQLAlchemy's loggers, whose levels are set by name, and repr show the original name.
+    original = pool_class.replaces if issubclass(pool_class, DeadlineQueuePool) else pool_class
+    attributes = {"__module__": original.__module__, "__qualname__": original.__qualname__, _COUNTED: True}
     if issubclass(pool_class, DeadlineQueuePool):
-        return type(pool_class.__name__, (pool_class,), {**attributes, "events": events})
+        return type(original.__name__, (pool_class,), {**attributes, "events": events})
     opening = events.opening
 
     def give_back(pool: Any, record: Any) -> None:

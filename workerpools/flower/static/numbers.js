@@ -26,6 +26,11 @@ export function acquisitions(resources) {
     return ["reused", "opened"].map((name) => known.reduce((sum, each) => sum + value(each, name), 0));
 }
 
+/** Returns the reasons for which a resource's connections were closed, as text. */
+export function closings(resource) {
+    return Object.entries(resource.closed || {}).map(([reason, n]) => `${reason} ${count(n)}`).join(", ");
+}
+
 /** Returns the fraction of acquisitions that reused a connection, from 0 to 1; null before the first. */
 export function reuseRatio(reused, opened) {
     return reused + opened ? reused / (reused + opened) : null;
@@ -87,6 +92,13 @@ const TROUBLES = [
 
 /** Returns [name, text, details] for each count of troubles that is not 0. */
 export function troubles(resource) {
+    const stale = resource.closed ? resource.closed.stale || 0 : 0;
+    // What a restart or reload of the server leaves, also where it was found before use and nothing failed.
+    const closed = stale ? [["stale", plural(stale, "stale connection"), "closed by their server"]] : [];
+    return [...closed, ...counted(resource)];
+}
+
+function counted(resource) {
     return TROUBLES.filter(([name]) => value(resource, name)).map(([name, one, many]) => {
         const found = resource[name];
         const details = typeof found === "object" ? Object.entries(found).map(([kind, n]) => `${kind} ${n}`) : [];
@@ -94,7 +106,7 @@ export function troubles(resource) {
     });
 }
 
-// The numbers seen by this page: enough for a sparkline, lost with the page.
+// What this page has seen of each row: enough for a sparkline, lost with the page.
 
 const LENGTH = 60;
 // A short history does not fill the whole width, or it would look like a long one.
@@ -107,20 +119,26 @@ export class History {
         this.rows = new Map();
     }
 
-    /** Appends a number to a key's history; returns the history, oldest first. */
-    add(key, number) {
-        const row = this.rows.get(key) || [];
-        row.push(number);
-        if (row.length > LENGTH) {
-            row.shift();
+    /**
+     * Appends the rate at which a counter has grown, per second.
+     *
+     * The first rate of a key is that since `started`, so that a run shorter than the page's interval is seen, too.
+     */
+    add(key, total, taken, started) {
+        const row = this.rows.get(key) || { rates: [], total: 0, taken: started };
+        if (row.taken && taken > row.taken) {
+            // A worker that was started again counts from 0.
+            row.rates.push(Math.max(0, total - row.total) / (taken - row.taken));
         }
-        this.rows.set(key, row);
-        return row;
+        if (row.rates.length > LENGTH) {
+            row.rates.shift();
+        }
+        this.rows.set(key, { rates: row.rates, total, taken });
     }
 
-    /** Returns a key's history. */
+    /** Returns a key's rates, oldest first. */
     of(key) {
-        return this.rows.get(key) || [];
+        return this.rows.has(key) ? this.rows.get(key).rates : [];
     }
 
     /** Drops every key that is not in `keys`. */
@@ -134,11 +152,13 @@ export class History {
 }
 
 /** Returns the line of a sparkline and the area below it, as path data; the newest number is at the right edge. */
-export function sparkline(numbers, top) {
-    if (numbers.length < 2) {
+export function sparkline(seen) {
+    if (!seen.length) {
         return ["", ""];
     }
-    const scale = Math.max(top, ...numbers) || 1;
+    // One number is a line, too.
+    const numbers = seen.length === 1 ? [seen[0], seen[0]] : seen;
+    const scale = Math.max(...numbers) || 1;
     const step = WIDTH / (Math.max(numbers.length, SHORT) - 1);
     const points = numbers.map((number, n) => {
         const x = WIDTH - (numbers.length - 1 - n) * step;

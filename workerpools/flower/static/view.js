@@ -2,7 +2,8 @@
 // one per process.
 
 import {
-    acquisitions, age, count, History, longestWait, percent, plural, reuseRatio, seconds, sparkline, troubles, value,
+    acquired, acquisitions, age, closings, count, History, longestWait, percent, plural, reuseRatio, seconds, sparkline,
+    troubles, value,
 } from "./numbers.js";
 
 // The number of processes up to which they are shown without a click.
@@ -54,8 +55,9 @@ export class View {
                 for (const resource of group.resources) {
                     const key = rowKey(worker, group, resource);
                     keys.add(key);
-                    if (fresh) {
-                        this.history.add(key, value(resource, "in_use"));
+                    if (fresh && acquired(resource)) {
+                        const [reused, opened] = acquisitions([resource]);
+                        this.history.add(key, reused + opened, group.taken, group.started);
                     }
                 }
             }
@@ -77,6 +79,7 @@ export class View {
         keyed(byId("wp-workers"), shown.map((worker) => ({ ...worker, key: worker.name })), () => this.makeWorker(),
             (card, worker) => this.drawWorker(card, worker));
         this.drawEmpty(shown.length, wanted);
+        show(byId("wp-budget"), shown.some(paysForReplays));
         show(byId("wp-without"), workers.length > 0 && without.length > 0);
         text(byId("wp-without"), `Without a WorkerPools: ${without.join(", ")}`);
     }
@@ -90,7 +93,7 @@ export class View {
         text(byId("wp-in-use"), limited ? `${count(sum("in_use"))} of ${count(sum("limit"))}` : count(sum("in_use")));
         const more = headRoom(workers);
         text(byId("wp-open"), `${count(sum("open"))} open, ${count(sum("idle"))} idle`
-            + (more === null ? "" : `, at most ${count(more)} more`));
+            + `${more === null ? "" : `, at most ${count(more)} more`}, ${count(sum("opened"))} opened since start`);
         attribute(byId("wp-open"), "title", more === null ? null : `${CEILING} have ${count(more)} left. ${ASK}`);
         text(byId("wp-pending"), count(sum("pending")));
         text(byId("wp-longest-wait"), `longest wait ever ${seconds(waits.length ? Math.max(...waits) : null)}`);
@@ -290,13 +293,16 @@ function groupsOf(worker, processesShown) {
                 title: `All processes${which}`,
                 facts: [],
                 pid: null,
+                taken: snapshot.taken,
+                // Children that have gone have counted, too.
+                started: snapshot.past.length ? 0 : Math.min(...snapshot.processes.map((each) => each.started)),
                 resources: snapshot.totals,
                 ceilings: ceilingsOf(snapshot),
             });
         }
         if (alone || processesShown) {
             groups.push(...snapshot.processes.map((process) => ({
-                ...processGroup(process, Math.max(0, snapshot.taken - process.published) + worker.age, n),
+                ...processGroup(process, snapshot.taken, worker.age, n),
                 title: `Process ${process.pid}${alone ? which : ""}`,
                 ceilings: alone ? ceilingsOf(snapshot) : new Map(),
             })));
@@ -305,13 +311,21 @@ function groupsOf(worker, processesShown) {
     return groups;
 }
 
-function processGroup(process, published, n) {
+/** Returns whether a process of the worker is shown with a retry budget. */
+function paysForReplays(worker) {
+    return worker.status !== "offline"
+        && worker.snapshots.some((snapshot) => snapshot.processes.some((process) => process.capacity));
+}
+
+function processGroup(process, taken, since, n) {
     const facts = [process.index === null ? "main process" : `child ${process.index}`];
     if (process.capacity) {
         facts.push(`retry budget ${count(process.tokens)} of ${count(process.capacity)}`);
     }
-    if (process.published) {
-        facts.push(`published ${age(published)} ago`);
+    if (process.last_task) {
+        facts.push(`last task ${age(Math.max(0, taken - process.last_task) + since)} ago`);
+    } else if (process.last_task === 0) {
+        facts.push("no task yet");
     }
     if (process.overflow) {
         facts.push(`${plural(process.overflow, "resource")} not shown: no space in shared memory`);
@@ -323,6 +337,8 @@ function processGroup(process, published, n) {
         key: `${n}/${process.pid}`,
         facts,
         pid: process.pid,
+        taken,
+        started: process.started,
         resources: process.resources,
     };
 }
@@ -372,12 +388,14 @@ function fillRow(row, resource, history, most) {
     text(part(row, "open"), most ? `${count(open)} of ${count(most)}` : count(open));
     attribute(part(row, "open"), "title", most ? `${CEILING} hold ${count(most)} at most. ${ASK}` : null);
     text(part(row, "idle"), count(value(resource, "idle")));
+    text(part(row, "opened"), count(value(resource, "opened")));
+    attribute(part(row, "opened"), "title", closings(resource) && `closed: ${closings(resource)}`);
     text(part(row, "pending"), count(value(resource, "pending")));
     part(row, "pending").classList.toggle("wp-strong", value(resource, "pending") > 0);
     text(part(row, "longest_wait"), seconds(longestWait(resource)));
     const [reused, opened] = acquisitions([resource]);
     text(part(row, "reused"), percent(reuseRatio(reused, opened)));
-    attribute(part(row, "reused"), "title", `${count(reused)} reused, ${count(value(resource, "opened"))} opened`);
+    attribute(part(row, "reused"), "title", `${count(reused)} of ${plural(reused + opened, "acquisition")}`);
     fillTroubles(part(row, "trouble"), resource);
 }
 
@@ -391,10 +409,12 @@ function fillUse(row, inUse, limit, history) {
     if (part(bar, "fill").style.width !== width) {
         part(bar, "fill").style.width = width;
     }
-    const [line, area] = sparkline(history, limit);
+    const [line, area] = sparkline(history);
     attribute(part(row, "line"), "d", line);
     attribute(part(row, "area"), "d", area);
-    text(part(row, "history"), history.length > 1 ? `, at most ${count(Math.max(...history))} while this page was open` : "");
+    const most = history.length ? `at most ${count(Number(Math.max(...history).toPrecision(2)))} acquisitions per second` : "";
+    text(part(row, "history"), most && `, ${most}`);
+    attribute(part(row, "use"), "title", most || null);
 }
 
 function fillTroubles(cell, resource) {
