@@ -45,7 +45,8 @@ class ShopTask(PooledTask):
     abstract = True
 
     api = pools.add(HttpxClient(base_url=settings.upstream_url))
-    db = pools.add(SQLAlchemyEngine(settings.database_url))
+    # These tasks have no time limit, so nothing else ends a statement that waits for a lock.
+    db = pools.add(SQLAlchemyEngine(settings.database_url, connect_args={"options": "-c statement_timeout=30s"}))
     session = TaskSession(db)
     carrier = pools.add(RequestsSession(settings.upstream_url))
     cache = pools.add(RedisClient(settings.redis_url, client_name=settings.client_name))

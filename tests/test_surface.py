@@ -39,6 +39,7 @@ def test_exported_members() -> None:
         "RetryPolicy",
         "WorkerPools",
         "WorkerPoolsError",
+        "check",
         "classify",
     ]
     assert workerpools.adapter.__all__ == [
@@ -58,6 +59,7 @@ def test_exported_members() -> None:
         "FunctionAdapter",
         "Lease",
         "Lifetime",
+        "Limit",
         "Opening",
         "Overridable",
         "Phase",

@@ -27,6 +27,7 @@ __all__ = [
     "RetryPolicy",
     "WorkerPools",
     "WorkerPoolsError",
+    "check",
     "classify",
 ]
 

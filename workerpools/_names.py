@@ -2,6 +2,7 @@
 
 from workerpools._celery.pools import WorkerPools as WorkerPools
 from workerpools._celery.task import PooledTask as PooledTask
+from workerpools._check.checking import check as check
 from workerpools._pools.adapter import Adapter as Adapter
 from workerpools._pools.resource import Resource as Resource
 from workerpools._run.deadline import Deadline as Deadline

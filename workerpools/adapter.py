@@ -21,6 +21,8 @@ method           called                                 in the process          
 ``attached``     after ``on_open``, and once replaced   each that has a value               the task's
 ``classify``     after an attempt failed                each                                the task's
 ``close``        at shutdown, or once replaced          each that has a value               one of its own
+``capacity``     when statistics are asked for          a worker's main process             any
+``limits``       by ``celery pools budget``             one that runs no tasks              one of its own
 ``describe``     for messages                           any                                 any
 ===============  =====================================  ==================================  =======================
 
@@ -46,6 +48,7 @@ from typing import TypeVar
 
 from workerpools._pools.adapter import Adapter, Factory, FunctionAdapter, Opening
 from workerpools._pools.lifetime import Due, Lifetime, due
+from workerpools._pools.limits import Limit
 from workerpools._pools.resource import Overridable, Resource
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
@@ -83,6 +86,7 @@ __all__ = [
     "FunctionAdapter",
     "Lease",
     "Lifetime",
+    "Limit",
     "Opening",
     "Overridable",
     "Phase",

@@ -23,7 +23,7 @@ import workerpools.sqlalchemy
 import workerpools.testing
 from demo_tasks.runner.screen import Screen
 from demo_tasks.summary import Summary
-from tests.docs import alerts_page, demo_picture, exporter_pages, settings_page, statistics_page
+from tests.docs import alerts_page, check_page, demo_picture, exporter_pages, settings_page, statistics_page
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import all_settings
@@ -93,6 +93,12 @@ def test_settings_page_is_up_to_date() -> None:
     """The table is what the code says; `python -m tests.docs.settings_page` writes it."""
     text = settings_page.PAGE.read_text(encoding="utf-8")
     assert text == settings_page.written(text)
+
+
+def test_check_page_is_up_to_date() -> None:
+    """The table is what the code says; `python -m tests.docs.check_page` writes it."""
+    text = check_page.PAGE.read_text(encoding="utf-8")
+    assert text == check_page.written(text)
 
 
 def test_statistics_page_is_up_to_date() -> None:

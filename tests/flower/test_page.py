@@ -47,7 +47,9 @@ def two_workers() -> dict[str, Any]:
             resource("db", open=1, limit=2, opened=1, reused=655, acquire_wait=0.02),
         )
         past = (resource("db", opened=4, reused=1200, leaks=1),)
-        return told(worker_stats(process(4001, 0, http, db), process(4002, 1, *idle, tokens=498), past=past))
+        # A third child has opened nothing yet.
+        most = {"concurrency": 3, "ceilings": (("db", 2),)}
+        return told(worker_stats(process(4001, 0, http, db), process(4002, 1, *idle, tokens=498), past=past, **most))
 
     calm = worker_stats(
         process(5001, None, resource("cache", "", open=3, in_use=2, opened=3, reused=77)),
@@ -124,9 +126,10 @@ def test_normal(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         assert http[0] == "api http"
         assert http[2:] == ["3", http[3], "4", "0", "4 ms", "99 %", "none"]
         assert db[0] == "db database"
-        assert db[2:] == ["3", db[3], "7", "0", "310 ms", "99 %", "1 failure,1 replay,1 leak"]
+        assert db[2:] == ["3 of 6", db[3], "7", "0", "310 ms", "99 %", "1 failure,1 replay,1 leak"]
         assert [row[0] for row in cells(page, "celery@shop-1", "Process 4001")] == ["api http", "db database"]
         assert cells(page, "celery@shop-1", "Process 4002")[1][1].startswith("0 of 2 · 0 % , at most 1.1 acquisitions")
+        assert cells(page, "celery@shop-1", "Process 4002")[1][2] == "1"
         # Without a limit there is no utilisation; a process without children has no rows of children.
         ((name, used, *_),) = cells(page, "celery@shop-2", "Process 5001")
         assert (name, used.partition(" ")[0]) == ("cache", "2")
@@ -135,7 +138,7 @@ def test_normal(page: Browser, flower: NewFlower, broker_url: str, pictures: Pat
         text = page.text("main")
         assert re.search(r"child 1 · retry budget 498 of 500 · last task \d+ s ago", text)
         assert "A process without enough of them replays nothing." in text
-        assert re.search(r"open, \d+ idle, 14 opened since start", text)
+        assert re.search(r"9 open, \d+ idle, at most 3 more, 14 opened since start", text)
         assert "prefork · 2 processes" in text
         assert page.text("#wp-alert-count") == "0"
         points = page.evaluate("document.querySelector('.wp-spark-line').getAttribute('d').split('L').length")

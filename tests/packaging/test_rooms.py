@@ -25,6 +25,7 @@ CORE = ("_process", "_run", "_stats", "_pools", "_text", "_values", "errors", "a
 #: Which third-party packages each room may import; the others import the standard library alone.
 LIBRARIES = {
     "_celery": {"celery", "kombu", "billiard", "click", "rich"},
+    "_check": {"celery", "click"},
     "bases": {"httpx", "sqlalchemy"},
     "django": {"celery", "django"},
     "fastapi": {"fastapi"},

@@ -64,7 +64,8 @@ def test_the_document_has_every_number() -> None:
     assert (told["version"], told["taken"], told["missing"]) == (1, NOW + 0.123, ["c@h", "d@h"])
     assert list(told["workers"]) == ["a@h", "b@h"]
     (stats,) = told["workers"]["b@h"]
-    assert {"pid", "execution_pool", "unseen", "processes", "totals", "alerts", "taken"} == set(stats)
+    facts = {"pid", "execution_pool", "concurrency", "ceilings", "unseen", "alerts", "taken"}
+    assert {*facts, "processes", "totals"} == set(stats)
     api = stats["totals"]["api"]
     assert set(api) == {"kind", "utilisation", "reuse_ratio", *(each.name for each in DEFINITIONS)}
     assert (api["utilisation"], api["reuse_ratio"], api["pending"], api["leaks"]) == (1.0, 0.9, 3, 0)

@@ -93,6 +93,8 @@ def worker(processes: int = 2) -> WorkerStats:
         taken=1000.0,
         pid=1,
         execution_pool="prefork",
+        concurrency=4,
+        ceilings=(("db", 2), ("cache", 0)),
         processes=tuple(
             ProcessStats(10 + n, n, 900.0, 999.5, 495, 500, 1, n == 1, (stats("api", opened=1), FULL))
             for n in range(processes)

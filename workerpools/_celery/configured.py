@@ -12,7 +12,9 @@ from celery import Celery, current_app
 from workerpools._celery.pools import WorkerPools
 from workerpools._celery.settings import read_settings
 from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.limits import Limit
 from workerpools._pools.resource import Overridable, Resource
+from workerpools._pools.shared import ExecutionPool
 from workerpools._run.failure import Failure
 
 __all__ = ["ConfiguredResource"]
@@ -138,6 +140,12 @@ class _FromSettings(Adapter[T], Generic[T]):
 
     def attached(self, value: T) -> Iterable[tuple[str, object]]:
         return () if self._made is None else self._made.attached(value)
+
+    def capacity(self, execution_pool: ExecutionPool) -> int | None:
+        return self._adapter().capacity(execution_pool)
+
+    def limits(self, value: T, resource: str) -> Sequence[Limit]:
+        return () if self._made is None else self._made.limits(value, resource)
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         return None if self._made is None else self._made.classify(error, earlier)

@@ -116,13 +116,14 @@ def execution_pool(worker: Any) -> ExecutionPool:
     if isinstance(cls, str):
         cls = get_implementation(cls)
     kind = next((_KINDS[base.__module__] for base in cls.__mro__ if base.__module__ in _KINDS), "")
-    if kind in ("prefork", "solo"):
-        return ExecutionPool(kind, 1)
     if not kind:
         return UNKNOWN
     # With --autoscale the concurrency grows later, after the connection pools were sized.
-    sizes = [size for size in (worker.concurrency, getattr(worker, "max_concurrency", None)) if isinstance(size, int)]
-    return ExecutionPool(kind, max(sizes, default=None))
+    sizes = [getattr(worker, name, None) for name in ("concurrency", "max_concurrency")]
+    most = max((size for size in sizes if isinstance(size, int)), default=None)
+    if kind == "prefork":
+        return ExecutionPool(kind, 1, most or 1)
+    return ExecutionPool(kind, 1 if kind == "solo" else most)
 
 
 # By app, held weakly: a task knows its app but not its worker.

@@ -6,6 +6,7 @@ not.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,8 +57,20 @@ def _switch(value: object) -> bool:
     raise ValueError("True or False")
 
 
+def _reasons(value: object) -> dict[str, str]:
+    wanted = 'a dictionary of codes and reasons, or the same as JSON: {"WP203": "the catalogue is ours"}'
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, Mapping) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+        raise ValueError(wanted)
+    return {code: found[code] for code in found}
+
+
 SETTINGS = (
     Setting("replay", _switch, "Whether any body runs again; False turns it off for the whole app (True)."),
+    Setting("check_ignore", _reasons, "Codes that `celery pools check` leaves out, each with a reason (none)."),
     Setting("close_timeout", timeout, "Time limit for closing at shutdown, in seconds (5)."),
     Setting("retry_budget", whole(0), "Replay tokens per process: a replay takes 5, after a timeout 10 (500)."),
     Setting("deadline_margin", time_or_none, "Time between a task's deadline and its time limit, in seconds (0.1)."),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from workerpools._pools.limits import Limit
 from workerpools._pools.settings import Setting
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
 from workerpools._process import event_loop
@@ -445,6 +446,41 @@ class Adapter(Protocol[T]):
 
         Returns:
             Pairs of a name for messages and the attached object, which is compared by ``==``.
+        """
+        return ()
+
+    def capacity(self, execution_pool: ExecutionPool) -> int | None:
+        """Return the most connections that one process may have open to the server at a time.
+
+        From the declaration alone: called in a worker's main process and by ``celery pools budget``, without a value.
+
+        Args:
+            execution_pool: The execution pool of the process.
+
+        Returns:
+            The number; 0 if nothing limits it; None if there is no server that counts them.
+
+        Raises:
+            Exception: Logged, and treated like None.
+        """
+        return None
+
+    def limits(self, value: T, resource: str) -> Sequence[Limit]:
+        """Ask the server how many connections its clients may open.
+
+        Called by ``celery pools budget`` in a process of its own, in a thread that is given up after a while; never in
+        a worker.
+
+        Args:
+            value: The value.
+            resource: The resource's name.
+
+        Returns:
+            Every limit that these connections count against. One that cannot be found out has :attr:`Limit.unknown`.
+
+        Raises:
+            Exception: Told to the user as the reason for which the limits are unknown: by its type alone, as its text
+                may have secrets.
         """
         return ()
 

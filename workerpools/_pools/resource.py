@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overloa
 
 from workerpools._pools.adapter import Adapter, Opening
 from workerpools._pools.injection import Injected
-from workerpools._pools.shared import Shared
+from workerpools._pools.shared import ExecutionPool, Shared
 from workerpools._process import fork
 from workerpools._process.bounded import remaining, run_bounded
 from workerpools._process.descriptors import Descriptors
@@ -648,9 +648,27 @@ class Resource(Overridable[T]):
         return [*self._closing, *self._retired, *([self._live] if self._live is not None else [])]
 
     @property
+    def where(self) -> str:
+        """The class attribute that declares it, or its name."""
+        return self._where or self.name
+
+    @property
     def kind(self) -> str:
         """Its adapter's kind, such as ``http``; empty if unknown."""
         return str(getattr(self.adapter, "kind", ""))
+
+    def capacity(self, execution_pool: ExecutionPool) -> int | None:
+        """Return the most connections that one process has open at a time; see :meth:`Adapter.capacity`.
+
+        Args:
+            execution_pool: The execution pool of the process.
+        """
+        try:
+            return self.adapter.capacity(execution_pool)
+        except Exception:
+            # Asked for with every snapshot; what is wrong with the declaration is said when it is used.
+            logger.debug("the capacity of %r is unknown", self, exc_info=True)
+            return None
 
     @property
     def leak_after(self) -> float | None:

@@ -25,10 +25,12 @@ class ExecutionPool(NamedTuple):
     Attributes:
         kind: ``prefork``, ``solo``, ``threads``, ``gevent``, ``eventlet``, or an empty string outside a worker.
         concurrency: The number of concurrent tasks in this process; None if unknown.
+        processes: The most processes of the worker that run tasks.
     """
 
     kind: str = ""
     concurrency: int | None = None
+    processes: int = 1
 
 
 UNKNOWN = ExecutionPool()
@@ -59,8 +61,14 @@ class Shared:
             self.recycles,
             resources=self.by_name,
             budget=lambda: self.budget,
-            execution_pool=lambda: self.execution_pool.kind,
+            worker=self._worker,
         )
+
+    def _worker(self) -> tuple[str, int, tuple[tuple[str, int], ...]]:
+        found = self.execution_pool
+        ceilings = ((each.name, each.capacity(found)) for each in self.by_name())
+        concurrency = found.processes * (found.concurrency or 0)
+        return found.kind, concurrency, tuple((name, most) for name, most in ceilings if most is not None)
 
     def by_name(self) -> list[Any]:
         """Return the resources, sorted by name."""

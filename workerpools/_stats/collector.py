@@ -25,6 +25,8 @@ def assemble(
     own: ProcessStats,
     *,
     execution_pool: str,
+    concurrency: int = 0,
+    ceilings: tuple[tuple[str, int], ...] = (),
     alive: Callable[[int], bool],
     children: Collection[int],
     now: float,
@@ -37,6 +39,8 @@ def assemble(
         states: The published statistics of its children.
         own: The statistics of its main process, included if it has no children or has used a resource itself.
         execution_pool: The kind of its execution pool.
+        concurrency: The most tasks that it runs at a time.
+        ceilings: The most connections of one of its processes, by resource.
         alive: Returns whether the process with a given id is alive.
         children: The ids of its living children, as far as known.
         now: In seconds since the epoch.
@@ -61,6 +65,8 @@ def assemble(
         taken=now,
         pid=own.pid,
         execution_pool=execution_pool,
+        concurrency=concurrency,
+        ceilings=ceilings,
         processes=tuple(living),
         past=merged(past),
         unseen=len(set(children) - seen),
@@ -114,7 +120,7 @@ class Collector:
         recycles: Follows the recycle requests in shared memory.
         resources: Returns the resources: each with ``name``, ``kind``, ``meter``, and ``ask()`` to recycle it.
         budget: Returns this process's budget for replays.
-        execution_pool: Returns the kind of the worker's execution pool.
+        worker: Returns the kind of the worker's execution pool, its concurrency, and its processes' ceilings.
     """
 
     def __init__(
@@ -124,12 +130,12 @@ class Collector:
         *,
         resources: Callable[[], Sequence[Any]],
         budget: Callable[[], Budget],
-        execution_pool: Callable[[], str],
+        worker: Callable[[], tuple[str, int, tuple[tuple[str, int], ...]]],
     ) -> None:
         self._recycles = recycles
         self._resources = resources
         self._budget = budget
-        self._execution_pool = execution_pool
+        self._worker = worker
         self._started = time.time()
         self._slot: Slot | None = None
         self._board: Board | None = None
@@ -233,10 +239,13 @@ class Collector:
             children: The process ids of the worker's living children; None to include every living process.
         """
         alive = _lives if children is None else children.__contains__
+        execution_pool, concurrency, ceilings = self._worker()
         return assemble(
             [] if self._board is None else self._board.read(alive),
             self._own(),
-            execution_pool=self._execution_pool(),
+            execution_pool=execution_pool,
+            concurrency=concurrency,
+            ceilings=ceilings,
             alive=alive,
             children=children or (),
             now=time.time(),

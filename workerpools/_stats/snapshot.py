@@ -346,6 +346,8 @@ class WorkerStats:
         taken: The time of the snapshot, in seconds since the epoch.
         pid: The main process's id.
         execution_pool: ``prefork``, ``threads``, …; empty outside a worker.
+        concurrency: The most tasks that it runs at a time; 0 if unknown.
+        ceilings: The most connections that one of its processes opens to a server, by resource; 0 without a limit.
         processes: The living processes: the children, or the main process if tasks run there.
         past: The counters of the children that have ended, by resource; without gauges.
         unseen: The number of living children without statistics: shared memory had no room, or they are just starting.
@@ -355,10 +357,17 @@ class WorkerStats:
     taken: float
     pid: int
     execution_pool: str = ""
+    concurrency: int = 0
+    ceilings: tuple[tuple[str, int], ...] = ()
     processes: tuple[ProcessStats, ...] = ()
     past: tuple[ResourceStats, ...] = ()
     unseen: int = 0
     alerts: tuple[Alert, ...] = ()
+
+    @property
+    def most_processes(self) -> int:
+        """The most processes that run its tasks."""
+        return self.concurrency if self.execution_pool == "prefork" else 1
 
     def totals(self) -> tuple[ResourceStats, ...]:
         """Return the totals per resource over all processes of the worker, including those that have ended."""
@@ -371,6 +380,8 @@ class WorkerStats:
             "taken": round(self.taken, 3),
             "pid": self.pid,
             "execution_pool": self.execution_pool,
+            "concurrency": self.concurrency,
+            "ceilings": dict(self.ceilings),
             "unseen": self.unseen,
             "processes": [each.to_dict() for each in self.processes],
             "past": [each.to_dict() for each in self.past],
@@ -384,6 +395,8 @@ class WorkerStats:
             taken=float(data.get("taken", 0.0)),
             pid=int(data.get("pid", 0)),
             execution_pool=str(data.get("execution_pool", "")),
+            concurrency=int(data.get("concurrency", 0)),
+            ceilings=tuple((str(name), int(most)) for name, most in data.get("ceilings", {}).items()),
             processes=tuple(ProcessStats.from_dict(each) for each in data.get("processes", ())),
             past=tuple(ResourceStats.from_dict(each) for each in data.get("past", ())),
             unseen=int(data.get("unseen", 0)),

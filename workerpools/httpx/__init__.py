@@ -6,6 +6,7 @@ import asyncio
 import functools
 import importlib
 import inspect
+import math
 import os
 import socket
 import ssl
@@ -210,6 +211,14 @@ class _Declared(Adapter[C]):
         self._prepared = False
         # Weak: user code may close and drop a client.
         self._traffic: weakref.WeakKeyDictionary[C, Traffic] = weakref.WeakKeyDictionary()
+
+    @property
+    def keepalive_expiry(self) -> float | None:
+        """How long an idle connection is kept, in seconds; None where a transport of the user's decides."""
+        if self._transport is not None:
+            return None
+        expiry = KEEPALIVE_EXPIRY if self._limits is None else self._limits.keepalive_expiry
+        return math.inf if expiry is None else expiry
 
     def prepare(self) -> None:
         """Build the TLS context and trigger httpx's lazy imports, which make up most of a first client's cost."""

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workerpools.adapter import (
     WEEK,
     Adapter,
+    ExecutionPool,
     Failure,
     FailureKind,
     Lifetime,
+    Limit,
     Opening,
     Phase,
     Sent,
     Setting,
+    run_coroutine,
     seconds,
     whole,
 )
@@ -143,7 +146,7 @@ class _Declared(Adapter[C]):
     def open(self, opening: Opening) -> C:
         target = self._target
         driver = target.library
-        size = self._max_connections or max(10, opening.execution_pool.concurrency or 0)
+        size = self.capacity(opening.execution_pool)
         options = {**driver.quiet, **self._options}
         if "path" in options:
             options["connection_class"] = driver.unix
@@ -214,6 +217,39 @@ class _Declared(Adapter[C]):
         for name in ("execute_command", "pipeline", "parse_response"):
             if (replaced := vars(value).get(name)) is not None:
                 yield name, replaced
+
+    def capacity(self, execution_pool: ExecutionPool) -> int:
+        """Return ``max_connections``, or its default.
+
+        Args:
+            execution_pool: The execution pool of the process.
+        """
+        return self._max_connections or max(10, execution_pool.concurrency or 0)
+
+    def limits(self, value: C, resource: str) -> Sequence[Limit]:
+        """Ask the server for its ``maxclients``.
+
+        Args:
+            value: The client.
+            resource: The resource's name.
+        """
+        client: Any = value
+        server, name = self._target.shown, "maxclients"
+
+        async def asking() -> dict[str, Any]:
+            found: dict[str, Any] = {**await client.info("server"), **await client.info("clients")}
+            return found
+
+        try:
+            if self._asynchronous:
+                found = run_coroutine(asking())
+            else:
+                found = {**client.info("server"), **client.info("clients")}
+        except self._target.library.ResponseError as error:
+            return [Limit(server, name, server, unknown=f"the server refused INFO ({type(error).__name__})")]
+        most = found.get(name)
+        key, unknown = f"{found['run_id']} {name}", "" if most else "this version of the server does not tell"
+        return [Limit(server, name, key, most, open=found["connected_clients"] - 1, unknown=unknown)]
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # Everything else was classified when it was raised.

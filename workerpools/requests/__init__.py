@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import socket
 import ssl
@@ -219,6 +220,11 @@ class RequestsSession(Adapter[requests.Session]):
         self._socket_options: list[Any] = list(SOCKET_OPTIONS if sockets is None else sockets)
         # Weak: user code may close and drop a session.
         self._traffic: weakref.WeakKeyDictionary[requests.Session, Traffic] = weakref.WeakKeyDictionary()
+
+    @property
+    def keepalive_expiry(self) -> float:
+        """How long an idle connection is kept, in seconds."""
+        return math.inf if self._lifetime.max_idle is None else self._lifetime.max_idle
 
     def prepare(self) -> None:
         """Build the TLS context, which makes up most of a first request's cost."""

@@ -38,6 +38,7 @@ from workerpools.adapter import (
     ExecutionPool,
     Failure,
     Lifetime,
+    Limit,
     Opening,
     Setting,
     add_note,
@@ -57,6 +58,7 @@ from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, MYSQL_DRIVERS, check_a
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
 from workerpools.sqlalchemy._flight import RESETS, Flights
 from workerpools.sqlalchemy._greenlets import suit_greenlets
+from workerpools.sqlalchemy._limits import application_name, limits_of
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession, current_session
 from workerpools.sqlalchemy._statements import watch_statements
@@ -126,16 +128,6 @@ def connect_defaults(url: URL, *, resource: str, connect_timeout: float) -> dict
     else:
         wanted = {}
     return {key: value for key, value in wanted.items() if key not in url.query}
-
-
-def application_name(resource: str, pid: int) -> str:
-    """Return a connection's name on the server: ``workerpools db pid=4711``.
-
-    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and replaces non-ASCII characters by question marks. A long resource name
-    is truncated; the process id is not.
-    """
-    start, end = f"workerpools {resource}".encode("ascii", "replace").decode(), f" pid={pid}"
-    return start[: 63 - len(end)] + end
 
 
 def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict[str, Any]:
@@ -241,6 +233,17 @@ class _Declared(Adapter[E]):
     def _create(self, options: dict[str, Any]) -> E:
         raise NotImplementedError
 
+    @property
+    def bounds_statements(self) -> bool | None:
+        """Whether connections are opened with a bound on each statement; None if only the server knows."""
+        driver = self._url.get_driver_name()
+        if driver not in (*LIBPQ_DRIVERS, "asyncpg"):
+            return True if driver in MYSQL_DRIVERS else None
+        if self.on_open is not None or self._creator(self._options) is not None:
+            return None
+        given = {**self._url.query, **(self._options.get("connect_args") or {})}
+        return "command_timeout" in given or "statement_timeout" in repr(given)
+
     def _creator(self, options: dict[str, Any]) -> Callable[..., Any] | None:
         """Return the user's function that opens connections; None for none."""
         return options.get("creator")
@@ -288,7 +291,7 @@ class _Declared(Adapter[E]):
             raise ConfigurationError(f"SQLAlchemyEngine: {error}") from None
         engine = _synchronous(value)
         events.flights = flights = self._flights(opening)
-        opening.limited(_limit(engine, options))
+        opening.limited(_limit(options))
         if engine.dialect.driver == "asyncpg":
             from workerpools.sqlalchemy import _asyncpg
 
@@ -316,7 +319,7 @@ class _Declared(Adapter[E]):
         self._events[value] = events
         return value
 
-    def _connect_args(self, resource: str) -> dict[str, Any]:
+    def _arguments(self, resource: str) -> dict[str, Any]:
         """Return the driver's arguments: the user's, and our defaults for the others."""
         own = dict(self._options.get("connect_args") or {})
         found = connect_defaults(self._url, resource=resource, connect_timeout=self._connect_timeout)
@@ -326,16 +329,22 @@ class _Declared(Adapter[E]):
             given = named(self._dialect().import_dbapi(), given)
         if self._pgbouncer and self._url.get_driver_name() == "psycopg":
             found["prepare_threshold"] = None
+        if "server_settings" in own:
+            own["server_settings"] = {**found.get("server_settings", {}), **own["server_settings"]}
+        return {**{name: value for name, value in found.items() if name not in given}, **own}
+
+    def _connect_args(self, resource: str) -> dict[str, Any]:
+        """Return the driver's arguments, and the classes of its connections."""
+        found = self._arguments(resource)
         if self._url.get_driver_name() == "psycopg2":
             from workerpools.sqlalchemy._psycopg2 import FlightConnection, flying
 
-            own["connection_factory"] = flying(own.get("connection_factory", FlightConnection), False)
+            found["connection_factory"] = flying(found.get("connection_factory", FlightConnection), False)
         elif self._url.get_driver_name() == "asyncpg":
             from workerpools.sqlalchemy import _asyncpg
 
-            own["connection_class"] = _asyncpg.connection_class(own.get("connection_class", _asyncpg.DEFAULT))
-            own["server_settings"] = {**found["server_settings"], **own.get("server_settings", {})}
-        return {**{name: value for name, value in found.items() if name not in given}, **own}
+            found["connection_class"] = _asyncpg.connection_class(found.get("connection_class", _asyncpg.DEFAULT))
+        return found
 
     def _say_what_creator_drops(self, resource: str) -> None:
         if self._options.get("connect_args"):
@@ -393,6 +402,52 @@ class _Declared(Adapter[E]):
         if events is not None:
             events.recycle(value.pool, since)
         return events is not None
+
+    def capacity(self, execution_pool: ExecutionPool) -> int | None:
+        """Return ``pool_size + max_overflow``; None for a database in a file.
+
+        Args:
+            execution_pool: The execution pool of the process.
+        """
+        if self._url.get_backend_name() == "sqlite":
+            return None
+        return _limit({**self._pool_options(execution_pool), **self._options})
+
+    def limits(self, value: E, resource: str) -> Sequence[Limit]:
+        """Ask the server for its limits, and PgBouncer's console for its own.
+
+        Args:
+            value: The engine.
+            resource: The resource's name.
+        """
+        ask = partial(limits_of, resource=resource, pgbouncer=self._pgbouncer, console=self._console)
+
+        async def asking(engine: AsyncEngine) -> Sequence[Limit]:
+            async with engine.connect() as connection:
+                return await connection.run_sync(ask)
+
+        try:
+            if isinstance(value, AsyncEngine):
+                return run_coroutine(asking(value))
+            with value.connect() as connection:
+                return ask(connection)
+        except sqlalchemy.exc.DBAPIError as error:
+            # Drivers keep passwords out of their messages; this one is shown.
+            why = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+            if password := self._url.password:
+                why = why.replace(str(password), "***")
+            return [Limit(self._shown, "connections", self._shown, unknown=why)]
+
+    def _console(self, url: URL) -> Any:
+        """Connect to PgBouncer's console by the driver alone: it knows none of SQLAlchemy's questions."""
+        dialect = sqlalchemy.create_engine(url).dialect
+        positional, arguments = dialect.create_connect_args(url)
+        arguments.update(self._arguments("console"))
+        if self._credentials is not None:
+            arguments["user"], arguments["password"] = self._credentials()
+        connection: Any = dialect.connect(*positional, **arguments)
+        connection.autocommit = True
+        return connection
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # Only errors without an engine event. Another engine's errors are not ours to classify.
@@ -606,11 +661,12 @@ def _resets(given: Any) -> tuple[str, ...]:
     return tuple(statement.strip().rstrip(";") for statement in given)
 
 
-def _limit(engine: sqlalchemy.Engine, options: Mapping[str, Any]) -> int:
-    """Return the engine's maximum number of connections; 0 if unlimited or unknown."""
-    size = engine.pool.size() if isinstance(engine.pool, QueuePool) and "pool" not in options else 0
-    # SQLAlchemy's own default; the pool has no public attribute for it.
-    overflow = int(options.get("max_overflow", 10))
+def _limit(options: Mapping[str, Any]) -> int:
+    """Return the maximum number of connections of an engine with these options; 0 if unlimited or unknown."""
+    if "pool" in options or not issubclass(options["poolclass"], QueuePool):
+        return 0
+    # The defaults are SQLAlchemy's own.
+    size, overflow = int(options.get("pool_size", 5)), int(options.get("max_overflow", 10))
     return 0 if size == 0 or overflow < 0 else size + overflow
 
 

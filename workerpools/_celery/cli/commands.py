@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workerpools._celery.cli.table import Screen
     from workerpools._stats.report import Workers
 
-__all__ = ["pools"]
+__all__ = ["pools", "print_json", "screen_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +28,7 @@ hide_secrets()
 
 @click.group(name="pools")
 def pools() -> None:
-    """Inspect and recycle the connection pools of running workers."""
+    """Inspect and recycle the connection pools of running workers; check an app before it runs."""
 
 
 def _asking(command: F) -> F:
@@ -80,7 +80,7 @@ def status(
     """
     if as_json and watch:
         raise click.UsageError("--json prints a single document and cannot be combined with --watch.")
-    screen = None if as_json else _screen(no_color=ctx.obj.no_color, totals=totals)
+    screen = None if as_json else screen_of(no_color=ctx.obj.no_color, totals=totals)
     from workerpools._celery.cli.asking import ask
 
     def look() -> Answers:
@@ -95,7 +95,7 @@ def status(
     else:
         from workerpools._stats.report import document
 
-        _print_json(document(answers.snapshots(), answers.missing, time.time()))
+        print_json(document(answers.snapshots(), answers.missing, time.time()))
     answers.check()
 
 
@@ -119,7 +119,7 @@ def recycle(
     arguments = {} if name is None else {"name": name}
     answers = ask(ctx.obj.app, "pools_recycle", arguments=arguments, timeout=timeout, destination=destination)
     if as_json:
-        _print_json({"version": 1, "workers": dict(sorted(answers.replies.items())), "missing": [*answers.missing]})
+        print_json({"version": 1, "workers": dict(sorted(answers.replies.items())), "missing": [*answers.missing]})
     else:
         for worker in sorted(answers.replies.keys() - answers.refusals().keys()):
             names = answers.replies[worker].get("resources", ())
@@ -133,13 +133,15 @@ def _accepted(names: Collection[str]) -> str:
     return f"connections of {', '.join(names)} will be replaced on next use"
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
+    """Print a document."""
     import json
 
     click.echo(json.dumps(document, indent=2))
 
 
-def _screen(*, no_color: bool, totals: bool) -> Screen | PlainScreen:
+def screen_of(*, no_color: bool, totals: bool = False) -> Screen | PlainScreen:
+    """Return standard output: with colours where rich is installed."""
     try:
         from workerpools._celery.cli.table import Screen
     except ModuleNotFoundError as error:

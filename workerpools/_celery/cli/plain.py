@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 
 from workerpools._celery.cli.rows import LEFT, RESOURCE, Line, Section, sections
@@ -32,6 +32,10 @@ class PlainScreen:
         """Write a table per worker, once."""
         if workers:
             self._print(self._drawn(workers))
+
+    def show_sections(self, drawn: Iterable[Section]) -> None:
+        """Write other sections than those of workers, once."""
+        self._print(_text(drawn, shutil.get_terminal_size().columns))
 
     @contextmanager
     def watching(self) -> Generator[Callable[[Workers, str], None], None, None]:
@@ -63,8 +67,11 @@ def text(workers: Workers, *, width: int, now: float, totals: bool = False) -> s
         now: The current time, in seconds since the epoch.
         totals: Whether to show only the totals per worker.
     """
-    each = sections(workers, width=width, now=now, totals=totals)
-    return "\n\n".join("\n".join(_lines(section, width)) for section in each)
+    return _text(sections(workers, width=width, now=now, totals=totals), width)
+
+
+def _text(drawn: Iterable[Section], width: int) -> str:
+    return "\n\n".join("\n".join(_lines(section, width)) for section in drawn)
 
 
 def _lines(section: Section, width: int) -> Iterator[str]:

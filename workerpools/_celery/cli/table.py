@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -35,6 +35,10 @@ class Screen:
         if workers:
             self._console.print(self._drawn(workers))
 
+    def show_sections(self, drawn: Iterable[Section]) -> None:
+        """Write other sections than those of workers, once."""
+        self._console.print(_drawn(drawn))
+
     @contextmanager
     def watching(self) -> Generator[Callable[[Workers, str], None], None, None]:
         """Yield a function that shows the workers and an error message, in place of the previous output.
@@ -59,13 +63,17 @@ class Screen:
         self._console.file.flush()
 
     def _drawn(self, workers: Workers) -> RenderableType:
-        parts: list[RenderableType] = []
-        for section in sections(workers, width=self._console.width, now=time.time(), totals=self._totals):
-            parts += [""] if parts else []
-            parts.append(_text(section.title))
-            parts += [_table(section)] if section.rows else []
-            parts += map(_text, section.notes)
-        return Group(*parts)
+        return _drawn(sections(workers, width=self._console.width, now=time.time(), totals=self._totals))
+
+
+def _drawn(drawn: Iterable[Section]) -> RenderableType:
+    parts: list[RenderableType] = []
+    for section in drawn:
+        parts += [""] if parts else []
+        parts.append(_text(section.title))
+        parts += [_table(section)] if section.rows else []
+        parts += map(_text, section.notes)
+    return Group(*parts)
 
 
 def _table(section: Section) -> Table:

@@ -14,6 +14,10 @@ const HIGH = 0.8;
 
 const STATUS = { online: "online", silent: "not responding", offline: "offline" };
 
+// What the title of a number of open connections says, where servers count them.
+const CEILING = "The pools of all worker processes";
+const ASK = "What the server allows is not known here: celery pools budget asks it.";
+
 const byId = (id) => document.getElementById(id);
 
 export class View {
@@ -87,8 +91,10 @@ export class View {
         const waits = totals.map(longestWait).filter((each) => each !== null);
         const [reused, opened] = acquisitions(totals);
         text(byId("wp-in-use"), limited ? `${count(sum("in_use"))} of ${count(sum("limit"))}` : count(sum("in_use")));
-        text(byId("wp-open"), `${count(sum("open"))} open, ${count(sum("idle"))} idle, ${count(sum("opened"))} opened`
-            + " since start");
+        const more = headRoom(workers);
+        text(byId("wp-open"), `${count(sum("open"))} open, ${count(sum("idle"))} idle`
+            + `${more === null ? "" : `, at most ${count(more)} more`}, ${count(sum("opened"))} opened since start`);
+        attribute(byId("wp-open"), "title", more === null ? null : `${CEILING} have ${count(more)} left. ${ASK}`);
         text(byId("wp-pending"), count(sum("pending")));
         text(byId("wp-longest-wait"), `longest wait ever ${seconds(waits.length ? Math.max(...waits) : null)}`);
         text(byId("wp-reused"), percent(reuseRatio(reused, opened)));
@@ -251,6 +257,27 @@ function emptiness(workers, without, asked, problem, wanted) {
         : ["No worker has replied", "This page updates as soon as one does."];
 }
 
+/** Returns how many connections all processes of a worker may open, by resource; 0 without a limit. */
+function ceilingsOf(snapshot) {
+    const processes = snapshot.execution_pool === "prefork" ? snapshot.concurrency : 1;
+    return new Map(Object.entries(snapshot.ceilings || {}).map(([name, most]) => [name, most * processes]));
+}
+
+/** Returns how many more connections the workers may open to servers that count them; null if that is unknown. */
+function headRoom(workers) {
+    let left = null;
+    for (const snapshot of workers.flatMap((worker) => worker.snapshots)) {
+        const open = new Map(snapshot.totals.map((each) => [each.name, value(each, "open")]));
+        for (const [name, most] of ceilingsOf(snapshot)) {
+            if (!most) {
+                return null;
+            }
+            left = (left || 0) + Math.max(0, most - (open.get(name) || 0));
+        }
+    }
+    return left;
+}
+
 // The rows of a worker's table.
 
 /** Returns the groups of a worker: key, title, facts, resources, pid. */
@@ -270,12 +297,14 @@ function groupsOf(worker, processesShown) {
                 // Children that have gone have counted, too.
                 started: snapshot.past.length ? 0 : Math.min(...snapshot.processes.map((each) => each.started)),
                 resources: snapshot.totals,
+                ceilings: ceilingsOf(snapshot),
             });
         }
         if (alone || processesShown) {
             groups.push(...snapshot.processes.map((process) => ({
                 ...processGroup(process, snapshot.taken, worker.age, n),
                 title: `Process ${process.pid}${alone ? which : ""}`,
+                ceilings: alone ? ceilingsOf(snapshot) : new Map(),
             })));
         }
     });
@@ -328,7 +357,7 @@ function fillTable(table, worker, groups, history, alerts) {
         text(part(body, "facts"), [...group.facts, ...whole.map((alert) => `alert: ${ruleText(alert)}`)].join(" · "));
         const rows = group.resources.map((resource) => ({ ...resource, key: resource.name }));
         keyed(body, rows, () => make("wp-row"), (row, resource) => {
-            fillRow(row, resource, history.of(rowKey(worker, group, resource)));
+            fillRow(row, resource, history.of(rowKey(worker, group, resource)), group.ceilings.get(resource.name));
             const badges = about
                 .filter((alert) => alert.resource === resource.name)
                 .map((alert) => ({ ...alert, key: alert.rule }));
@@ -351,12 +380,13 @@ function badge() {
     return element;
 }
 
-function fillRow(row, resource, history) {
+function fillRow(row, resource, history, most) {
     const [open, inUse, limit] = ["open", "in_use", "limit"].map((name) => value(resource, name));
     text(part(row, "name"), resource.name);
     text(part(row, "kind"), resource.kind);
     fillUse(row, inUse, limit, history);
-    text(part(row, "open"), count(open));
+    text(part(row, "open"), most ? `${count(open)} of ${count(most)}` : count(open));
+    attribute(part(row, "open"), "title", most ? `${CEILING} hold ${count(most)} at most. ${ASK}` : null);
     text(part(row, "idle"), count(value(resource, "idle")));
     text(part(row, "opened"), count(value(resource, "opened")));
     attribute(part(row, "opened"), "title", closings(resource) && `closed: ${closings(resource)}`);

@@ -1,0 +1,1 @@
+"""The same app as it should be: nothing is found in it."""

@@ -1,0 +1,1 @@
+"""An app with one defect for each code, where a comment says so: ``# planted: WP201``."""

@@ -1,0 +1,222 @@
+"""The connection budget: what workers may open against what their servers allow. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from workerpools._check.findings import Code, Finding
+from workerpools._pools.limits import Limit
+
+__all__ = ["CODES", "UNKNOWN", "Ceiling", "Row", "Workers", "budget", "findings"]
+
+#: Returns the most connections of one process, by resource, execution pool, and tasks at a time in that process; 0 for
+#: no limit, None for a resource that no server counts.
+Ceiling = Callable[[str, str, int], "int | None"]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers that are alike.
+
+    Attributes:
+        count: How many.
+        kind: Their execution pool: ``prefork``, ``threads``, ….
+        concurrency: The most tasks that each runs at a time.
+        ceilings: The most connections of one process, by resource; 0 without a limit.
+        open: The connections that all of them have open now, by resource; None for workers that do not run yet.
+    """
+
+    count: int
+    kind: str
+    concurrency: int
+    ceilings: Mapping[str, int]
+    open: Mapping[str, int] | None = None
+
+    @property
+    def processes(self) -> int:
+        """The processes of all of them that run tasks."""
+        return self.count * (self.concurrency if self.kind == "prefork" else 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One limit, and what counts against it.
+
+    Attributes:
+        limit: The limit.
+        resources: The most connections of the workers, by resource; None without a limit.
+        sum: The most connections of all resources; None if one has no limit.
+        others: The connections of others that are open now; None if unknown.
+        head_room: What is left with every connection open; None if unknown.
+        largest: The highest concurrency of these workers that fits; 0 if none does, None if unknown or any.
+        largest_overlapping: The same with each worker twice, as while a rolling deploy replaces them.
+    """
+
+    limit: Limit
+    resources: Mapping[str, int | None]
+    sum: int | None
+    others: int | None
+    head_room: int | None
+    largest: int | None
+    largest_overlapping: int | None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the old and the new workers of a rolling deploy fit together."""
+        return self.head_room is None or self.sum is None or self.head_room >= self.sum
+
+
+def budget(workers: Sequence[Workers], limits: Mapping[str, Sequence[Limit]], ceiling: Ceiling) -> list[Row]:
+    """Return a row per limit, by server.
+
+    Args:
+        workers: The workers.
+        limits: The limits that each resource counts against, by resource; all of those of ``workers``.
+        ceiling: The declared ceilings, to try other concurrencies.
+    """
+    shared: dict[str, list[tuple[str, Limit]]] = {}
+    for resource, found in limits.items():
+        for each in found:
+            shared.setdefault(each.key, []).append((resource, each))
+    rows = [_row(workers, found, ceiling) for found in shared.values()]
+    order = list(dict.fromkeys(row.limit.server for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.limit.server))
+
+
+def _row(workers: Sequence[Workers], found: Sequence[tuple[str, Limit]], ceiling: Ceiling) -> Row:
+    names = [resource for resource, _ in found]
+    # Two roles may be kept from a different number of slots.
+    limit = max((each for _, each in found), key=lambda each: each.reserved)
+    resources = {name: _most(workers, name) for name in names}
+    known = [most for most in resources.values() if most is not None]
+    total = sum(known) if len(known) == len(resources) else None
+    others = None
+    if limit.open is not None:
+        running = [each.open for each in workers if each.open is not None]
+        ours = (
+            sum(opened.get(name, 0) for opened in running for name in names)
+            if running
+            else sum(each.own for _, each in found)
+        )
+        others = max(0, limit.open - ours)
+    if limit.most is None or total is None:
+        return Row(limit, resources, total, others, None, None, None)
+    left = limit.most - limit.reserved - (others or 0)
+    largest = [_largest(workers, names, left // times, ceiling) for times in (1, 2)]
+    return Row(limit, resources, total, others, left - total, *largest)
+
+
+def _most(workers: Iterable[Workers], resource: str) -> int | None:
+    """Return what all workers may open of a resource; None without a limit."""
+    found = [(each.processes, each.ceilings[resource]) for each in workers if resource in each.ceilings]
+    return None if any(most == 0 for _, most in found) else sum(count * most for count, most in found)
+
+
+def _largest(workers: Sequence[Workers], names: Sequence[str], left: int, ceiling: Ceiling) -> int | None:
+    """Return the highest concurrency with which ``left`` connections suffice; None if every one does, or none is known.
+
+    Workers that run one task at a time, ``solo``, stay as they are.
+    """
+
+    def needed(concurrency: int) -> int:
+        total = 0
+        for each in workers:
+            size = 1 if each.kind == "solo" else concurrency
+            processes = each.count * (size if each.kind == "prefork" else 1)
+            for name in each.ceilings.keys() & set(names):
+                most = ceiling(name, each.kind, 1 if each.kind == "prefork" else size)
+                # Not declared here: what the worker says of itself holds at least for the concurrency that it has.
+                total += processes * (each.ceilings[name] if most is None else most)
+        return total
+
+    if needed(1) > max(left, 0):
+        return 0
+    # A process needs one connection at least, unless its number does not depend on the concurrency.
+    fits, above = 1, max(left, 0) + 1
+    if needed(above) <= left:
+        return None
+    while above - fits > 1:
+        middle = (fits + above) // 2
+        if needed(middle) <= left:
+            fits = middle
+        else:
+            above = middle
+    return fits
+
+
+OVER = Code(
+    "WP401",
+    "error",
+    "The workers may open more connections than the server allows",
+    "Under load the server refuses the connections above the limit, to other applications as well as to tasks: "
+    "PostgreSQL with “too many clients already” or “remaining connection slots are reserved”.",
+    "Lower the concurrency or the number of workers, give the engine a smaller pool_size and max_overflow=0, put "
+    "PgBouncer before the server, or raise its limit.",
+    "celery -A shop pools check --budget --workers 20 --concurrency 8    # 20 × 8 × 2 connections, of 100",
+)
+OVERLAP = Code(
+    "WP402",
+    "warning",
+    "A rolling deploy has no room: old and new workers at once need more connections than there are",
+    "While a deploy starts new workers before the old ones have ended, both hold connections.",
+    "Lower the concurrency to what the table names for a deploy, stop the old workers first, or raise the limit.",
+    "celery -A shop pools check --budget --workers 4 --concurrency 8     # 64 connections of 97, and 64 more",
+)
+UNKNOWN = Code(
+    "WP403",
+    "hint",
+    "The connection budget of a resource is not known",
+    "Nobody knows whether the workers fit before the server refuses them.",
+    "Let the role see the limit (a stats user of PgBouncer, say), give the pool an upper bound, or name the workers "
+    "with --workers and --concurrency where none run.",
+    "engine = SQLAlchemyEngine(url, max_overflow=-1)",
+)
+CODES = (OVER, OVERLAP, UNKNOWN)
+
+
+def findings(rows: Iterable[Row], places: Mapping[str, str]) -> list[Finding]:
+    """Return what is wrong with a budget.
+
+    Args:
+        rows: The budget.
+        places: Where each resource is declared.
+    """
+    found = []
+    for row in rows:
+        limit = row.limit
+        where = ", ".join(places.get(name, name) for name in row.resources)
+        which = f"{limit.name} of {limit.server}"
+        if limit.waits:
+            # More clients than server connections are what PgBouncer is for.
+            continue
+        if limit.most is None:
+            found.append(UNKNOWN.at(where, f"{which} is not known: {limit.unknown}"))
+        elif row.sum is None:
+            unbounded = ", ".join(name for name, most in row.resources.items() if most is None)
+            found.append(UNKNOWN.at(where, f"nothing limits the connections of {unbounded} but {which}, {limit.most}"))
+        elif row.head_room is not None and row.head_room < 0:
+            found.append(OVER.at(where, f"{_arithmetic(row)}: {-row.head_room} too many; {_advice(row.largest)}"))
+        elif not row.overlaps:
+            found.append(
+                OVERLAP.at(
+                    where,
+                    f"{_arithmetic(row)}: {row.head_room} are left, and a deploy needs {row.sum}; "
+                    f"{_advice(row.largest_overlapping)}",
+                )
+            )
+    return found
+
+
+def _arithmetic(row: Row) -> str:
+    limit = row.limit
+    less = [f"{limit.reserved} reserved"] if limit.reserved else []
+    less += [f"{row.others} in use by others"] if row.others else []
+    but = f", less {' and '.join(less)}" if less else ""
+    return f"the workers may open {row.sum} connections; {limit.name} of {limit.server} is {limit.most}{but}"
+
+
+def _advice(largest: int | None) -> str:
+    if largest is None:
+        return "the concurrency does not matter"
+    return f"the largest concurrency that fits is {largest}" if largest else "no concurrency fits so many workers"

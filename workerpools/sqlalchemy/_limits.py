@@ -1,0 +1,197 @@
+"""What a database server, or the PgBouncer before it, says of the connections that its clients may open."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy.engine import URL
+
+from workerpools.adapter import Limit
+
+__all__ = ["application_name", "limits_of"]
+
+#: How long the server may take over each question, in milliseconds.
+_PATIENCE = 5000
+
+# PostgreSQL documentation, "Connections and Authentication". A superuser is held to no limit but max_connections
+# (CheckMyDatabase() and InitializeSessionUserId() in its source). The time of its start tells a server from its
+# standbys.
+_POSTGRESQL = """
+SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int,
+       coalesce(current_setting('reserved_connections', true), '0')::int,
+       (SELECT count(*) FROM pg_roles
+        WHERE rolname = 'pg_use_reserved_connections' AND pg_has_role(session_user, oid, 'USAGE')),
+       r.rolsuper, r.rolconnlimit, d.datconnlimit, r.rolname, d.datname, current_setting('server_version'),
+       (SELECT system_identifier FROM pg_control_system()) || ' ' || extract(epoch FROM pg_postmaster_start_time()),
+       pg_backend_pid()
+FROM pg_roles r, pg_database d
+WHERE r.rolname = session_user AND d.datname = current_database()
+"""
+# Everybody may see these columns of every session ("pg_stat_activity"), but not what kind of session another's is.
+_SESSIONS = """
+SELECT usename, datname, application_name, count(*)
+FROM pg_stat_activity
+WHERE usename IS NOT NULL AND datname IS NOT NULL AND pid <> pg_backend_pid()
+      AND coalesce(backend_type, 'client backend') = 'client backend'
+GROUP BY 1, 2, 3
+"""
+
+
+def application_name(resource: str, pid: int) -> str:
+    """Return a connection's name on the server: ``workerpools db pid=4711``.
+
+    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and replaces non-ASCII characters by question marks. A long resource name
+    is truncated; the process id is not.
+    """
+    start, end = f"workerpools {resource}".encode("ascii", "replace").decode(), f" pid={pid}"
+    return start[: 63 - len(end)] + end
+
+
+def limits_of(
+    connection: sqlalchemy.Connection, resource: str, *, pgbouncer: bool, console: Callable[[URL], Any]
+) -> list[Limit]:
+    """Ask the server for its limits.
+
+    Args:
+        connection: A connection of the engine.
+        resource: The resource's name.
+        pgbouncer: Whether PgBouncer is declared to stand before the server.
+        console: Connects to a URL with the engine's arguments; returns the driver's connection, in autocommit mode.
+
+    Returns:
+        The limits.
+
+    Raises:
+        Exception: Any error of SQLAlchemy.
+    """
+    url, backend = connection.engine.url, connection.dialect.name
+    at = f"{url.host or 'a local socket'}{f':{url.port}' if url.port else ''}"
+    if backend == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_PATIENCE}")
+        asked = connection.exec_driver_sql(_POSTGRESQL).one()
+        if pgbouncer or _behind_pooler(connection, asked[-1]):
+            return _pgbouncer(console, url, at)
+        sessions = connection.exec_driver_sql(_SESSIONS).all()
+        return _postgresql(asked, sessions, at, resource)
+    if backend in ("mysql", "mariadb"):
+        return _mysql(connection, at)
+    unknown = f"workerpools cannot ask {backend} for it"
+    return [Limit(f"{backend} at {at}", "connections", f"{backend} {at}", unknown=unknown)]
+
+
+def _behind_pooler(connection: sqlalchemy.Connection, pid: int) -> bool:
+    # A pooler gives its clients keys of its own for cancelling, with a process id that is none.
+    driver = connection.connection.driver_connection
+    told = getattr(getattr(driver, "info", None), "backend_pid", None)
+    return told is not None and told != pid
+
+
+def _postgresql(asked: Sequence[Any], sessions: Sequence[Any], at: str, resource: str) -> list[Limit]:
+    most, for_superusers, for_others, uses_reserved, superuser, of_role, of_database, *named = asked
+    role, database, version, key, _ = named
+    server = f"PostgreSQL {version.split()[0]} at {at}"
+    reserved = 0 if superuser else for_superusers + (0 if uses_reserved else for_others)
+
+    def limit(name: str, most: int, reserved: int, counts: Callable[[Any], bool]) -> Limit:
+        counted = [each for each in sessions if counts(each)]
+        own = [each for each in counted if each[:2] == (role, database) and _is_own(each[2], resource)]
+        clients: dict[str, int] = {}
+        for user, _, name_of_it, count in counted:
+            who = f"{user} ({_shown(name_of_it)})" if name_of_it else str(user)
+            clients[who] = clients.get(who, 0) + count
+        ranked = sorted(clients.items(), key=lambda pair: (-pair[1], pair[0]))
+        total, ours = sum(each[3] for each in counted), sum(each[3] for each in own)
+        return Limit(server, name, f"{key} {name}", most, reserved, total, ours, tuple(ranked))
+
+    found = [limit("max_connections", most, reserved, lambda session: True)]
+    if of_role >= 0 and not superuser:
+        found.append(limit(f"role {role}", of_role, 0, lambda session: session[0] == role))
+    if of_database >= 0 and not superuser:
+        found.append(limit(f"database {database}", of_database, 0, lambda session: session[1] == database))
+    return found
+
+
+_OURS = re.compile(r"(?P<who>workerpools .*) pid=(?P<pid>\d+)")
+
+
+def _is_own(name: str, resource: str) -> bool:
+    found = _OURS.fullmatch(name or "")
+    return found is not None and name == application_name(resource, int(found["pid"]))
+
+
+def _shown(name: str) -> str:
+    found = _OURS.fullmatch(name)
+    return "".join(each if each.isprintable() else "?" for each in (found["who"] if found else name))
+
+
+def _mysql(connection: sqlalchemy.Connection, at: str) -> list[Limit]:
+    # The session's max_user_connections is that of its account, or the server's ("Setting Account Resource Limits").
+    # One more connection than max_connections is for administrators.
+    version, host, port, most, of_user, user = connection.exec_driver_sql(
+        "SELECT @@version, @@hostname, @@port, @@max_connections, @@session.max_user_connections, CURRENT_USER()"
+    ).one()
+    (_, count) = connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'").one()
+    # Without the privilege PROCESS these are those of this user alone.
+    clients = connection.exec_driver_sql(
+        "SELECT user, count(*) FROM information_schema.processlist WHERE id <> CONNECTION_ID()"
+        " AND user NOT IN ('system user', 'event_scheduler') GROUP BY 1 ORDER BY 2 DESC, 1"
+    ).all()
+    server = f"{'MariaDB' if 'mariadb' in version.lower() else 'MySQL'} {version.split('-')[0]} at {at}"
+    key, ranked = f"{host}:{port}", tuple((str(name), int(number)) for name, number in clients)
+    found = [Limit(server, "max_connections", f"{key} max_connections", int(most), 0, int(count) - 1, 0, ranked)]
+    if of_user:
+        name = user.partition("@")[0]
+        own = tuple(pair for pair in ranked if pair[0] == name)
+        opened = sum(number for _, number in own)
+        found.append(Limit(server, f"user {name}", f"{key} user {user}", int(of_user), 0, opened, 0, own))
+    return found
+
+
+def _pgbouncer(console: Callable[[URL], Any], url: URL, at: str) -> list[Limit]:
+    """Ask PgBouncer's console ("Admin console" in its documentation) with the same user, as one of its stats_users."""
+    server, user, database = f"PgBouncer at {at}", url.username or "", url.database or ""
+
+    def limit(name: str, most: int | None, **more: Any) -> Limit:
+        return Limit(server, name, f"PgBouncer {at} {name}", most, **more)
+
+    try:
+        connection = console(url.set(database="pgbouncer"))
+    except Exception as error:
+        why = f"its console does not take this user: add it to stats_users ({type(error).__name__})"
+        return [limit("max_client_conn", None, unknown=why)]
+    try:
+
+        def show(what: str) -> list[Mapping[str, Any]]:
+            with connection.cursor() as cursor:
+                cursor.execute(f"SHOW {what}")
+                names = [column[0] for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+        config = {row["key"]: row["value"] for row in show("CONFIG")}
+        lists = {row["list"]: row["items"] for row in show("LISTS")}
+        # Two of the clients are the one that asks the console, and the engine's.
+        clients = int(lists["used_clients"]) - 2
+        found = [limit("max_client_conn", int(config["max_client_conn"]), open=clients)]
+        own = next((row for row in show("DATABASES") if row["name"] == database), {})
+        pools = [row for row in show("POOLS") if row["database"] == database]
+        for name, row in (("max_db_client_connections", own), ("max_user_client_connections", {})):
+            # Since 1.24.
+            most = int(row.get("max_client_connections") or config.get(name) or 0)
+            if most:
+                mine = [each for each in pools if "user" not in name or each["user"] == user]
+                opened = sum(int(each["cl_active"]) + int(each["cl_waiting"]) for each in mine) - 1
+                found.append(limit(f"{name} of {user if 'user' in name else database}", most, open=opened))
+        size = int(own.get("pool_size") or config["default_pool_size"])
+        # In session mode a client keeps its server connection for as long as it is connected.
+        session = (own.get("pool_mode") or config["pool_mode"]) == "session"
+        spare = int(own.get("reserve_pool_size") or own.get("reserve_pool") or config["reserve_pool_size"])
+        used = sum(int(each["cl_active"]) for each in pools if each["user"] == user) - 1 if session else None
+        found.append(limit(f"pool of {database}, {user}", size + spare, waits=not session, open=used))
+        return found
+    except Exception as error:
+        return [limit("max_client_conn", None, unknown=f"its console did not tell ({type(error).__name__})")]
+    finally:
+        connection.close()
