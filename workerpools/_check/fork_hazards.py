@@ -153,7 +153,7 @@ def _name(app: Any) -> str | None:
     found = [
         (attribute not in ("app", "celery"), len(name), f"{name}:{attribute}")
         for name, module in list(sys.modules.items())
-        if name != "__main__" and module is not None
+        if name != "__main__"
         for attribute, value in list(getattr(module, "__dict__", {}).items())
         if value is app
     ]

@@ -168,7 +168,7 @@ def _delays(task: Any) -> Iterator[tuple[str, float]]:
         most = float(getattr(task, "retry_backoff_max", 600))
         reached = float(int(max(1.0, task.retry_backoff)) * 2 ** min(task.max_retries or 1_000, 60))
         yield "retry_backoff", min(most, reached)
-    policy = RetryPolicy.of(task.replay, task.name) if isinstance(task, PooledTask) else None
+    policy = RetryPolicy.of(task.replay, str(task.name)) if isinstance(task, PooledTask) else None
     if policy is not None:
         yield "backoff_max", policy.backoff_max
 
