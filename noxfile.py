@@ -44,8 +44,9 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The code blocks of the README and of the documentation, executed."""
+    """The site of the documentation, in `site/`: warnings are errors. Then its code blocks are executed."""
     session.install("-e", ".[all]", *group("test"))
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-c", "docs", ".", "site")
     session.run("pytest", "tests/docs", *session.posargs)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.paths import ROOT
 
 # What a fence may be marked with. "text" is what a program prints: hidden blocks compare it with the real thing.
-LANGUAGES = frozenset(("python", "sh", "sql", "text", "yaml"))
+LANGUAGES = frozenset(("diff", "python", "sh", "sql", "text", "yaml"))
 
 _FENCE = re.compile(r"^```(?P<language>\S*)\s*$")
 _HIDDEN = "<!-- python"
@@ -42,8 +42,22 @@ class Block:
     @property
     def file_name(self) -> str | None:
         """The file that the block is the text of, if its first line says so: ``# shop.py``, ``# shop/settings.py``."""
-        match = re.match(r"# (\w+(?:/\w+)*\.py)$", self.text.partition("\n")[0])
+        first = self.text.partition("\n")[0]
+        match = re.match(r"# (\w+(?:/\w+)*\.py)$", first[1:] if self.language == "diff" else first)
         return match[1] if match else None
+
+    @property
+    def before(self) -> str:
+        """What a block marked ``diff`` is a change of."""
+        return self._side("-")
+
+    @property
+    def after(self) -> str:
+        """What a block marked ``diff`` makes of it."""
+        return self._side("+")
+
+    def _side(self, sign: str) -> str:
+        return "".join(line[1:] or "\n" for line in self.text.splitlines(keepends=True) if line[0] in f" \n{sign}")
 
 
 def pages() -> list[Path]:

@@ -1,12 +1,12 @@
 """Executes the blocks of one page, in a process of the page's own: ``python -m tests.docs.runner PAGE REPORT``.
 
 Blocks share one namespace, as if they had been typed one after the other. A Python block whose first line is
-``# name.py`` is written to that file, and imported; ``# package/name.py`` is only written. The report lists the lines
-of the blocks that were executed.
+``# name.py`` is written to that file, and imported; ``# package/name.py`` is only written. So is the new text of a
+diff; its old text is written to the directory ``before``. The report lists the lines of the blocks that were executed.
 
-Hidden blocks may use ``log()`` (what the page's workers wrote), ``stop()`` (which stops these), ``shown(text)`` (the
-page quotes that text, where an ellipsis stands for anything), ``sql(statement)``, ``eventually(question)`` and
-``PAGE``, the page's path.
+Hidden blocks may use ``log()`` (what the page's workers wrote), ``stop()`` (which stops these), ``sh(commands)``,
+``run_before(code)`` (runs Python in the directory ``before``), ``shown(text)`` (the page quotes that text, where an
+ellipsis stands for anything), ``sql(statement)``, ``eventually(question)`` and ``PAGE``, the page's path.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -64,8 +65,10 @@ class Runner:
         self._namespace: dict[str, Any] = {
             "PAGE": str(page),
             "__name__": "__page__",
+            "run_before": self._run_before,
             "eventually": eventually,
             "log": self._shell.log,
+            "sh": self._shell.run,
             "shown": self._shown,
             "sql": sql,
             "stop": self._shell.stop,
@@ -75,7 +78,13 @@ class Runner:
         """Execute every block; the first that fails ends it."""
         try:
             for block in blocks(self._page):
-                languages = {"python": self._python, "sh": self._sh, "sql": self._sql, "yaml": self._yaml}
+                languages = {
+                    "diff": self._diff,
+                    "python": self._python,
+                    "sh": self._sh,
+                    "sql": self._sql,
+                    "yaml": self._yaml,
+                }
                 execute = languages.get(block.language)
                 if execute is not None:
                     execute(block)
@@ -88,21 +97,41 @@ class Runner:
 
     def _python(self, block: Block) -> None:
         if (name := block.file_name) is not None:
-            path = self._directory / name
-            if path.parent != self._directory:
+            if "/" in name:
                 # Of a package: it may need another one to be imported.
-                path.parent.mkdir(parents=True, exist_ok=True)
-                (path.parent / "__init__.py").touch()
-                path.write_text(block.text)
+                self._write(name, block.text)
                 return
-            path.write_text(block.text)
-            importlib.invalidate_caches()
-            module = importlib.import_module(name.removesuffix(".py"))
-            self._namespace.update({key: value for key, value in vars(module).items() if not key.startswith("__")})
+            self._import(name, block.text)
             return
         # With the lines of the page before it, a traceback shows the page's own line.
         code = compile("\n" * block.line + block.text, str(self._page), "exec", dont_inherit=True)
         exec(code, self._namespace)
+
+    def _diff(self, block: Block) -> None:
+        name = block.file_name
+        assert name is not None, f"{block.page}:{block.line}: a diff names its file in its first line"
+        self._write(f"before/{name}", block.before)
+        if "/" in name:
+            self._write(name, block.after)
+        else:
+            self._import(name, block.after)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._directory / name
+        for package in list(Path(name).parents)[:-1]:
+            (self._directory / package).mkdir(exist_ok=True)
+            (self._directory / package / "__init__.py").touch()
+        path.write_text(text)
+
+    def _import(self, name: str, text: str) -> None:
+        self._write(name, text)
+        importlib.invalidate_caches()
+        module = importlib.import_module(name.removesuffix(".py"))
+        self._namespace.update({key: value for key, value in vars(module).items() if not key.startswith("__")})
+
+    def _run_before(self, code: str) -> None:
+        # The directory itself comes first on the path, before the page's.
+        subprocess.run([sys.executable, "-c", code], cwd=self._directory / "before", check=True, timeout=60)
 
     def _sh(self, block: Block) -> None:
         self._shell.run(block.text)

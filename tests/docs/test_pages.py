@@ -52,7 +52,7 @@ def test_every_block_runs(page: Path, page_environment: dict[str, str], tmp_path
         process.wait()
     assert process.returncode == 0, f"{_name(page)} failed:\n{output}"
     # Found without the parser that the runner uses: what the parser overlooks must not go unnoticed.
-    found = len(re.findall(r"^\s*(?:```(?:python|sh|sql|yaml)|<!-- python)\s*$", page.read_text(), re.MULTILINE))
+    found = len(re.findall(r"^\s*(?:```(?:diff|python|sh|sql|yaml)|<!-- python)\s*$", page.read_text(), re.MULTILINE))
     assert len(json.loads(report.read_text())) == found
 
 
@@ -62,17 +62,23 @@ def test_code_is_formatted(page: Path) -> None:
     for block in blocks(page):
         long = [line for line in block.text.splitlines() if len(line) > (120 if block.hidden else 110)]
         assert not long, f"{block.page}:{block.line}: {long}"
-        if block.language == "python":
-            compile(block.text, f"{block.page}:{block.line}", "exec")
+        for text in _sides(block):
+            compile(text, f"{block.page}:{block.line}", "exec")
 
 
 @pytest.mark.parametrize("page", pages(), ids=_name)
 def test_visible_code_uses_no_helper_of_the_tests(page: Path) -> None:
     """Nobody who reads it has them."""
     for block in blocks(page):
-        if block.language == "python" and not block.hidden:
-            names = {node.id for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.Name)}
-            assert not names & {"sql", "log", "stop", "shown", "eventually", "PAGE"}, f"{block.page}:{block.line}"
+        for text in () if block.hidden else _sides(block):
+            names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+            helpers = {"sql", "log", "stop", "sh", "run_before", "shown", "eventually", "PAGE"}
+            assert not names & helpers, f"{block.page}:{block.line}"
+
+
+def _sides(block: Block) -> tuple[str, ...]:
+    """The Python texts of a block."""
+    return {"python": (block.text,), "diff": (block.before, block.after)}.get(block.language, ())
 
 
 def test_readme_can_be_pasted() -> None:
@@ -129,3 +135,11 @@ def test_blocks_are_found() -> None:
         Block("page.md", 2, "python", "x = 1\n"),
         Block("page.md", 5, "python", "assert x\n", hidden=True),
     ]
+
+
+def test_sides_of_a_diff() -> None:
+    """Unchanged lines, empty ones among them, are in both."""
+    block = Block("page.md", 1, "diff", " # shop.py\n-import requests\n+import httpx\n\n print(1)\n")
+    assert block.file_name == "shop.py"
+    assert block.before == "# shop.py\nimport requests\n\nprint(1)\n"
+    assert block.after == "# shop.py\nimport httpx\n\nprint(1)\n"

@@ -177,6 +177,15 @@ def test_code_comes_early() -> None:
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 
+def test_the_map_has_every_room() -> None:
+    """Each public module and package of the library, and those of its layers that hold several."""
+    picture = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
+    told = {word.strip("/") for text in re.findall(r">([^<]+)</text>", picture) for word in text.split(" · ")}
+    rooms = {path.stem for path in (ROOT / "workerpools").iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.stem for path in (ROOT / "workerpools").glob("*.py") if not path.stem.startswith("_")}
+    assert rooms - {"errors"} <= told
+
+
 def test_the_picture_shows_todays_demo() -> None:
     """Its first lines and its headings are what the demo says; `python -m tests.docs.demo_picture` draws it again."""
     shown = demo_picture.text(demo_picture.PICTURE.read_text(encoding="utf-8"))

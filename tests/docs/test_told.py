@@ -127,4 +127,4 @@ def test_the_message_of_a_slow_opening(monkeypatch: pytest.MonkeyPatch) -> None:
         release.set()
         thread.join()
     message = re.sub(r"pid=\d+", "pid=…", str(caught.value)).replace("for 0 s", "for 60 s")
-    assert f"`{message}`" in page("troubleshooting")
+    assert f"`{message}`" in page("errors")

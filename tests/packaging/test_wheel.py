@@ -106,8 +106,17 @@ def test_source_distribution_holds_the_tests(built: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in tar.getnames()}
     needed = ["pyproject.toml", "docker-compose.yml", "demo", ".ci/environment.sh", "tests/packaging/test_wheel.py"]
+    needed += ["docs/conf.py", *(path.name for path in ROOT.glob("*.md"))]
     assert {PurePosixPath(name) for name in needed} <= names
     assert not {".venv", ".git"} & {name.parts[0] for name in names if name.parts}
+
+
+def test_an_index_takes_both(built: Path) -> None:
+    """`twine check`: the metadata are complete, and the description can be rendered."""
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
 
 
 def test_celery_is_the_only_dependency(metadata: Message) -> None:
