@@ -242,7 +242,9 @@ def finalizers(source: str) -> list[str]:
             found.append("__del__")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             callback = len(node.args) > 1 or bool(node.keywords)
-            if node.func.attr == "finalize" or (node.func.attr in ("ref", "WeakMethod", "proxy") and callback):
+            # A Celery app has a method of that name, which completes its tasks.
+            finalize = node.func.attr == "finalize" and ast.unparse(node.func.value) != "app"
+            if finalize or (node.func.attr in ("ref", "WeakMethod", "proxy") and callback):
                 found.append(ast.unparse(node.func))
     return found
 
@@ -251,6 +253,7 @@ def finalizers(source: str) -> list[str]:
     ("source", "found"),
     [
         ("weakref.finalize(a, b)", ["weakref.finalize"]),
+        ("app.finalize()", []),
         ("weakref.ref(a, b)", ["weakref.ref"]),
         ("class A:\n    def __del__(self): ...", ["__del__"]),
         ("weakref.ref(a)", []),

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import environment
 from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
-from tests.worker.test_recycle_command import pools, worker_of
+from tests.worker.test_recycle_command import pools
 
 pytestmark = pytest.mark.worker
 
@@ -38,7 +38,7 @@ def test_of_the_workers_that_run(shared: Stand) -> None:
     free = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     wait_until(lambda: shared.database.execute(free) == [(0,)], "nobody is connected")
     with shared.worker(concurrency=2) as worker, closing(psycopg2.connect(shared.database.dsn)):
-        asked = ("-d", worker_of(shared), "--timeout", "20")
+        asked = ("-d", worker.node, "--timeout", "20")
         for opened in (0, 2):
             if opened:
                 shared.reach_all(worker.children())
@@ -86,8 +86,8 @@ def test_of_every_execution_pool(
     shared: Stand, pool: str, args: tuple[str, ...], concurrency: int, processes: int, ceiling: int
 ) -> None:
     """A worker that scales is counted at its largest; where tasks share a process, there is one."""
-    with shared.worker(pool=pool, concurrency=4, args=args):
-        (running,) = told(shared, "-d", worker_of(shared), "--timeout", "20")["workers"]
+    with shared.worker(pool=pool, concurrency=4, args=args) as worker:
+        (running,) = told(shared, "-d", worker.node, "--timeout", "20")["workers"]
     assert (running["concurrency"], running["processes"]) == (concurrency, processes)
     assert running["ceilings"] == dict.fromkeys(ENGINES, ceiling)
 
