@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery import chain, group
 
 from tests.support.clients import CLIENTS, servers_of
 from tests.support.stand import PATIENCE, Stand, ended, wait_until
@@ -34,9 +35,10 @@ WORKERS: dict[str, tuple[int, dict[str, Any]]] = {
 
 #: What a loop or a connection that is used wrongly says.
 BROKEN = re.compile(
-    r"loop is closed|different (event )?loop|never retrieved|unclosed <(?!_io)|was destroyed|was never awaited"
-    r"|MissingGreenlet|garbage collector"
+    r"loop is closed|different (event )?loop|never retrieved|was destroyed|was never awaited|MissingGreenlet"
+    r"|garbage collector"
 )
+UNCLOSED = re.compile(r"unclosed <(?!_io)")
 
 numbers = count(1)
 
@@ -140,6 +142,21 @@ def test_clients(around: Around, kind: str) -> None:
             assert proxy.lost == lost + 1
             if state == "FAILURE":
                 assert "Not run again" in str(result.traceback)
+
+    # Celery itself leaves connections to the broker to the garbage collector: each greenlet that sends has its own.
+    assert not UNCLOSED.search(worker.log()), worker.log()
+
+    # A chain whose last but one step is a group, which makes the end of it a chord: each step once.
+    steps = [(client, next(numbers)) for client in (*used, *used, used[0])]
+    accepted = {client: around.proxies[client].accepted for client in used}
+    signatures = [stand.client.signature(f"shop.{name}", (number, "POST"), immutable=True) for name, number in steps]
+    canvas = chain(*signatures[: len(used)], group(signatures[len(used) : -1]), signatures[-1])
+    pids.add(canvas.apply_async().get(timeout=PATIENCE)["pid"])
+    for client, number in steps:
+        found = (around.recorded("body", number), around.recorded("committed", number), around.done(client, number))
+        assert found == (1, 1, 1), client
+        # One, where the last lost answer has left none.
+        assert around.proxies[client].accepted <= accepted[client] + 1, client
 
     (pid,) = pids
     assert set(map(tuple, stand.call("gauges").values())) == {(0, 0)}
