@@ -19,6 +19,7 @@ from celery.utils.dispatch import Signal
 
 from workerpools import WorkerPools
 from workerpools._celery import lifecycle
+from workerpools._process import ends
 
 PACKAGE = Path(lifecycle.__file__).parents[1]
 FOLLOWED: list[Signal] = [
@@ -160,7 +161,7 @@ def test_collecting_takes_no_lock_and_calls_nothing(monkeypatch: pytest.MonkeyPa
     watched = [weakref.ref(pools), weakref.ref(resource)]
     for signal in FOLLOWED:
         monkeypatch.setattr(signal, "lock", NoLock())
-    monkeypatch.setattr(lifecycle.atexit, "unregister", lambda _: wrong.append("unregistered"))
+    monkeypatch.setattr(ends.atexit, "unregister", lambda _: wrong.append("unregistered"))
     called: list[str] = []
 
     def follow(frame: Any, event: str, argument: object) -> None:

@@ -46,12 +46,6 @@ def read(self: CountingTask, driver: str) -> int:
     return os.getpid()
 
 
-@app.task(base=CountingTask, bind=True, name="counting.count")
-def count(self: CountingTask, driver: str, key: str) -> int:
-    """Do what must not be done twice."""
-    return int(getattr(self, driver).incr(key))
-
-
 @app.task(base=CountingTask, bind=True, name="counting.struck", replay=False)
 def struck(self: CountingTask, driver: str, number: int) -> int:
     """Send and receive until the signal of a soft time limit strikes, wherever that is."""
@@ -75,12 +69,6 @@ async def read_async(self: CountingTask, driver: str) -> int:
     """Read, and answer with the process."""
     await getattr(self, driver).get("n")
     return os.getpid()
-
-
-@app.task(base=CountingTask, bind=True, name="counting.count_async")
-async def count_async(self: CountingTask, driver: str, key: str) -> int:
-    """Do what must not be done twice."""
-    return int(await getattr(self, driver).incr(key))
 
 
 @app.task(base=CountingTask, bind=True, name="counting.struck_async", replay=False)

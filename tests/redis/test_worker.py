@@ -1,8 +1,7 @@
-"""Real workers: forked children and threads, lost answers, time limits that strike anywhere, and a clean end."""
+"""A real worker: time limits that strike anywhere, and a clean end."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -43,46 +42,25 @@ class Counting:
         return sum(client["name"] == "counting" for client in self.own.client_list())
 
 
-@pytest.fixture(params=["prefork", "threads", "solo"])
-def counting(request: pytest.FixtureRequest, valkey_server: ValkeyServer, broker_url: str) -> Iterator[Counting]:
-    """A worker of each kind, whose app has used its clients before it forks."""
+@pytest.fixture
+def counting(valkey_server: ValkeyServer, broker_url: str) -> Iterator[Counting]:
+    """A worker whose app has used its clients before it forks: no other has Celery's time limits."""
     server = valkey_server.start()
     with TcpProxy(server.host, server.port) as proxy, closing(redis.Redis.from_url(server.url())) as own:
         url = f"redis://:{server.password}@{proxy.host}:{proxy.port}/0"
-        env = {"COUNTING_BROKER": broker_url, "COUNTING_URL": url, "PYTHONWARNINGS": "default"}
-        if request.param == "prefork":
-            env["COUNTING_PRELOADED"] = "yes"
+        env = {
+            "COUNTING_BROKER": broker_url,
+            "COUNTING_URL": url,
+            "COUNTING_PRELOADED": "yes",
+            "PYTHONWARNINGS": "default",
+        }
         client = Celery("client", broker=broker_url, backend=broker_url, set_as_current=False)
-        with closing(client), WorkerProcess("tests.redis.app:app", pool=request.param, env=env) as worker:
+        with closing(client), WorkerProcess("tests.redis.app:app", env=env) as worker:
             yield Counting(client, worker, proxy, own)
-
-
-def test_a_worker(counting: Counting) -> None:
-    """Every INCR is done once, also one whose answer is lost; dead connections cost nothing; none is left."""
-    key = uuid.uuid4().hex
-    for driver in DRIVERS:
-        results = [counting.send("count", driver, f"{key}-{driver}") for _ in range(30)]
-        assert sorted(result.get(timeout=PATIENCE) for result in results) == list(range(1, 31))
-
-        counting.proxy.cut()
-        results = [counting.send("count", driver, f"{key}-{driver}") for _ in range(10)]
-        assert sorted(result.get(timeout=PATIENCE) for result in results) == list(range(31, 41))
-
-        counting.proxy.lose_answer(f"{key}-{driver}".encode())
-        with pytest.raises(Exception, match="closed by server"):
-            counting.send("count", driver, f"{key}-{driver}").get(timeout=PATIENCE)
-        assert int(counting.own.get(f"{key}-{driver}")) == 41
-    counting.send("read", "redis").get(timeout=PATIENCE)
-    assert counting.named() > 0
-    counting.worker.stop()
-    wait_until(lambda: counting.named() == 0, "no connection")
-    assert not [said for said in BROKEN if said in counting.worker.log()], counting.worker.log()
 
 
 def test_time_limits_that_strike_anywhere(counting: Counting) -> None:
     """No answer is another one's, and no connection is left in the middle of one."""
-    if "prefork" not in counting.worker.command:
-        pytest.skip("Celery has time limits only in forked children")
     results = [counting.send("struck", driver, number) for number in range(20) for driver in DRIVERS]
     for result in results:
         with pytest.raises(SoftTimeLimitExceeded):
@@ -93,3 +71,5 @@ def test_time_limits_that_strike_anywhere(counting: Counting) -> None:
     # One in each child for each driver, and in the parent, which had them before the fork.
     assert counting.named() <= 3 * len(DRIVERS)
     assert not [said for said in BROKEN if said in counting.worker.log()], counting.worker.log()
+    assert counting.worker.stop() == 0
+    wait_until(lambda: counting.named() == 0, "no connection")

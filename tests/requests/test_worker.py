@@ -1,4 +1,4 @@
-"""The session in real workers, prefork and threads: failures, effects, time limits, an orderly stop."""
+"""The session in a real worker: failures, effects, time limits, an orderly stop."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ class Asked:
     worker: WorkerProcess
     proxy: TcpProxy
     echo: EchoUpstream
-    pool: str
 
     def send(self, name: str, *args: Any) -> Any:
         return self.client.send_task(f"asked.{name}", args)
 
     def open_all(self) -> None:
         """Have every process use its session, over one connection."""
-        wanted = set(self.worker.children()) if self.pool == "prefork" else {self.worker.pid}
+        wanted = set(self.worker.children())
         while wanted:
-            answers = [self.send("read", f"token-{n}") for n in range(4 if self.pool == "prefork" else 1)]
+            answers = [self.send("read", f"token-{n}") for n in range(4)]
             for answer in answers:
                 found = answer.get(timeout=PATIENCE)
                 assert found["right"]
                 wanted.discard(found["pid"])
 
 
-@pytest.fixture(params=["prefork", "threads"])
-def asked(request: pytest.FixtureRequest, echo: EchoUpstream, broker_url: str) -> Iterator[Asked]:
+@pytest.fixture
+def asked(echo: EchoUpstream, broker_url: str) -> Iterator[Asked]:
     client = Celery("client", broker=broker_url, backend=broker_url, set_as_current=False)
     try:
         with TcpProxy(echo.host, echo.port) as proxy:
             env = {"ASKED_BROKER": broker_url, "ASKED_API": f"http://127.0.0.1:{proxy.port}"}
             app = "tests.requests.app:app"
-            with WorkerProcess(app, pool=request.param, concurrency=2, env=env) as worker:
-                yield Asked(client, worker, proxy, echo, request.param)
+            with WorkerProcess(app, concurrency=2, env=env) as worker:
+                yield Asked(client, worker, proxy, echo)
     finally:
         # A result that is finalized when the broker is gone tries to reach it for minutes.
         gc.collect()
@@ -85,9 +84,8 @@ def test_a_worker(asked: Asked) -> None:
     assert waiting.get(timeout=PATIENCE)
     assert echo.orders == 1
 
-    if asked.pool == "prefork":
-        struck = [asked.send("struck", number).get(timeout=PATIENCE) for number in range(2)]
-        assert all(right > 0 and wrong == 0 and strikes > 20 for right, wrong, strikes in struck), struck
+    struck = [asked.send("struck", number).get(timeout=PATIENCE) for number in range(2)]
+    assert all(right > 0 and wrong == 0 and strikes > 20 for right, wrong, strikes in struck), struck
     asked.open_all()
     # A connection that was struck may have been closed a moment ago.
     proxy.wait_for(open=proxy.open)

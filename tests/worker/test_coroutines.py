@@ -41,34 +41,15 @@ def bodies(stand: Stand, number: int) -> int:
     return [entry.detail for entry in stand.entries("body")].count(number)
 
 
-@pytest.mark.parametrize("kind", ["prefork", "spawn", "threads", "solo", "parent"])
-def test_async_bodies_in_every_execution_pool(stand: Stand, proxy: TcpProxy, kind: str) -> None:
-    """Requests, replays, effects and commits hold, and a warm stop leaves nothing."""
-    pool = kind if kind in ("threads", "solo") else "prefork"
-    conf = {"worker_pool_start_method": "spawn"} if kind == "spawn" else None
-    env = {"SHOP_PARENT": "1"} if kind == "parent" else {}
-    with worker_of(stand, proxy, pool=pool, concurrency=1, conf=conf, env=env) as worker:
+def test_async_bodies(stand: Stand, proxy: TcpProxy) -> None:
+    """The request is the task's own; several clients at once; a plain body that runs a coroutine."""
+    with worker_of(stand, proxy, concurrency=1) as worker:
         first = stand.send("visit", "a")
         assert first.get(timeout=PATIENCE)["id"] == first.id
         assert stand.call("both", 1) == [200, 200, ["POST by 'api'"]]
         stand.outcome("fails", 2)
         assert [entry.detail for entry in stand.entries("committed")] == [1]
         assert stand.call("from_sync", 3) == [200, 200]
-
-        # A kept connection that has died costs a GET nothing.
-        proxy.cut()
-        number = next(numbers)
-        assert stand.call("request", number, "GET") == 200
-
-        # A POST whose answer is lost is not sent again.
-        number, lost = next(numbers), next(numbers)
-        assert stand.call("request", number, "POST") == 200
-        proxy.lose_answer(f"/echo/{lost}".encode())
-        result = stand.outcome("request", lost, "POST")
-        assert result.state == "FAILURE"
-        assert "Not run again" in str(result.traceback)
-        assert bodies(stand, lost) == 1
-        assert [each.path for each in stand.echo.requests()].count(f"/echo/{lost}") == 1
         left = stand.call("gauges")
         assert left["tasks"] == 0
         assert set(map(tuple, left["counted"].values())) == {(0, 0)}
@@ -139,13 +120,3 @@ def test_recycled_children_close_what_they_opened(stand: Stand, proxy: TcpProxy)
         assert worker.stop() == 0
         stand.echo.wait_for_open(0, 10.0)
         assert not BROKEN.search(worker.log()), worker.log()
-
-
-@pytest.mark.parametrize("library", ["gevent", "eventlet"])
-def test_greenlets_are_refused_by_name(stand: Stand, proxy: TcpProxy, library: str) -> None:
-    pytest.importorskip(library)
-    with worker_of(stand, proxy, pool=library, concurrency=4) as worker:
-        result = stand.outcome("visit", "a")
-        assert result.state == "FAILURE"
-        assert f"async def does not run under {library}" in str(result.result)
-        worker.stop()

@@ -107,3 +107,19 @@ def test_a_thread_of_the_bodys_own_has_no_session_of_it(shared: Stand, worker: W
     number = next(numbers)
     assert shared.call("spawn", number) == ["NoAttemptError", "spawned", "another"]
     assert shared.orders(number) == [0]
+
+
+def test_terminated_backends_cost_one_replay_each(shared: Stand, worker: WorkerProcess) -> None:
+    """Each task writes one row; the bodies that met a dead connection ran twice."""
+    for name in ("sell", "sell_stock"):
+        for result in [shared.send(name, next(numbers)) for _ in range(20)]:
+            result.get(timeout=PATIENCE)
+        before = worker.log().count("attempt_replayed ")
+        assert shared.terminate_backends() > 0
+        chosen = [next(numbers) for _ in range(20)]
+        for result in [shared.send(name, number) for number in chosen]:
+            result.get(timeout=PATIENCE)
+        assert [shared.orders(number) for number in chosen] == [[0]] * 20
+        replayed = worker.log().count("attempt_replayed ") - before
+        assert replayed >= 1
+        assert sum(bodies(shared, number) for number in chosen) == 20 + replayed

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.worker
 
 WORKERS: dict[str, dict[str, Any]] = {
     "prefork": {"pool": "prefork"},
-    "spawn": {"pool": "prefork", "conf": {"worker_pool_start_method": "spawn"}},
     "threads": {"pool": "threads", "concurrency": 4},
-    "solo": {"pool": "solo", "concurrency": 1},
 }
 
 
@@ -23,9 +21,9 @@ def test_a_warm_stop_leaves_no_connection(stand: Stand, kind: str) -> None:
     """A task that is in flight when the stop is asked for succeeds; when the worker has ended, no connection is left
     on either server, and each one was closed in order: under prefork by worker_process_shutdown, in every child."""
     with stand.worker(**WORKERS[kind]) as worker:
-        # Threads and solo run tasks in the main process.
+        # Threads run tasks in the main process.
         processes = stand.pool_processes(2) if WORKERS[kind]["pool"] == "prefork" else [worker.pid]
-        assert (worker.pid in processes) == (kind in ("threads", "solo"))
+        assert (worker.pid in processes) == (kind == "threads")
         for name in ("visit", "stock", "configured"):
             stand.reach_all(processes, name)
         assert len(stand.backends()) >= 3 * len(processes)

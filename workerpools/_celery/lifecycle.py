@@ -11,7 +11,6 @@ Objects need ``worker_starts(worker)``, ``process_starts()``, ``worker_stops()``
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import weakref
@@ -21,7 +20,7 @@ from typing import Any
 from celery import signals
 
 from workerpools._pools.shared import UNKNOWN, ExecutionPool
-from workerpools._process import event_loop
+from workerpools._process import ends, event_loop
 from workerpools._run.attempts import last_returned
 from workerpools._run.loop import log_failed_after_commit
 
@@ -52,9 +51,8 @@ def connect(pools: Any) -> int:
             receiver = _receiver(forward, ends=signal.name in _LAST)
             signal.connect(receiver, weak=False, dispatch_uid=f"workerpools-{signal.name}")
         signals.task_failure.connect(_task_failed, weak=False, dispatch_uid="workerpools-task_failure")
-        # A cold shutdown, a script and a web process send no signal.
-        atexit.unregister(_at_exit)
-        atexit.register(_at_exit)
+        # A cold shutdown, a script, a web process and a child of multiprocessing send no signal.
+        ends.at_end(_at_exit)
         _connected = True
     return number
 

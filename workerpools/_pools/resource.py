@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overloa
 from workerpools._pools.adapter import Adapter, Opening
 from workerpools._pools.injection import Injected
 from workerpools._pools.shared import ExecutionPool, Shared
-from workerpools._process import fork
+from workerpools._process import ends, fork
 from workerpools._process.bounded import remaining, run_bounded
 from workerpools._process.descriptors import Descriptors
 from workerpools._run.attempts import Attempt, current, line, running
@@ -366,6 +366,7 @@ class Resource(Overridable[T]):
         self._opening = descriptors = Descriptors()
         shared = self.shared
         try:
+            ends.used()
             # The name is final only now: it may come from an attribute.
             shared.collector.attach(self)
             self.meter.closes("")
