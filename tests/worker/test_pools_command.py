@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.paths import environment
 from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
-from tests.worker.test_recycle_command import pools, worker_of
+from tests.worker.test_recycle_command import pools
 from tests.worker.test_seen import run
 
 pytestmark = pytest.mark.worker
@@ -31,7 +31,7 @@ def test_a_table_of_every_process(shared: Stand) -> None:
     """Each with its resources, and the totals above; in 80 columns, and without a terminal."""
     with shared.worker(concurrency=2) as worker:
         shared.reach_all(worker.children())
-        name = worker_of(shared)
+        name = worker.node
         done = pools(shared, "status", "-d", name, "--timeout", "20")
         assert (done.returncode, done.stderr) == (0, "")
         lines = done.stdout.splitlines()
@@ -53,7 +53,7 @@ def test_a_document_for_scripts(shared: Stand) -> None:
     """One JSON document: every number, those that are 0 as well."""
     with shared.worker(concurrency=2) as worker:
         answers = shared.reach_all(worker.children())
-        name = worker_of(shared)
+        name = worker.node
         done = pools(shared, "status", "--json", "-d", f"{name},nobody@nowhere", "--timeout", "3")
         # Somebody is missing: told in the document and by the status, and the rest is there all the same.
         assert done.returncode == 69
@@ -127,7 +127,7 @@ def test_without_rich(shared: Stand) -> None:
 
     with shared.worker(concurrency=1) as worker:
         run(shared, 1)
-        name = worker_of(shared)
+        name = worker.node
         done = without("status", "-d", name, "--timeout", "20")
         assert (done.returncode, done.stderr) == (0, "")
         with_rich = pools(shared, "status", "-d", name, "--timeout", "20").stdout

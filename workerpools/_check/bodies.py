@@ -171,8 +171,9 @@ def _decorator(module: Module, function: Function) -> ast.expr | None:
 def _is_app(module: Module, name: ast.expr) -> bool:
     dotted = module.dotted(name)
     made = module.project.constructor(dotted)
-    if made:
-        return made.rpartition(".")[2] == "Celery" or "celery" in made.lower()
+    if made.rpartition(".")[2] == "Celery" or "celery" in made.lower():
+        return True
+    # A function of the project's may have made it: its name has to do.
     return last(name).lower() in _APPS or "celery" in dotted.lower()
 
 

@@ -18,7 +18,7 @@ CLIENT_PER_RUN = Code(
     "A client is made for each run",
     "Each run connects anew, with DNS, TCP and TLS, and leaves a closed connection behind; the TLS context alone costs "
     "about 25 ms.",
-    "Declare the client once with pools.add(…); each process opens it once, and the body gets it as self.….",
+    "Declare the client once with pools.add(…); each process opens it once, and the body gets it as self.api.",
     "@app.task\ndef price(sku):\n    with httpx.Client() as client:\n        …",
 )
 ONE_SHOT = Code(

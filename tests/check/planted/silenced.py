@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import httpx
+from celery import Celery
 from planted.app import app
+from sqlalchemy.exc import OperationalError
 
 
 @app.task
@@ -22,3 +24,16 @@ def not_said_why() -> None:
 def misspelled() -> None:
     """A code that there is not."""
     httpx.get("http://api.invalid", timeout=3)  # workerpools: ignore[WP2002] typo # planted: WP002, WP202
+
+
+def made() -> Celery:
+    """Make another app, as some projects do."""
+    return Celery("other", set_as_current=False)
+
+
+celery_app = made()
+
+
+@celery_app.task(autoretry_for=(OperationalError,))  # planted: WP208
+def of_another_app() -> None:
+    """Its app knows it, and the one that is checked does not."""
