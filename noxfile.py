@@ -81,6 +81,24 @@ def compared(session: nox.Session, sqlalchemy: str) -> None:
     session.run("pytest", "-n", "2", *tests)
 
 
+#: What runs in seconds and meets every library: the adapters' contracts, and the run of a body.
+QUICK = [
+    *("tests/run", "tests/httpx/test_contract.py", "tests/httpx/test_async_contract.py"),
+    *("tests/requests/test_contract.py", "tests/redis/test_contract.py", "tests/sqlalchemy/test_contract.py"),
+    "tests/sqlalchemy/test_async_contract.py",
+]
+
+
+@nox.session(venv_backend="uv")
+@nox.parametrize(("python", "resolution"), [("3.10", "lowest-direct"), ("3.13", "highest"), ("3.14", "highest")])
+def versions(session: nox.Session, resolution: str) -> None:
+    """A quick part of the tests, on the lowest and the newest of every dependency; 3.14 where there is one."""
+    session.install("-e", ".[all]", *group("test"), "--resolution", resolution)
+    session.run("python", "-c", SHOW_VERSIONS)
+    tests = session.posargs or ["-m", "not worker and not slow and not soak", *QUICK]
+    session.run("python", "-m", "pytest", "-q", "-n", "2", *tests)
+
+
 @nox.session(name="tests-current")
 def tests_current(session: nox.Session) -> None:
     """The tests, on the interpreter at hand and the newest releases."""

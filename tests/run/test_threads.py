@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -193,7 +194,8 @@ def test_no_replay_while_a_thread_of_the_body_lives(
     named = {
         "executor": "'module_0'",
         "new executor": "'late_0'",
-        "taken": "'Event.wait'",
+        # From Python 3.13 on the worker's variables are seen as they are.
+        "taken": "'late_0'" if sys.version_info >= (3, 13) else "'Event.wait'",
         "pool": "(_handle_tasks)",
         "generator": "(_handle_tasks)",
         "processes": "Thread-",
@@ -326,23 +328,21 @@ def test_a_thread_of_the_enclosing_task_is_not_the_inner_ones(shop: Shop, over: 
 
 
 def test_a_worker_that_has_not_woken_up_yet(over: threading.Event) -> None:
-    """Work that waits in the queue of an idle worker counts."""
+    """Work counts from the moment it is submitted: in the queue, on its way out of it, and in its worker."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="module")
     pool.submit(int).result()
-    queue = pool._work_queue
-    # As it is between submit() and the worker's next turn.
-    taken = threading.Event()
-
-    class Waits:
-        def run(self, *_: object) -> None:
-            taken.set()
-            over.wait()
-
     attempt = Attempt()
     assert "'module_0'" not in threads.working(attempt)
-    queue.put(Waits())
-    assert "'module_0'" in threads.working(attempt)
-    taken.wait(10)
+    begun = threading.Event()
+
+    def waits() -> None:
+        begun.set()
+        over.wait()
+
+    pool.submit(waits)
+    # The worker's name, or that of what it has taken and not begun.
+    assert any("module_0" in name or "waits" in name for name in threads.working(attempt))
+    assert begun.wait(10)
     assert "'module_0'" in threads.working(attempt)
     over.set()
     pool.shutdown()

@@ -163,7 +163,8 @@ class Pooled:
 class PooledClient(Pooled, httpx.Client):
     """An ``httpx.Client`` for all tasks of a process."""
 
-    _lock = threading.RLock
+    # From Python 3.14 on a function, which an attribute of a class would bind.
+    _lock = staticmethod(threading.RLock)
 
     def send(
         self,

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
 import pytest
@@ -288,7 +289,8 @@ class AdapterContract:
         reading = _start(lambda: self._read(value))
         proxy.wait_for(lambda proxy: proxy.held > 0)
         closing = _start(lambda: resource.close(PATIENCE))
-        with pytest.raises(TimeoutError):
+        # Before Python 3.11 not the built-in one.
+        with pytest.raises(FutureTimeoutError):
             closing.result(0.2)
         proxy.resume()
         reading.result(PATIENCE)
