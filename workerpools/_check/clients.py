@@ -34,7 +34,7 @@ ENGINE_PER_RUN = Code(
     "warning",
     "An engine is made for each run",
     "Each run connects and logs in anew, and the engine's pool keeps its connection until the garbage collector comes.",
-    "Declare the engine once: db = pools.add(SQLAlchemyEngine(url)).",
+    "Declare the engine once: db = pools.add(SQLAlchemyEngine(url)), or AsyncSQLAlchemyEngine(url) for an async one.",
     "@app.task\ndef report():\n    engine = create_engine(URL)",
 )
 UNLIMITED = Code(

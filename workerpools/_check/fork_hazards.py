@@ -54,7 +54,7 @@ CLIENT = Code(
     "An HTTP client at module level",
     "It connects on first use. If anything uses it in the main process, all children share what it opened, and read "
     "each other's responses with status 200.",
-    "Declare it: api = pools.add(HttpxClient(base_url=…)).",
+    "Declare it: api = pools.add(HttpxClient(base_url=…)), or RequestsSession(…) for a requests.Session.",
     "client = httpx.Client()  # at module level",
 )
 CACHE = Code(

@@ -36,7 +36,8 @@ COMMITTED_ERROR = Code(
     "warning",
     "An error is turned into a result, and half of the work is committed",
     "The session commits when the body returns, and it returns: what was written before the error stays.",
-    "Raise, or call self.session.rollback() before the return; or TaskSession(db, commit=False).",
+    "Raise, or catch the errors of the work alone and call self.session.rollback() before the return; or "
+    "TaskSession(db, commit=False). A lost connection that the body catches and rolls back is not replayed.",
     'try:\n    self.session.add(order)\n    charge(order)\nexcept ChargeError:\n    return {"status": "error"}',
 )
 CODES = (AUTORETRY, EARLY_MESSAGE, COMMITTED_ERROR)
