@@ -61,8 +61,9 @@ class Interruption:
             self._last.pop(frame, None)
         elif event == "opcode" and not self.where:
             before = self._last.get(frame, "")
-            self._last[frame] = _names(frame.f_code).get(frame.f_lasti, "")
-            if before.startswith(CHECKED):
+            self._last[frame] = now = _names(frame.f_code).get(frame.f_lasti, "")
+            # After a call that has failed, CPython goes to the handler of its error, and to no signal's.
+            if before.startswith(CHECKED) and now != "PUSH_EXC_INFO":
                 self.points += 1
                 if self.points == self._at:
                     code = frame.f_code
