@@ -65,7 +65,7 @@ def _reasons(value: object) -> dict[str, str]:
         found = None
     if not isinstance(found, Mapping) or not all(isinstance(part, str) for pair in found.items() for part in pair):
         raise ValueError(wanted)
-    return {code: found[code] for code in found}
+    return dict(found)
 
 
 SETTINGS = (

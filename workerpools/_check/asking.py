@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workerpools._celery import apps
@@ -34,7 +34,7 @@ def budget_of(app: Any, workers: Sequence[Workers]) -> list[Row]:
         app: The app, with its tasks loaded.
         workers: The workers.
     """
-    declared = {each.name: each for pools in apps.all_of(app) for each in pools.resources}
+    declared = {each.name: each for each in _declared(app)}
     limits: dict[str, Sequence[Limit]] = {}
     for name in dict.fromkeys(name for each in workers for name in each.ceilings):
         if name in declared:
@@ -93,10 +93,9 @@ def planned(app: Any, workers: int | None, concurrency: int | None, kind: str | 
         )
     workers = workers or 1
     each = 1 if kind in ("prefork", "solo") else concurrency
-    declared = (resource for pools in apps.all_of(app) for resource in pools.resources)
     found = {
         resource.name: most
-        for resource in declared
+        for resource in _declared(app)
         if (most := resource.capacity(ExecutionPool(kind, each))) is not None
     }
     return [Workers(workers, kind, 1 if kind == "solo" else concurrency, found)]
@@ -134,7 +133,13 @@ def _worker(stats: Sequence[WorkerStats]) -> Workers:
 
 def places(app: Any) -> dict[str, str]:
     """Return where each resource is declared, as findings name it."""
-    return {each.name: each.where for pools in apps.all_of(app) for each in pools.resources}
+    return {each.name: each.where for each in _declared(app)}
+
+
+def _declared(app: Any) -> Iterator[Any]:
+    """Yield the resources of all WorkerPools of an app."""
+    for pools in apps.all_of(app):
+        yield from pools.resources
 
 
 def _limits(resource: Any) -> Sequence[Limit]:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from celery.bin.base import COMMA_SEPARATED_LIST
 
-from workerpools._celery.cli.commands import pools, print_json, screen_of
+from workerpools._celery.cli.commands import asking, pools, print_json, screen_of
 
 __all__ = ["pools"]
 
@@ -80,9 +79,7 @@ def check(
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
     if as_json:
-        import json
-
-        click.echo(json.dumps(findings.document(found), indent=2))
+        print_json(findings.document(found))
     else:
         for each in found:
             click.echo(f"{each}\n    Why: {each.why}\n    Fix: {each.fix}")
@@ -99,16 +96,7 @@ def check(
     type=click.Choice(("prefork", "solo", "threads", "gevent", "eventlet")),
     help="The execution pool of the planned workers.",
 )
-@click.option(
-    "-t",
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="How long to wait for the workers' replies, in seconds.",
-)
-@click.option("-d", "--destination", type=COMMA_SEPARATED_LIST, help="Only these workers: comma-separated names.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="Print a JSON document.")
+@asking
 @click.pass_context
 def budget(
     ctx: click.Context,
@@ -127,7 +115,8 @@ def budget(
 
     Exits with 0; with 69 if no worker replied (with --destination: not all of those).
     """
-    from workerpools._check import asking, budget_table
+    from workerpools._check import asking as servers
+    from workerpools._check import budget_table
     from workerpools.errors import ConfigurationError
 
     app = ctx.obj.app
@@ -135,10 +124,12 @@ def budget(
     app.finalize()
     try:
         plans = workers is not None or concurrency is not None or kind is not None
-        found = asking.planned(app, workers, concurrency, kind) if plans else asking.running(app, timeout, destination)
+        found = (
+            servers.planned(app, workers, concurrency, kind) if plans else servers.running(app, timeout, destination)
+        )
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
-    rows = asking.budget_of(app, found)
+    rows = servers.budget_of(app, found)
     if as_json:
         print_json(budget_table.document(rows, found))
     else:

@@ -14,6 +14,7 @@ from typing import Any
 from workerpools._check import silences
 from workerpools._check.asked import Asked
 from workerpools._check.findings import Code, Finding
+from workerpools._check.own import shown
 
 __all__ = ["CODES", "check"]
 
@@ -140,10 +141,9 @@ def check(asked: Asked) -> list[Finding]:
     found = [_BY_CODE[each["code"]].at(each["where"], each["what"]) for each in reports]
     for path in dict.fromkeys(each["path"] for each in reports if each["path"]):
         with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-            left_out, wrong = silences.in_source(os.path.relpath(path), file.read(), asked.codes)
+            left_out, wrong = silences.in_source(shown(path), file.read(), asked.codes)
             found += wrong
-            shown = next(each["where"].rpartition(":")[0] for each in reports if each["path"] == path)
-            asked.silenced.update({f"{shown}:{line}": codes for line, codes in left_out.items()})
+            asked.silenced.update({f"{shown(path)}:{line}": codes for line, codes in left_out.items()})
     return found
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from celery.app.utils import find_app
 
 from workerpools._celery import apps
-from workerpools._check.own import is_own
+from workerpools._check.own import is_own, shown
 from workerpools._process.descriptors import fileno, numbers
 from workerpools._text import redact_text
 
@@ -85,7 +85,7 @@ def _failed(name: str, error: BaseException) -> dict[str, str]:
     frames = traceback.extract_tb(error.__traceback__)
     own = next((each for each in reversed(frames) if is_own("", each.filename)), None)
     what = redact_text(traceback.format_exception_only(type(error), error)[-1].strip())
-    where = name if own is None else f"{_shown(own.filename)}:{own.lineno}"
+    where = name if own is None else f"{shown(own.filename)}:{own.lineno}"
     return {"code": "WP110", "where": where, "path": "", "what": what}
 
 
@@ -210,14 +210,14 @@ class _Look:
             own = code is not None and is_own(getattr(module, "__name__", ""), code.co_filename)
             yield {
                 "code": "WP108",
-                "where": f"{_shown(code.co_filename)}:{code.co_firstlineno}" if own and code is not None else name,
+                "where": f"{shown(code.co_filename)}:{code.co_firstlineno}" if own and code is not None else name,
                 "path": code.co_filename if own and code is not None else "",
                 "what": f"the thread {thread.name!r} runs {name}",
             }
 
     def _finding(self, code: str, path: str, module: Any, what: str) -> dict[str, str]:
         line = self._line(path, module)
-        where = path if line is None else f"{_shown(module.__file__)}:{line}"
+        where = path if line is None else f"{shown(module.__file__)}:{line}"
         return {"code": code, "where": where, "path": module.__file__ if line is not None else "", "what": what}
 
     def _line(self, path: str, module: Any) -> int | None:
@@ -284,11 +284,6 @@ def _peer(number: int) -> str:
 def _counted(held: Collection[int]) -> str:
     where = ", ".join(sorted({_address(number) for number in held}))
     return f"{len(held)} open connection{'' if len(held) == 1 else 's'} to {where}"
-
-
-def _shown(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith(os.pardir) else relative
 
 
 def main() -> None:

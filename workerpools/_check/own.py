@@ -1,11 +1,11 @@
-"""Which modules are the user's own."""
+"""Which modules are the user's own, and what their files are called."""
 
 from __future__ import annotations
 
 import os
 import sysconfig
 
-__all__ = ["is_own"]
+__all__ = ["is_own", "shown"]
 
 _INSTALLED = tuple(
     os.path.realpath(path) + os.sep
@@ -24,3 +24,9 @@ def is_own(name: str, path: str | None) -> bool:
         return False
     real = os.path.realpath(path)
     return not real.startswith(_INSTALLED) and "site-packages" not in real and "dist-packages" not in real
+
+
+def shown(path: str) -> str:
+    """Return a file as findings name it: relative to the working directory where it is below that."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative

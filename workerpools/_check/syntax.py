@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator
 from typing import TypeGuard
 
-from workerpools._check.own import is_own
+from workerpools._check.own import is_own, shown
 
 __all__ = ["Function", "Module", "Project", "is_function", "keyword", "last", "nodes_of"]
 
@@ -105,9 +105,8 @@ class Module:
 
     @functools.cached_property
     def shown(self) -> str:
-        """The file's path, relative to the working directory where it is below that."""
-        relative = os.path.relpath(self.path)
-        return self.path if relative.startswith(os.pardir) else relative
+        """The file, as findings name it."""
+        return shown(self.path)
 
     def place(self, node: ast.AST) -> str:
         """Return ``file:line`` of a node."""

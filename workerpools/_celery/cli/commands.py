@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workerpools._celery.cli.table import Screen
     from workerpools._stats.report import Workers
 
-__all__ = ["pools", "print_json", "screen_of"]
+__all__ = ["asking", "pools", "print_json", "screen_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,7 +31,8 @@ def pools() -> None:
     """Inspect and recycle the connection pools of running workers; check an app before it runs."""
 
 
-def _asking(command: F) -> F:
+def asking(command: F) -> F:
+    """Give a command the options of those that ask workers."""
     for option in (
         click.option(
             "-t",
@@ -51,7 +52,7 @@ def _asking(command: F) -> F:
 
 
 @pools.command()
-@_asking
+@asking
 @click.option(
     "-w", "--watch", is_flag=True, help="Refresh until Ctrl-C; without a terminal, print one line per resource."
 )
@@ -101,7 +102,7 @@ def status(
 
 @pools.command()
 @click.argument("name", required=False)
-@_asking
+@asking
 @click.pass_context
 def recycle(
     ctx: click.Context, *, name: str | None, timeout: float, destination: list[str] | None, as_json: bool
