@@ -43,10 +43,11 @@ class ShopTask(PooledTask):
     """A task with the shop's clients."""
 
     abstract = True
+    # In seconds. It bounds every statement and request, too: a lock that is never released holds nobody for longer.
+    soft_time_limit = 30
 
     api = pools.add(HttpxClient(base_url=settings.upstream_url))
-    # These tasks have no time limit, so nothing else ends a statement that waits for a lock.
-    db = pools.add(SQLAlchemyEngine(settings.database_url, connect_args={"options": "-c statement_timeout=30s"}))
+    db = pools.add(SQLAlchemyEngine(settings.database_url))
     session = TaskSession(db)
     carrier = pools.add(RequestsSession(settings.upstream_url))
     cache = pools.add(RedisClient(settings.redis_url, client_name=settings.client_name))
