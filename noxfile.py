@@ -89,11 +89,10 @@ def compared(session: nox.Session, sqlalchemy: str) -> None:
 
 
 #: What meets every library in less than a minute: the adapters' contracts, what follows which exception, Celery's
-#: settings and requests, a run's messages, and Django's own test runner.
+#: settings and requests, and Django's own test runner.
 QUICK = [
-    *("tests/celery", "tests/django/test_project.py", "tests/run/test_classify.py", "tests/run/test_on_commit.py"),
-    *("tests/httpx/test_contract.py", "tests/httpx/test_async_contract.py", "tests/requests/test_contract.py"),
-    *("tests/redis/test_contract.py", "tests/sqlalchemy/test_contract.py", "tests/sqlalchemy/test_async_contract.py"),
+    *("tests/celery", "tests/django/test_project.py", "tests/run/test_classify.py", "tests/httpx/test_contract.py"),
+    *("tests/requests/test_contract.py", "tests/redis/test_contract.py", "tests/sqlalchemy/test_contract.py"),
 ]
 
 
