@@ -152,7 +152,7 @@ OVER = Code(
     "Under load the server refuses the connections above the limit, to other applications as well as to tasks: "
     "PostgreSQL with “too many clients already” or “remaining connection slots are reserved”.",
     "Lower the concurrency or the number of workers, give the engine a smaller pool_size and max_overflow=0, put "
-    "PgBouncer before the server, or raise its limit.",
+    "PgBouncer in front of the server, or raise its limit.",
     "celery -A shop pools check --budget --workers 20 --concurrency 8    # 20 × 8 × 2 connections, of 100",
 )
 OVERLAP = Code(
@@ -160,16 +160,16 @@ OVERLAP = Code(
     "warning",
     "A rolling deploy has no room: old and new workers at once need more connections than there are",
     "While a deploy starts new workers before the old ones have ended, both hold connections.",
-    "Lower the concurrency to what the table names for a deploy, stop the old workers first, or raise the limit.",
+    "Lower the concurrency to the value for a deploy in the table, stop the old workers first, or raise the limit.",
     "celery -A shop pools check --budget --workers 4 --concurrency 8     # 64 connections of 97, and 64 more",
 )
 UNKNOWN = Code(
     "WP403",
     "hint",
     "The connection budget of a resource is not known",
-    "Nobody knows whether the workers fit before the server refuses them.",
-    "Let the role see the limit (a stats user of PgBouncer, say), give the pool an upper bound, or name the workers "
-    "with --workers and --concurrency where none run.",
+    "Whether the workers fit is not known until the server refuses them.",
+    "Let the role see the limit (a stats user of PgBouncer, say), give the pool an upper bound, or use --workers and "
+    "--concurrency if no workers run.",
     "engine = SQLAlchemyEngine(url, max_overflow=-1)",
 )
 CODES = (OVER, OVERLAP, UNKNOWN)

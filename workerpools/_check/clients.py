@@ -16,8 +16,7 @@ CLIENT_PER_RUN = Code(
     "WP201",
     "warning",
     "A client is made for each run",
-    "Each run connects anew, with DNS, TCP and TLS, and leaves a closed connection behind; the TLS context alone costs "
-    "about 25 ms.",
+    "Each run opens new connections, with DNS, TCP and TLS, and builds a new TLS context, the most expensive part.",
     "Declare the client once with pools.add(…); each process opens it once, and the body gets it as self.api.",
     "@app.task\ndef price(sku):\n    with httpx.Client() as client:\n        …",
 )
@@ -25,7 +24,7 @@ ONE_SHOT = Code(
     "WP202",
     "hint",
     "A request without a client",
-    "httpx.get() and requests.get() open a connection for each request, and close it after it.",
+    "httpx.get() and requests.get() open a connection for each request, and close it afterwards.",
     "Declare a client once with pools.add(…), and call its methods.",
     '@app.task\ndef price(sku):\n    return requests.get(f"https://api/{sku}", timeout=5).json()',
 )
@@ -33,7 +32,7 @@ ENGINE_PER_RUN = Code(
     "WP203",
     "warning",
     "An engine is made for each run",
-    "Each run connects and logs in anew, and the engine's pool keeps its connection until the garbage collector comes.",
+    "Each run connects and logs in again, and the engine's pool keeps its connection until it is garbage-collected.",
     "Declare the engine once: db = pools.add(SQLAlchemyEngine(url)), or AsyncSQLAlchemyEngine(url) for an async one.",
     "@app.task\ndef report():\n    engine = create_engine(URL)",
 )
@@ -41,15 +40,15 @@ UNLIMITED = Code(
     "WP204",
     "warning",
     "A pool without a limit",
-    "Under load it opens connections until the server, or the process's descriptors, give out.",
-    "Give it a limit: as many as the process has concurrent tasks, and few more.",
+    "Under load it opens connections until the server or the process runs out of them.",
+    "Give it a limit: as many as the process has concurrent tasks, or a few more.",
     "httpx.Limits(max_keepalive_connections=20)  # max_connections is None then",
 )
 ENDLESS = Code(
     "WP205",
     "warning",
     "A wait without an end",
-    "A peer that vanishes without a word keeps the process busy for ever; a soft time limit may not reach it.",
+    "A peer that vanishes silently keeps the process busy for ever; a soft time limit may not reach it.",
     "Give a timeout to every connect, read and wait for a connection.",
     "@app.task\ndef ping():\n    requests.get(URL)  # requests has no timeout by default",
 )
@@ -57,7 +56,7 @@ ASYNCIO_RUN = Code(
     "WP206",
     "warning",
     "asyncio.run() in a task with a client that outlives it",
-    "Each asyncio.run() has a loop of its own, and the client's connections belong to the one that opened them: the "
+    "Each asyncio.run() has its own loop, and the client's connections belong to the loop that opened them: the "
     'next run gets "Event loop is closed".',
     "Write the body as async def, with AsyncHttpxClient or AsyncSQLAlchemyEngine; or call pools.run(coroutine).",
     "client = httpx.AsyncClient()\n\n@app.task\ndef price(sku):\n    return asyncio.run(fetch(client, sku))",
@@ -66,7 +65,7 @@ LAZY_BASE = Code(
     "WP207",
     "warning",
     "A task base that opens its client on first use",
-    "The task object is one for all threads, and is inherited by forked children: what the parent or another thread "
+    "All threads share one task object, and forked children inherit it: a client that the parent or another thread "
     "opened is shared.",
     "Declare it as a resource: db = pools.add(…) in a PooledTask.",
     "class DatabaseTask(Task):\n    _db = None\n\n    @property\n    def db(self):\n        if self._db is None:\n"
@@ -76,7 +75,7 @@ DISPOSE = Code(
     "WP209",
     "warning",
     "dispose() in a child closes its parent's connections",
-    "The child has the parent's sockets, and says goodbye on them; the parent's next statement fails.",
+    "The child has the parent's sockets, and ends its sessions through them; the parent's next statement fails.",
     "engine.dispose(close=False); or declare the engine with pools.add(…), which needs no such receiver.",
     "@worker_process_init.connect\ndef renew(**kwargs):\n    engine.dispose()",
 )

@@ -141,4 +141,4 @@ def _summary(found: list[Any]) -> str:
         (sum(each.severity == severity for each in found), severity) for severity in ("error", "warning", "hint")
     ]
     told = [f"{count} {severity}{'' if count == 1 else 's'}" for count, severity in counted if count]
-    return f"{', '.join(told)}; celery pools check --explain CODE tells more" if told else "Nothing found."
+    return f"{', '.join(told)}; celery pools check --explain CODE explains a code" if told else "Nothing found."

@@ -27,8 +27,8 @@ OPEN = Code(
     "WP101",
     "error",
     "A connection is open before the fork",
-    "Every child inherits the socket and writes into the same stream: answers reach the wrong process, TLS breaks, and "
-    "whoever closes first says goodbye for all.",
+    "Every child inherits the socket and writes into the same stream: replies reach the wrong process, TLS breaks, "
+    "and the first process to close ends the session for all.",
     _DECLARE,
     "connection = psycopg2.connect(DSN)  # at module level",
 )
@@ -36,7 +36,7 @@ OPEN_SOMEWHERE = Code(
     "WP102",
     "error",
     "A socket is open before the fork, and no name of the app's modules leads to it",
-    "Every child inherits it. A library that connects at import, or an object that only a function keeps, holds it.",
+    "Every child inherits it. A library that connects at import holds it, or an object that only a function refers to.",
     "Find the call that connects at import, and make it on first use in the task's process.",
     "sdk.init(connect=True)  # at module level",
 )
@@ -44,8 +44,8 @@ ENGINE = Code(
     "WP103",
     "warning",
     "An engine at module level",
-    "It connects on first use. If anything uses it in the main process, as a call at import does or a signal's "
-    "receiver, all children share what it opened.",
+    "It connects on first use. If anything uses it in the main process, such as a call at import or a signal's "
+    "receiver, all children share its connections.",
     "Declare it: db = pools.add(SQLAlchemyEngine(url)).",
     "engine = create_engine(URL)  # at module level",
 )
@@ -53,7 +53,7 @@ CLIENT = Code(
     "WP104",
     "warning",
     "An HTTP client at module level",
-    "It connects on first use. If anything uses it in the main process, all children share what it opened, and read "
+    "It connects on first use. If anything uses it in the main process, all children share its connections, and read "
     "each other's responses with status 200.",
     "Declare it: api = pools.add(HttpxClient(base_url=…)), or RequestsSession(…) for a requests.Session.",
     "client = httpx.Client()  # at module level",
@@ -62,8 +62,8 @@ CACHE = Code(
     "WP105",
     "hint",
     "A Redis client at module level",
-    "redis-py notices a fork, and so shares nothing. But it repeats commands that may be done, and nothing counts or "
-    "bounds its connections.",
+    "redis-py notices a fork, so nothing is shared. But it repeats commands that may have been executed, and nothing "
+    "counts or bounds its connections.",
     "Declare it: cache = pools.add(RedisClient(url)).",
     "cache = redis.Redis()  # at module level",
 )
@@ -71,8 +71,8 @@ SESSION = Code(
     "WP106",
     "error",
     "A database session at module level",
-    "All tasks of the process share its objects and its transaction; after one error it refuses to go on, and after a "
-    "fork its connection is shared.",
+    "All tasks of the process share its objects and its transaction; after one error it refuses all further work, "
+    "and after a fork its connection is shared.",
     "session = TaskSession(db) in a PooledTask: one session per run.",
     "session = Session(engine)  # at module level",
 )
@@ -89,7 +89,8 @@ THREAD = Code(
     "WP108",
     "warning",
     "A thread is started at import",
-    "Threads do not survive a fork: children do without it, and a lock that it held at that moment is held for ever.",
+    "Threads do not survive a fork: children do not have it, and a lock that it held at the fork stays locked for "
+    "ever.",
     "Start it in the process that needs it, on first use.",
     "Thread(target=refresh, daemon=True).start()  # at module level",
 )
@@ -99,7 +100,7 @@ OURS = Code(
     "A resource is opened in the main process",
     "Children discard what they inherit, so nothing is shared; but the main process keeps a connection that it does "
     "not need.",
-    "Do not use resources at import; a value that must be there early belongs into on_open=.",
+    "Do not use resources at import; move early preparation into on_open=.",
     "rates = ShopTask.api.get().get('/rates').json()  # at module level",
 )
 IMPORT = Code(
@@ -114,7 +115,7 @@ SLOW = Code(
     "WP111",
     "error",
     f"The import takes longer than {TIMEOUT:.0f} s",
-    "A call at import waits for something, such as a server that does not answer; a worker hangs like this, too.",
+    "A call at import waits for something, such as a server that does not answer; a worker hangs in the same way.",
     "Make the call on first use, with a timeout.",
     "settings = requests.get(URL).json()  # at module level",
 )
@@ -122,7 +123,7 @@ NAMELESS = Code(
     "WP112",
     "hint",
     "No importable module has the app",
-    "What the import leaves open is looked for in a process of its own, which finds the app by its module's name.",
+    "The import is checked in a separate process, which finds the app by its module's name.",
     "Assign the app to a name of a module that can be imported.",
     "def create():\n    return Celery('shop')",
 )

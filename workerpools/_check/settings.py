@@ -26,16 +26,16 @@ UNENFORCED = Code(
     "WP301",
     "warning",
     "Time limits that this execution pool does not enforce",
-    "threads, solo and eventlet know no limits, and gevent only the hard one: a task that hangs keeps its thread for "
-    "ever. In a PooledTask, connections end at the limit all the same.",
-    "Use prefork, or give a timeout to whatever the body waits for.",
+    "threads, solo and eventlet enforce no limits, and gevent only the hard one: a task that hangs keeps its thread "
+    "for ever. In a PooledTask, waits for connections still end at the limit.",
+    "Use prefork, or give every wait in the body a timeout.",
     'app.conf.update(worker_pool="threads", task_time_limit=60)',
 )
 SOFT_LIMIT = Code(
     "WP302",
     "warning",
     "A soft time limit that comes too late",
-    "The hard limit ends the process first: the body has no chance to clean up, and no pool closes its connections.",
+    "The hard limit kills the process first: the body cannot clean up, and no pool closes its connections.",
     "Set the soft limit some seconds below the hard one.",
     "@app.task(time_limit=60, soft_time_limit=60)",
 )
@@ -43,8 +43,8 @@ VISIBILITY = Code(
     "WP303",
     "warning",
     "A task may run longer than its message stays invisible",
-    "With acks_late the broker delivers the message again after the visibility timeout, while the first run goes on: "
-    "the task runs twice at the same time.",
+    "With acks_late the broker delivers the message again after the visibility timeout, while the first run "
+    "continues: the task runs twice at the same time.",
     "Set visibility_timeout in broker_transport_options above the longest hard time limit.",
     '@app.task(acks_late=True, time_limit=7200)  # with broker_url="redis://…": one hour',
 )
@@ -61,17 +61,16 @@ STATEMENTS = Code(
     "WP305",
     "hint",
     "Nothing here bounds a statement",
-    "A statement that waits for a lock, or for a server that is gone without a word, waits for ever. Where a task has "
-    "a time limit, the deadline bounds its statements; these tasks have none.",
-    "Give the tasks a time limit; or the connections a statement_timeout, in connect_args or for the role.",
+    "A statement may wait for a lock, or for a server that vanished silently, for ever. A task's time limit bounds "
+    "its statements; these tasks have none.",
+    "Give the tasks a time limit, or set a statement_timeout in connect_args or for the role.",
     "db = pools.add(SQLAlchemyEngine(url))  # and tasks without a time limit",
 )
 KEEP_ALIVE = Code(
     "WP306",
     "warning",
     "Connections are kept longer than the server keeps them",
-    "A request that is sent while the server closes is lost; a POST then fails, because nobody knows whether it was "
-    "processed.",
+    "A request sent while the server closes is lost; a POST then fails, because nobody knows whether it was processed.",
     "Keep idle connections for less time: limits=httpx.Limits(keepalive_expiry=…), or max_idle=… of RequestsSession.",
     "api = pools.add(HttpxClient(base_url=URL, limits=httpx.Limits(max_connections=10, keepalive_expiry=60)))",
 )
@@ -79,7 +78,7 @@ UNREACHABLE = Code(
     "WP307",
     "hint",
     "A server could not be probed",
-    "Nothing is known of its keep-alive time.",
+    "Its keep-alive time is not known.",
     "Run the check where the workers run.",
     "celery -A shop pools check --probe",
 )
@@ -87,8 +86,8 @@ SPAWN = Code(
     "WP308",
     "warning",
     "Children are spawned, and miss what worker_init does",
-    "A spawned child imports the modules anew and never sees worker_init or celeryd_init: what their receivers set up "
-    "is not there.",
+    "A spawned child imports the modules again and never gets worker_init or celeryd_init: what their receivers set "
+    "up is missing.",
     "Do it in worker_process_init, or on first use.",
     'app.conf.worker_pool_start_method = "spawn"\n\n@worker_init.connect\ndef set_up(**kwargs):\n    …',
 )

@@ -20,17 +20,17 @@ _COMMENT = re.compile(r"#\s*workerpools:\s*ignore\[(?P<codes>[^\]]*)\]\s*(?P<rea
 WITHOUT_REASON = Code(
     "WP001",
     "warning",
-    "A code is left out without a reason",
-    "Nobody can tell later whether the finding was looked at or was in the way.",
+    "A code is ignored without a reason",
+    "Nobody can tell later whether the finding was judged or just silenced.",
     "Say why, in a few words.",
     "http = httpx.Client()  # workerpools: ignore[WP104]",
 )
 UNKNOWN = Code(
     "WP002",
     "error",
-    "A code that is left out does not exist",
-    "A typo leaves nothing out, and a code that is gone hides nothing any more.",
-    "Write a code of docs/check.md, or remove it.",
+    "An ignored code does not exist",
+    "A mistyped or removed code ignores nothing.",
+    "Use a code listed in docs/check.md, or remove it.",
     'workerpools_check_ignore = {"WP999": "…"}',
 )
 CODES = (WITHOUT_REASON, UNKNOWN)

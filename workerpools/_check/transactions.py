@@ -15,28 +15,28 @@ __all__ = ["CODES", "of_body", "of_module"]
 AUTORETRY = Code(
     "WP208",
     "warning",
-    "autoretry_for runs again what may be done",
-    "These errors are also raised when the COMMIT or the request arrived and its answer was lost, and when a time "
-    "limit struck in a driver: the second run does everything twice.",
-    "Take them out of autoretry_for: a PooledTask replays and retries what is safe. Or make the task idempotent, and "
-    "say so: idempotent=True.",
+    "autoretry_for repeats work that may be done",
+    "These errors are also raised if the COMMIT or the request arrived and its reply was lost, and if a time limit "
+    "interrupted a driver: the second run does everything twice.",
+    "Take them out of autoretry_for: a PooledTask replays and retries only what is safe. Or make the task "
+    "idempotent, and set idempotent=True.",
     "@app.task(autoretry_for=(OperationalError,))\ndef pay(order_id):\n    …",
 )
 EARLY_MESSAGE = Code(
     "WP210",
     "warning",
     "A message leaves before the commit",
-    "A worker may take it before the row is there; if the transaction is rolled back, the message has left all the "
-    "same.",
+    "A worker may receive it before the row is there; if the transaction is rolled back, the message has still been "
+    "sent.",
     "mail.delay_on_commit(…); with Django, transaction.on_commit(…) or a DjangoTask's delay_on_commit(…).",
     "session.add(order)\nmail.delay(order.id)\nsession.commit()",
 )
 COMMITTED_ERROR = Code(
     "WP211",
     "warning",
-    "An error is turned into a result, and half of the work is committed",
-    "The session commits when the body returns, and it returns: what was written before the error stays.",
-    "Raise, or catch the errors of the work alone and call self.session.rollback() before the return; or "
+    "An error becomes a result, and half of the work is committed",
+    "The session commits when the body returns, and it returns: writes before the error are committed.",
+    "Raise, or catch only the errors of the work and call self.session.rollback() before the return; or "
     "TaskSession(db, commit=False). A lost connection that the body catches and rolls back is not replayed.",
     'try:\n    self.session.add(order)\n    charge(order)\nexcept ChargeError:\n    return {"status": "error"}',
 )
@@ -270,10 +270,10 @@ def _early(module: Module, function: Function, own: set[str]) -> Iterator[Findin
             commit = next((each for each in same if each.kind == "commit" and _before(sent.path, each.path)), None)
             if ended or (commit is None and write.session not in own):
                 continue
-            when = f"{write.session}.commit() in line {commit.node.lineno}" if commit else "the body's end commits"
+            when = f"{write.session}.commit() on line {commit.node.lineno}" if commit else "the body's end commits"
             yield EARLY_MESSAGE.at(
                 module.place(sent.node),
-                f"{_shown(sent.node)}() between {_shown(write.node)}() in line {write.node.lineno} and "
+                f"{_shown(sent.node)}() between {_shown(write.node)}() on line {write.node.lineno} and "
                 + (when if commit else f"the commit of {write.session} at the body's end"),
             )
             break
