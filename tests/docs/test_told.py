@@ -90,7 +90,7 @@ def test_the_budget() -> None:
     """How many tokens there are, and what takes and gives them."""
     text = page("failures")
     assert (
-        "Each process has 500 tokens. A replay takes 5, one after a time-out 10; a success gives back 5 for each of "
+        "Each process has 500 tokens. A replay takes 5, one after a timeout 10; a success gives back 5 for each of "
         "its replays, or 1."
     ) in text
     budget = Budget()
