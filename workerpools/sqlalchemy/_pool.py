@@ -179,11 +179,13 @@ class DeadlineQueuePool(QueuePool):
             return DeadlineExceeded(
                 f"none of the connection pool's {self.limit} connections became free before the task's deadline"
             )
-        return PoolTimeoutError(
-            f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed out, "
-            f"timeout {self.timeout():0.2f}",
-            code="3o7r",
-        )
+        told = f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed out, "
+        told += f"timeout {self.timeout():0.2f}"
+        if (events := self.events) is not None:
+            size, overflow = events.sizes
+            told += f"; all connections of the resource {events.opening.resource!r} are in use: raise its {overflow} "
+            told += f"or {size}, or have them given back sooner"
+        return PoolTimeoutError(told, code="3o7r")
 
     # Checking in.
 
@@ -366,15 +368,24 @@ class PoolEvents:
         resolves: Whether lost COMMITs are resolved.
         connect_timeout: Time limit of the first questions on a connection, in seconds.
         session_settings: Whether session settings stay with their connection; they do not behind PgBouncer.
+        sizes: What the user knows ``pool_size`` and ``max_overflow`` by.
 
     Attributes:
         since: Connections begun before this :func:`time.monotonic` time will be replaced; 0 for none.
     """
 
     def __init__(
-        self, opening: Opening, lifetime: Lifetime, *, resolves: bool, connect_timeout: float, session_settings: bool
+        self,
+        opening: Opening,
+        lifetime: Lifetime,
+        *,
+        resolves: bool,
+        connect_timeout: float,
+        session_settings: bool,
+        sizes: tuple[str, str],
     ) -> None:
         self.opening = opening
+        self.sizes = sizes
         self.since = 0.0
         self._lifetime = lifetime
         self._resolves = resolves
