@@ -21,7 +21,7 @@ from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
 from workerpools.adapter import run_coroutine
-from workerpools.redis import AsyncRedisClient, RedisClient
+from workerpools.redis import AsyncRedisClient, RedisClient, _exchange
 
 COUNT = "return redis.call('INCR', KEYS[1])"
 #: A value whose middle is in another chunk than its beginning.
@@ -206,3 +206,39 @@ def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, de
         site.arm(broken, cell.moment)
     run_to_the_end(shop, site.heal, cell.steps)
     assert site.increments() == cell.increments
+
+
+#: What a command of the table becomes where the watch on the wire takes it for harmless: done twice.
+UNWATCHED = (
+    Cell(("FIN",), table.GOT_IT, table.RESEND, increments=2, drivers=table.REDIS, methods=("INCR", "EVAL")),
+    Cell(("FIN",), table.GOT_IT, table.REPLAY, increments=2, drivers=table.REDIS, methods=("MULTI, INCR, EXEC",)),
+    Cell(
+        ("restart slow",),
+        table.CONNECTING,
+        table.RETRY,
+        increments=2,
+        drivers=table.REDIS,
+        methods=("GET",),
+        before="INCR",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("cell", "broken", "driver", "method", "client"),
+    table.with_clients(table.parameters(*UNWATCHED), ("sync",), ("async",)),
+)
+def test_without_the_watch(
+    cell: Cell,
+    broken: str,
+    driver: str,
+    method: str,
+    client: str,
+    declared: Any,
+    site: RedisSite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The INCR is done twice: the cells that forbid it hold because of the watch alone."""
+    known = _exchange.command_of
+    monkeypatch.setattr(_exchange, "command_of", lambda arguments: known(arguments)._replace(harmless=True))
+    test_cell(cell, broken, driver, method, client, declared, site)
