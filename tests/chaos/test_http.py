@@ -57,6 +57,9 @@ class HttpSite:
             self._while_connecting(broken)
         elif broken in ENDINGS:
             self._end(broken, moment)
+        elif broken == "restart slow":
+            self._end("FIN", moment)
+            self.proxy.stop()
         elif broken == "blackhole":
             self._lose(moment)
 

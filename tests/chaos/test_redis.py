@@ -25,7 +25,7 @@ from workerpools.redis import AsyncRedisClient, RedisClient, _exchange
 
 COUNT = "return redis.call('INCR', KEYS[1])"
 #: A value whose middle is in another chunk than its beginning.
-_LARGE = b"x" * 20_000
+_LARGE = b"x" * 300_000
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,10 @@ class RedisSite:
             self.servers[0].stop()
             self.servers[0].start()
         elif broken == "restart slow":
-            self.proxy.close_all()
+            if moment == table.CONNECTING:
+                self.proxy.close_all()
+            else:
+                self._end(ENDINGS["FIN"], moment)
             self.proxy.stop()
         elif broken.startswith("failover"):
             self._fail_over(for_long=broken == "failover for long")
@@ -101,6 +104,8 @@ class RedisSite:
         self._undo.callback(self.proxy.close_all)
         if moment == table.GOT_IT:
             self.proxy.cut_when(lambda chunk: bool(self.proxy.blackhole()), "to_server", scope="open")
+        elif moment == table.MID_ANSWER:
+            self.proxy.cut_when(lambda chunk: bool(self.proxy.blackhole()), "to_client", scope="open")
         else:
             self.proxy.blackhole()
 
