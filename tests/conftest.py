@@ -17,6 +17,7 @@ from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
 from tests.support.mariadb import DRIVERS, MariaDatabase, MariaDBServer, mariadb_program
 from tests.support.memcached import MemcachedServer, memcached_program
+from tests.support.paths import memory
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
@@ -56,7 +57,7 @@ def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def workspace(_clean_session: None) -> Iterator[Workspace]:
     """The directory of this session's servers."""
-    with Workspace() as opened:
+    with Workspace(memory()) as opened:
         yield opened
 
 
@@ -65,7 +66,7 @@ def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
     """A PostgreSQL server for the session. A test that stops or restarts it leaves it running."""
     require_program(postgres_directory)
     # No test pulls the plug of the machine: the disk need not keep up.
-    settings = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "20"}
+    settings = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "20", "max_wal_size": "128MB"}
     with PostgresServer(workspace, settings=settings) as server:
         yield server
 

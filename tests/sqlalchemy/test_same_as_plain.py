@@ -18,6 +18,7 @@ from tests.sqlalchemy.uses import SCHEMA, USES, Use, caught, plain, told
 from tests.support.databases import Database, new_database
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
 from tests.support.services import require_program
+from tests.support.stand import wait_until
 from workerpools import WorkerPools
 from workerpools.sqlalchemy import SQLAlchemyEngine
 from workerpools.testing import run_attempt
@@ -48,10 +49,13 @@ class Place:
         """End what the last engine has left: sessions, and transactions that were prepared."""
         if self.bouncer is not None:
             self.bouncer.console("RECONNECT")
-        self._ask(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+        others = (
+            " from pg_stat_activity"
             " where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
         )
+        self._ask("select pg_terminate_backend(pid)" + others)
+        # With a time-out the function itself looks only every 0.1 s.
+        wait_until(lambda: self._ask("select count(*)" + others) == [(0,)], "no session of the last engine")
         for (identifier,) in self._ask("select gid from pg_prepared_xacts where database = current_database()"):
             with self.watch.cursor() as cursor:
                 cursor.execute("rollback prepared %s", (identifier,))
