@@ -126,6 +126,7 @@ class DeadlineQueuePool(QueuePool):
         except BaseException as error:
             events.gave_up(lease, error)
             self.repair()
+            self._close_surplus()
             raise
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -209,7 +210,10 @@ class DeadlineQueuePool(QueuePool):
         finally:
             with self._lock:
                 size = self._pool.maxsize
-                kept = record.dbapi_connection is not None and (size <= 0 or len(self._idle) < size)
+                kept = record.dbapi_connection is not None and (
+                    # A caller that was woken has yet to take its own: the next one's need not be opened anew.
+                    size <= 0 or len(self._idle) < size or bool(self._waiters)
+                )
                 if kept and record in self._takers and record not in self._idle:
                     self._idle.append(record)
             if not kept:
@@ -218,6 +222,15 @@ class DeadlineQueuePool(QueuePool):
                 lease.returned()
             if self._waiters:
                 self._wake()
+
+    def _close_surplus(self) -> None:
+        """Close what was kept for a caller that has given up."""
+        while True:
+            with self._lock:
+                if self._waiters or not 0 < self._pool.maxsize < len(self._idle):
+                    return
+                record = self._idle.pop()
+            self._remove(record)
 
     def _remove(self, record: ConnectionPoolEntry) -> None:
         try:
