@@ -262,6 +262,8 @@ OVER_HTTP = (
     _http(BOTH_ENDS, GOT_IT, "POST", ((INDETERMINATE, REPLAYED),), 2, declared="idempotent=True"),
     _http(BOTH_ENDS, GOT_IT, MAY_BE_SENT_AGAIN, RESEND, 2),
     _http(BOTH_ENDS, GOT_IT, MAY_BE_SENT_AGAIN, ((STALE, RETRIED),), 2, declared="replays=0"),
+    _http("restart slow", GOT_IT, "POST", LOST, 1),
+    _http("restart slow", GOT_IT, MAY_BE_SENT_AGAIN, RESEND + RETRY, 2, remark="sent again, it finds the server down"),
     _http(BOTH_ENDS, HEADERS, MAY_BE_SENT_AGAIN, RESEND, 2),
     _http(BOTH_ENDS, HEADERS, "POST", LOST, 1),
     _http("blackhole", HEADERS, REQUESTS, LOST, 1),
@@ -293,11 +295,14 @@ OVER_REDIS = (
     _redis(BOTH_ENDS, GOT_IT, "INCR", ((INDETERMINATE, REPLAYED),), 2, declared="idempotent=True"),
     _redis(BOTH_ENDS, GOT_IT, "GET", RESEND),
     _redis(BOTH_ENDS, GOT_IT, "GET", ((STALE, RETRIED),), declared="replays=0"),
+    _redis("restart slow", GOT_IT, "GET", RESEND + RETRY, remark="sent again, it finds the server down"),
+    _redis("restart slow", GOT_IT, "INCR", LOST, 1),
     _redis(BOTH_ENDS, MID_ANSWER, "GET", RESEND),
     _redis(BOTH_ENDS, MID_ANSWER, "INCR", LOST, 1),
     *(_redis("silent", moment, COMMANDS, LIMIT, declared=_SHORT) for moment in (IDLE, CONNECTING)),
     _redis("silent", GOT_IT, "GET", LIMIT, declared=_SHORT),
     _redis("silent", GOT_IT, "INCR", LIMIT, 1, declared=_SHORT),
+    _redis("silent", MID_ANSWER, "GET", LIMIT, declared=_SHORT),
 )
 
 

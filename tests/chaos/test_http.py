@@ -22,6 +22,8 @@ from tests.support.upstream import EchoUpstream
 from workerpools.adapter import run_coroutine
 from workerpools.httpx import AsyncHttpxClient, HttpxClient
 from workerpools.requests import RequestsSession
+from workerpools.requests._errors import Progress
+from workerpools.requests._wire import Exchange
 
 #: How much of a response passes before it is cut: the head surely, and not the body, nor what TLS adds to either.
 _HALF = 20_000
@@ -55,6 +57,9 @@ class HttpSite:
             self._while_connecting(broken)
         elif broken in ENDINGS:
             self._end(broken, moment)
+        elif broken == "restart slow":
+            self._end("FIN", moment)
+            self.proxy.stop()
         elif broken == "blackhole":
             self._lose(moment)
 
@@ -193,3 +198,41 @@ def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, si
     run_to_the_end(shop, site.heal, cell.steps)
     seen = [request for request in site.upstream.requests() if broken != "pool full" or request.path != "/stream"]
     assert len(seen) == cell.requests
+
+
+def _does_not_hear_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Progress, "head_started", property(lambda self: False, lambda self, value: None))
+
+
+def _declares_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Exchange, "leaves", Exchange.acquired)
+
+
+#: What a request of the table becomes where the watch on the wire misses it: sent twice.
+UNWATCHED = {
+    _does_not_hear_the_head: Cell(
+        ("FIN",), table.GOT_IT, table.RETRY, requests=2, drivers=table.HTTP, methods=("POST",)
+    ),
+    _declares_no_effect: Cell(
+        ("restart slow",),
+        table.CONNECTING,
+        table.RETRY,
+        requests=3,
+        drivers=table.HTTP,
+        methods=("GET",),
+        before="POST",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "broken", "driver", "method", "client"),
+    table.with_clients(table.parameters(*UNWATCHED.values()), ("requests",), ()),
+)
+def test_without_the_watch(
+    cell: Cell, broken: str, driver: str, method: str, client: str, site: HttpSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The POST is sent twice: the cells that forbid it hold because of the watch alone."""
+    [deafen] = [deafen for deafen, its_cell in UNWATCHED.items() if its_cell is cell]
+    deafen(monkeypatch)
+    test_cell(cell, broken, driver, method, client, site)

@@ -21,11 +21,11 @@ from tests.chaos.table import Cell
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
 from workerpools.adapter import run_coroutine
-from workerpools.redis import AsyncRedisClient, RedisClient
+from workerpools.redis import AsyncRedisClient, RedisClient, _exchange
 
 COUNT = "return redis.call('INCR', KEYS[1])"
 #: A value whose middle is in another chunk than its beginning.
-_LARGE = b"x" * 20_000
+_LARGE = b"x" * 300_000
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,10 @@ class RedisSite:
             self.servers[0].stop()
             self.servers[0].start()
         elif broken == "restart slow":
-            self.proxy.close_all()
+            if moment == table.CONNECTING:
+                self.proxy.close_all()
+            else:
+                self._end(ENDINGS["FIN"], moment)
             self.proxy.stop()
         elif broken.startswith("failover"):
             self._fail_over(for_long=broken == "failover for long")
@@ -101,6 +104,8 @@ class RedisSite:
         self._undo.callback(self.proxy.close_all)
         if moment == table.GOT_IT:
             self.proxy.cut_when(lambda chunk: bool(self.proxy.blackhole()), "to_server", scope="open")
+        elif moment == table.MID_ANSWER:
+            self.proxy.cut_when(lambda chunk: bool(self.proxy.blackhole()), "to_client", scope="open")
         else:
             self.proxy.blackhole()
 
@@ -206,3 +211,39 @@ def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, de
         site.arm(broken, cell.moment)
     run_to_the_end(shop, site.heal, cell.steps)
     assert site.increments() == cell.increments
+
+
+#: What a command of the table becomes where the watch on the wire takes it for harmless: done twice.
+UNWATCHED = (
+    Cell(("FIN",), table.GOT_IT, table.RESEND, increments=2, drivers=table.REDIS, methods=("INCR", "EVAL")),
+    Cell(("FIN",), table.GOT_IT, table.REPLAY, increments=2, drivers=table.REDIS, methods=("MULTI, INCR, EXEC",)),
+    Cell(
+        ("restart slow",),
+        table.CONNECTING,
+        table.RETRY,
+        increments=2,
+        drivers=table.REDIS,
+        methods=("GET",),
+        before="INCR",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("cell", "broken", "driver", "method", "client"),
+    table.with_clients(table.parameters(*UNWATCHED), ("sync",), ("async",)),
+)
+def test_without_the_watch(
+    cell: Cell,
+    broken: str,
+    driver: str,
+    method: str,
+    client: str,
+    declared: Any,
+    site: RedisSite,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The INCR is done twice: the cells that forbid it hold because of the watch alone."""
+    known = _exchange.command_of
+    monkeypatch.setattr(_exchange, "command_of", lambda arguments: known(arguments)._replace(harmless=True))
+    test_cell(cell, broken, driver, method, client, declared, site)

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 from celery import Celery
+from sqlalchemy.engine import make_url
 
 from demo_tasks.servers import PostgresServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory
@@ -23,6 +24,7 @@ from workerpools._check.asking import budget_of, planned
 from workerpools._check.budget import Row
 from workerpools.redis import AsyncRedisClient, RedisClient
 from workerpools.sqlalchemy import AsyncSQLAlchemyEngine, SQLAlchemyEngine
+from workerpools.sqlalchemy._limits import _pooler
 
 #: So many slots does the server have, and keeps so many of them from everybody, and so many more from most.
 MOST, FOR_SUPERUSERS, FOR_OTHERS = 20, 3, 2
@@ -228,12 +230,59 @@ def test_pgbouncer(app_role: Database, workspace: Workspace, mode: Any) -> None:
 
 
 def test_pgbouncers_console_is_closed(app_role: Database, workspace: Workspace) -> None:
-    """Whoever is not among its users is not told, and that is said."""
+    """Whoever is not among its users is not told, and that is said; nor that it is PgBouncer."""
     require_program(pgbouncer_program)
     with PgBouncer(workspace, app_role, name="narrow-closed") as bouncer:
-        (row,) = rows_of(SQLAlchemyEngine(bouncer.database.url(), pgbouncer=True))
+        there = bouncer.database
+        (row,) = rows_of(SQLAlchemyEngine(there.url(), pgbouncer=True))
     assert row.limit.most is None
-    assert row.limit.unknown == "its console does not take this user: add it to stats_users (OperationalError)"
+    assert row.limit.server == f"a connection pooler at {there.host}:{there.port}"
+    assert row.limit.unknown == (
+        "it has no console for this user (OperationalError); if it is PgBouncer, add the user to stats_users"
+    )
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_pooler_that_is_not_pgbouncer(app_role: Database, driver: str) -> None:
+    """One that passes the database of the console's name on, as any other; it is not called PgBouncer."""
+    first = maintenance_of(app_role)
+    first.execute("CREATE DATABASE pgbouncer")
+    try:
+        (row,) = rows_of(SQLAlchemyEngine(app_role.url(driver), pgbouncer=True))
+    finally:
+        first.execute("DROP DATABASE pgbouncer WITH (FORCE)")
+    assert row.limit.server == f"a connection pooler at {app_role.host}:{app_role.port}"
+    assert row.limit.most is None
+    assert row.limit.unknown == "it does not tell its version as PgBouncer does (UndefinedObject)"
+
+
+@pytest.mark.parametrize(("version", "known"), [("PgCat 1.2.0", False), ("PgBouncer 1.24.1", True)])
+def test_a_pooler_that_tells_its_version(version: str, known: bool) -> None:
+    """PgCat's console has the same name."""
+
+    class Console:
+        """Answers one question."""
+
+        description: tuple[tuple[str], ...] = (("version",),)
+        closed = False
+
+        def cursor(self) -> closing[Console]:
+            return closing(self)
+
+        def execute(self, question: str) -> None:
+            if question != "SHOW VERSION":
+                raise ValueError(question)
+
+        def fetchall(self) -> list[tuple[str]]:
+            return [(version,)]
+
+        def close(self) -> None:
+            self.closed = True
+
+    console = Console()
+    (limit,) = _pooler(lambda url: console, make_url("postgresql://app@db/shop"), "db:5432")
+    assert (limit.server, limit.most) == ("PgBouncer at db:5432" if known else "a connection pooler at db:5432", None)
+    assert console.closed
 
 
 @pytest.mark.parametrize("adapter", [RedisClient, AsyncRedisClient])

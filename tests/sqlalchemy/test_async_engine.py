@@ -519,6 +519,39 @@ def test_several_connections_at_once(shop: AsyncShop) -> None:
     assert (now.value("opened"), now.value("reused"), now.in_use, now.open) == (2, 4, 0, 1)
 
 
+def test_a_connect_that_is_cancelled_anywhere(shop: AsyncShop) -> None:
+    """It says nothing on the loop, and keeps no connection."""
+    said: list[dict[str, Any]] = []
+
+    async def connect() -> None:
+        async with shop.async_engine.get().connect():
+            pass
+
+    async def cancelled_after(steps: int) -> None:
+        connecting = asyncio.create_task(connect())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+
+    async def cancel_anywhere() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: said.append(context))
+        try:
+            for steps in range(20):
+                await cancelled_after(steps)
+                await shop.async_engine.get().dispose()
+            await asyncio.sleep(0.05)
+            gc.collect()
+        finally:
+            loop.set_exception_handler(None)
+
+    shop.pools.run(cancel_anywhere())
+    assert not said
+    assert shop.checked_out() == 0
+    eventually(lambda: shop.proxy.open == 0)
+
+
 Use = Callable[[Any], Any]
 
 

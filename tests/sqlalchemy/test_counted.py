@@ -121,6 +121,44 @@ def test_a_connection_beyond_what_the_pool_keeps(pools: WorkerPools, database: D
     assert stats(pools, "db").open == 1
 
 
+def test_a_connection_beyond_it_goes_to_whoever_waits(pools: WorkerPools, database: Database) -> None:
+    """Two are checked in before either of two waiting callers takes one: both are served without a new connection."""
+    pool: Any = engine_of(pools, database, pool_size=1, max_overflow=1).pool
+    held = [pool.connect(), pool.connect()]
+    waiting = [threading.Thread(target=lambda: pool.connect().close()) for _ in held]
+    for each in waiting:
+        each.start()
+    eventually(lambda: len(pool._waiters) == 2)
+    with pool._lock:
+        for connection in held:
+            connection.close()
+    for each in waiting:
+        each.join(10)
+    now = stats(pools, "db")
+    assert (now.value("opened"), now.value("reused"), now.in_use, now.open) == (2, 2, 0, 1)
+
+
+def test_a_connection_that_nobody_takes_after_all_is_closed(pools: WorkerPools, database: Database) -> None:
+    """Those that waited for it were interrupted."""
+    pool: Any = engine_of(pools, database, pool_size=1, max_overflow=1).pool
+    held = [pool.connect(), pool.connect()]
+    another = threading.Lock()
+    another.acquire()
+
+    def interrupted(waiter: Any, seconds: float) -> None:
+        pool._waiters.append(another)
+        for connection in held:
+            connection.close()
+        assert pool.checkedin() == 2
+        raise KeyboardInterrupt
+
+    pool._wait = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        pool.connect()
+    now = stats(pools, "db")
+    assert (pool.checkedin(), now.in_use, now.pending, now.open) == (1, 0, 0, 1)
+
+
 def test_a_check_that_fails_retires_its_siblings(shop: Shop) -> None:
     """Each of the three is stale; the one that was checked is the one failed check."""
     shop.pools.close()

@@ -190,7 +190,27 @@ def test_waiting_for_a_connection_is_bounded(database: Database) -> None:
     with WorkerPools() as pools:
         adapter = SQLAlchemyEngine(database.url(), pool_size=1, max_overflow=0, acquire_timeout=0.1)
         engine = pools.add(adapter, name="db").get()
-        with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError):
+        with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
+            engine.connect()
+    assert str(caught.value).startswith(
+        "QueuePool limit of size 1 overflow 0 reached, connection timed out, timeout 0.10; all connections of the "
+        "resource 'db' are in use: raise its max_overflow or pool_size, or have them given back sooner"
+    )
+
+
+def test_a_full_pool_from_settings_names_the_settings(database: Database) -> None:
+    """By the names that the user wrote."""
+    settings = {"database_url": database.url(), "database_pool_size": 1, "database_max_overflow": 0}
+    with WorkerPools() as pools:
+        adapter = SQLAlchemyEngine.from_settings({**settings, "database_acquire_timeout": 0.1})
+        engine = pools.add(adapter, name="engine").get()
+        with (
+            engine.connect(),
+            pytest.raises(
+                sqlalchemy.exc.TimeoutError,
+                match=r"'engine' .*raise its workerpools_database_max_overflow or workerpools_database_pool_size",
+            ),
+        ):
             engine.connect()
 
 

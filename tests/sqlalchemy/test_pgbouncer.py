@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from tests.support.databases import Database
 from tests.support.shop import Shop, insert
 from workerpools.events import EventKind
-from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy import AsyncSQLAlchemyEngine, AsyncTaskSession, SQLAlchemyEngine, TaskSession
 
 
 @pytest.fixture(params=["psycopg2", "psycopg"])
@@ -91,3 +93,43 @@ def test_a_lost_commit_is_resolved(shop: Shop, deliver: bool) -> None:
     assert shop.rows() == [1]
     outcomes = [event.detail for event in shop.events if event.kind is EventKind.COMMIT_RESOLVED]
     assert outcomes == ["outcome=committed" if deliver else "outcome=aborted"]
+
+
+@pytest.mark.parametrize("deliver", [False, True], ids=["server never got it", "server got it"])
+def test_asyncpg_undeclared(database: Database, pgbouncer_to: Any, proxy_to: Any, deliver: bool) -> None:
+    """Declared it is refused. Undeclared, a statement that was prepared on another server connection is the driver's
+    error, and runs once; a lost COMMIT is resolved."""
+    pytest.importorskip("sqlalchemy", minversion="2.1")
+    database.execute("create table orders (id int primary key)")
+    bouncer = pgbouncer_to(database, default_pool_size=2)
+    proxy = proxy_to(bouncer)
+    with closing(Shop()) as shop:
+        shop.database = database
+        url = bouncer.database.through(proxy).url("asyncpg")
+        engine: Any = shop.pools.add(AsyncSQLAlchemyEngine(url, check_after=600.0, pool_size=2), name="bounced")
+        shop._extend(db=engine, session=AsyncTaskSession(engine))
+        runs: list[int] = []
+
+        @shop.task()
+        async def task(self: Any, number: int) -> None:
+            runs.append(number)
+            await self.session.execute(text("insert into orders values (:number)"), {"number": number})
+
+        task(1)
+        proxy.cut_when(lambda chunk: b"COMMIT" in chunk, deliver=deliver)
+        task(2)
+        assert runs == ([1, 2] if deliver else [1, 2, 2])
+        outcomes = [event.detail for event in shop.events if event.kind is EventKind.COMMIT_RESOLVED]
+        assert outcomes == ["outcome=committed" if deliver else "outcome=aborted"]
+
+        runs.clear()
+        holder = SQLAlchemyEngine(bouncer.database.url("psycopg2"), pgbouncer=True)
+        other: Any = shop.pools.add(holder, name="holder").get()
+        task(3)
+        with other.connect() as connection:
+            # The one that the statement was prepared on.
+            connection.execute(text("select 1"))
+            with pytest.raises(DBAPIError, match="does not exist"):
+                task(4)
+        assert runs == [3, 4]
+        assert shop.rows() == [1, 2, 3]

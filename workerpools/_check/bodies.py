@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from workerpools._check.syntax import Function, Module, is_function, keyword, last, nodes_of
+from workerpools._check.syntax import Function, Module, Project, is_function, keyword, last, nodes_of
 
-__all__ = ["Body", "bodies", "is_task_class", "receivers"]
+__all__ = ["Body", "bodies", "commits", "is_task", "is_task_class", "receivers", "sessions_of"]
 
 _DECORATORS = {"celery.shared_task", "celery.task", "celery.decorators.task", "celery.app.shared_task"}
 _BASES = {
@@ -54,7 +54,12 @@ class Body:
         for node in nodes_of(self.function):
             if isinstance(node, ast.Call):
                 called = self._called(node.func)
-                if called is not None and called not in found and not _cached(called) and not _runs_apart(self, called):
+                if (
+                    called is not None
+                    and called not in found
+                    and not _cached(called)
+                    and not is_task(self.module, called)
+                ):
                     found.append(called)
         return found
 
@@ -86,7 +91,7 @@ class Body:
         given = keyword(self.decorator, name) if self.decorator is not None else None
         if given is not None:
             return self.module, given
-        for module, class_ in self._classes():
+        for module, class_ in self.classes():
             for statement in class_.body:
                 if isinstance(statement, ast.Assign) and any(last(target) == name for target in statement.targets):
                     return module, statement.value
@@ -94,7 +99,8 @@ class Body:
                     return module, statement.value
         return None
 
-    def _classes(self) -> Iterator[tuple[Module, ast.ClassDef]]:
+    def classes(self) -> Iterator[tuple[Module, ast.ClassDef]]:
+        """Yield the task's class and those that it inherits from, as far as they are the project's."""
         if isinstance(self.base, tuple):
             yield from (each for each in self.module.project.ancestors(*self.base) if isinstance(each, tuple))
 
@@ -104,27 +110,38 @@ class Body:
         return found is not None and isinstance(found[1], ast.Constant) and found[1].value is True
 
     @cached_property
-    def sessions(self) -> frozenset[str]:
-        """The attributes of ``self`` that are sessions which commit when the body returns."""
-        found = set()
-        if isinstance(self.base, str):
-            return frozenset({"session"} if self.base == "workerpools.DatabaseTask" else ())
-        if self.base is not None:
-            for each in self.module.project.ancestors(*self.base):
-                if each == "workerpools.DatabaseTask":
-                    found.add("session")
-                elif isinstance(each, tuple):
-                    found |= {name for name, call in _class_calls(each[1]) if _commits(each[0], call)}
-        return frozenset(found)
+    def sessions(self) -> dict[str, str]:
+        """The attributes of ``self`` that are sessions which commit when the body returns, and a name of each."""
+        return {} if self.base is None else sessions_of(self.module.project, self.base)
+
+
+def sessions_of(project: Project, class_: tuple[Module, ast.ClassDef] | str) -> dict[str, str]:
+    """Return the attributes of a class that are sessions which commit when a body returns, and where each is defined.
+
+    Args:
+        project: The project.
+        class_: The class, or the name of one that is not the project's.
+    """
+    found: dict[str, str] = {}
+    for each in project.ancestors(*class_) if isinstance(class_, tuple) else [class_]:
+        if each == "workerpools.DatabaseTask":
+            found.setdefault("session", f"{each}.session")
+        elif isinstance(each, tuple):
+            for name, call in _class_calls(each[1]):
+                if commits(each[0], call):
+                    found.setdefault(name, f"{each[0].name}.{each[1].name}.{name}")
+    return found
 
 
 def _class_calls(class_: ast.ClassDef) -> Iterator[tuple[str, ast.Call]]:
     for statement in class_.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
-            yield from ((last(target), statement.value) for target in statement.targets)
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from ((last(target), statement.value) for target in targets)
 
 
-def _commits(module: Module, call: ast.Call) -> bool:
+def commits(module: Module, call: ast.Call) -> bool:
+    """Return whether a call makes a session that commits when the body returns."""
     commit = keyword(call, "commit")
     return module.called(call) in _SESSIONS and not (isinstance(commit, ast.Constant) and commit.value is False)
 
@@ -134,9 +151,9 @@ def _cached(function: Function) -> bool:
     return any("cache" in last(each).lower() or last(each) == "connect" for each in named)
 
 
-def _runs_apart(body: Body, function: Function) -> bool:
-    """Whether it is a task of its own: a call of its name is rare, and its findings are its own."""
-    return _decorator(body.module, function) is not None
+def is_task(module: Module, function: Function) -> bool:
+    """Return whether a function is a task of its own: a call of its name is rare, and its findings are its own."""
+    return _decorator(module, function) is not None
 
 
 def bodies(module: Module, known: Collection[int] = ()) -> Iterator[Body]:

@@ -46,7 +46,8 @@ ENGINE = Code(
     "An engine at module level",
     "It connects on first use. If anything uses it in the main process, such as a call at import or a signal's "
     "receiver, all children share its connections.",
-    "Declare it: db = pools.add(SQLAlchemyEngine(url)).",
+    "Declare it: db = pools.add(SQLAlchemyEngine(url)). Or engine.dispose(close=False) in a receiver of "
+    "worker_process_init.",
     "engine = create_engine(URL)  # at module level",
 )
 CLIENT = Code(

@@ -20,6 +20,7 @@ from typing import Any
 from celery.app.utils import find_app
 
 from workerpools._celery import apps
+from workerpools._check.disposed import dropped_by_children
 from workerpools._check.own import is_own, shown
 from workerpools._process.descriptors import fileno, numbers
 from workerpools._text import redact_text
@@ -110,6 +111,7 @@ class _Look:
         resources = [each for pools in apps.all_of(self._app) for each in pools.resources if each.is_open]
         for each in resources:
             self._left -= set(each._live.opening.descriptors.filenos())
+        dropped = dropped_by_children()
         for (code, word), path, module, value in self._named():
             if code == "WP109":
                 if not value.is_open:
@@ -117,6 +119,9 @@ class _Look:
                 resources = [each for each in resources if each is not value]
             held = self._held(value) if code != "WP109" else set()
             pooled = _pooled(value) if code == "WP103" else 0
+            if id(value) in dropped and not value.pool.checkedout():
+                # No child shares what is in its pool.
+                continue
             if code != "WP107" and (held or pooled):
                 code, word = "WP101", f"{word} with {_counted(held) if held else f'{pooled} pooled'}"
             found.append(self._finding(code, path, module, f"{path} is {word}"))

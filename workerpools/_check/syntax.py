@@ -6,7 +6,7 @@ import ast
 import functools
 import os
 from collections.abc import Collection, Iterator
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from workerpools._check.own import is_own, shown
 
@@ -155,6 +155,8 @@ class Project:
     def __init__(self, roots: Collection[str]) -> None:
         self._roots = [*roots]
         self.modules: dict[str, Module | None] = {}
+        #: What functions were found to do, by what they are given: many call the same one.
+        self.events: dict[object, Any] = {}
 
     def add(self, name: str, path: str) -> Module | None:
         """Return the module of a file; None if it cannot be read."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from workerpools._check.bodies import Body
 from workerpools._check.findings import Code, Finding
-from workerpools._check.syntax import Function, Module, is_function, last, nodes_of
+from workerpools._check.flow import DEPTH, before, events_of, shown
+from workerpools._check.meanings import Frame, Session, frame_of
+from workerpools._check.syntax import Function, Module, last, nodes_of
 
 __all__ = ["CODES", "of_body", "of_module"]
 
@@ -65,55 +66,28 @@ _HTTP_ERRORS = {
     ),
 }
 _ANY = {"Exception", "BaseException", "builtins.Exception"}
-_WRITES = {
-    "add",
-    "add_all",
-    "bulk_insert_mappings",
-    "bulk_save_objects",
-    "bulk_update_mappings",
-    "delete",
-    "flush",
-    "merge",
-}
-_SAVES = {"save", "bulk_create", "bulk_update", "get_or_create", "update_or_create"}
-_QUERIES = {"objects", "filter", "exclude", "all"}
-_SENDS = {"delay", "apply_async", "send_task"}
-_CLIENT_LIBRARIES = ("aiohttp.", "boto3.", "botocore.", "httpx.", "niquests.", "requests.")
-
-# Where a statement stands: for each block round it, the block and its place there.
-_Path = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class _Event:
-    kind: str
-    session: str
-    node: ast.Call
-    path: _Path
 
 
 def of_body(body: Body) -> Iterator[Finding]:
     """Yield what is wrong with a task's body."""
     yield from _retried(body)
     holds = _text_of(body.option("publish")) == "on_commit"
-    own = {f"self.{name}" for name in body.sessions}
-    for function in body.functions:
-        if not holds:
-            yield from _early(body.module, function, own)
-        if own:
-            yield from _swallowed(body, function, own)
+    for function in body.functions if not holds else ():
+        yield from _early(frame_of(body, function))
+    yield from _swallowed(body, frame_of(body, body.function), DEPTH)
 
 
 def of_module(module: Module) -> Iterator[Finding]:
     """Yield what is wrong with the blocks of transactions anywhere in a module."""
     for function in module.defined:
+        frame = Frame(module, function)
         if any(module.dotted(_named(each)) == "django.db.transaction.atomic" for each in function.decorator_list):
-            yield from _sent_in(module, function.body, f"{function.name}(), which is one transaction")
+            yield from _sent_in(frame, function, f"{function.name}(), which is one transaction")
         for node in nodes_of(function, nested=False):
             if isinstance(node, ast.With | ast.AsyncWith):
-                block = next(filter(None, (_transaction(module, function, item) for item in node.items)), None)
+                block = next(filter(None, (_transaction(frame, item) for item in node.items)), None)
                 if block is not None:
-                    yield from _sent_in(module, node.body, f"the block of {block}")
+                    yield from _sent_in(frame, node, f"the block of {block}")
 
 
 def _text_of(option: tuple[Module, ast.expr] | None) -> object:
@@ -124,187 +98,100 @@ def _named(node: ast.expr) -> ast.expr:
     return node.func if isinstance(node, ast.Call) else node
 
 
-def _transaction(module: Module, function: Function, item: ast.withitem) -> str | None:
+def _transaction(frame: Frame, item: ast.withitem) -> str | None:
     called = item.context_expr
     if not isinstance(called, ast.Call):
         return None
-    if module.called(called, function) == "django.db.transaction.atomic":
+    if frame.module.called(called, frame.function) == "django.db.transaction.atomic":
         return "transaction.atomic()"
     if isinstance(called.func, ast.Attribute) and called.func.attr == "begin":
         owner = called.func.value
-        if _is_session(module, function, owner) or last(owner).lower().endswith(("engine", "sessionlocal")):
+        known = isinstance(frame.meaning(owner), Session) or isinstance(frame.meaning(called), Session)
+        if known or last(owner).lower().endswith(("engine", "sessionlocal")):
             return f"{ast.unparse(called.func)}()"
     return None
 
 
-def _sent_in(module: Module, block: list[ast.stmt], where: str) -> Iterator[Finding]:
-    wrote = False
-    for statement in block:
-        for node in (statement, *nodes_of(statement, nested=False)):
-            wrote = wrote or _may_write(node)
-            # What reads alone may as well send: the message says nothing that is not there yet.
-            if wrote and _sends(node):
-                yield EARLY_MESSAGE.at(
-                    module.place(node), f"{_shown(node)}() in {where}: the message leaves before the commit"
-                )
-
-
-def _may_write(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-        return False
-    name, owner = node.func.attr, last(node.func.value).lower()
-    if name in _WRITES and (owner == "s" or owner.endswith("session")):
-        return True
-    if name in ("update", "delete", "create"):
-        # Of a query set: dictionaries and clients have such methods, too.
-        return bool({last(part) for part in nodes_of(node.func) if isinstance(part, ast.Attribute)} & _QUERIES)
-    return name in _SAVES or (name == "execute" and not _reads(node))
-
-
-def _shown(node: ast.AST) -> str:
-    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-
-
-def _sends(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SENDS
-
-
-def _is_session(module: Module, function: Function, node: ast.expr) -> bool:
-    """Whether a name is that of a database session: there is no other proof in the source."""
-    name = last(node).lower()
-    if name not in ("session", "db_session", "dbsession", "sess") and not name.endswith("_session"):
-        return False
-    if "http" in name or "boto" in name:
-        return False
-    made = {
-        module.called(each.value, function)
-        for each in nodes_of(function)
-        if isinstance(each, ast.Assign) and any(last(target) == last(node) for target in each.targets)
-    }
-    made |= {
-        module.called(each.context_expr, function)
-        for each in nodes_of(function)
-        if isinstance(each, ast.withitem) and each.optional_vars is not None and last(each.optional_vars) == last(node)
-    }
-    made.add(module.project.constructor(module.dotted(node, function)))
-    return not any(each.startswith(_CLIENT_LIBRARIES) for each in made)
-
-
-def _events(module: Module, function: Function) -> list[_Event]:
-    """Return what a function does with sessions and messages, with the place of each in its blocks."""
-    found: list[_Event] = []
-
-    def visit(block: list[ast.stmt], path: _Path) -> None:
-        for number, statement in enumerate(block):
-            here = (*path, (id(block), number))
-            inner: list[list[ast.stmt]] = []
-            for name in ("body", "orelse", "finalbody"):
-                inner += [getattr(statement, name, None) or []]
-            inner += [handler.body for handler in getattr(statement, "handlers", ())]
-            inner += [case.body for case in getattr(statement, "cases", ())]
-            if is_function(statement) or isinstance(statement, ast.ClassDef):
-                continue
-            below = {id(each) for part in inner for each in part}
-            look(statement, here, below)
-            for part in inner:
-                visit(part, here)
-
-    def look(node: ast.AST, path: _Path, below: set[int]) -> None:
-        for child in ast.iter_child_nodes(node):
-            if id(child) in below or isinstance(child, ast.Lambda | ast.ExceptHandler) or is_function(child):
-                continue
-            look(child, path, below)
-            if isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute):
-                kind = _kind(module, function, child, child.func)
-                if kind is not None:
-                    found.append(_Event(kind, ast.unparse(child.func.value), child, path))
-
-    visit(function.body, ())
-    return found
-
-
-def _kind(module: Module, function: Function, call: ast.Call, named: ast.Attribute) -> str | None:
-    if named.attr in _SENDS:
-        return "send"
-    if named.attr not in ("commit", "rollback", "execute") and named.attr not in _WRITES:
-        return None
-    if not _is_session(module, function, named.value):
-        return None
-    if named.attr in ("commit", "rollback"):
-        return named.attr
-    return None if named.attr == "execute" and _reads(call) else "write"
-
-
-def _reads(call: ast.Call) -> bool:
-    """Whether a statement surely begins with SELECT, or is not known: then it is not claimed to write."""
-    texts = [
-        node.value.lstrip().upper()
-        for node in nodes_of(call)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    if any(text.startswith(("INSERT", "UPDATE", "DELETE", "MERGE")) for text in texts):
-        return False
-    made = {last(node.func) for node in nodes_of(call) if isinstance(node, ast.Call)}
-    return not made & {"insert", "update", "delete", "values"}
-
-
-def _before(one: _Path, other: _Path) -> bool:
-    """Whether the first place is passed before the second one, and not instead of it."""
-    for mine, theirs in zip(one, other, strict=False):
-        if mine != theirs:
-            return mine[0] == theirs[0] and mine[1] < theirs[1]
-    return False
-
-
-def _early(module: Module, function: Function, own: set[str]) -> Iterator[Finding]:
-    events = _events(module, function)
+def _sent_in(frame: Frame, block: ast.With | ast.AsyncWith | Function, where: str) -> Iterator[Finding]:
+    inside = {id(each) for statement in block.body for each in (statement, *nodes_of(statement))}
+    events = [each for each in events_of(frame) if id(each.at) in inside]
     for sent in (each for each in events if each.kind == "send"):
-        if _shown(sent.node).startswith(("self.retry", "self.replace")):
-            continue
-        for write in (each for each in events if each.kind == "write" and _before(each.path, sent.path)):
-            same = [each for each in events if each.session == write.session]
-            ended = any(
-                each.kind in ("commit", "rollback") and write.node.lineno <= each.node.lineno <= sent.node.lineno
-                for each in same
-            )
-            commit = next((each for each in same if each.kind == "commit" and _before(sent.path, each.path)), None)
-            if ended or (commit is None and write.session not in own):
-                continue
-            when = f"{write.session}.commit() on line {commit.node.lineno}" if commit else "the body's end commits"
+        # What reads alone may as well send: the message says nothing that is not there yet.
+        if any(each.kind in ("write", "save") and before(each, sent) for each in events):
             yield EARLY_MESSAGE.at(
-                module.place(sent.node),
-                f"{_shown(sent.node)}() between {_shown(write.node)}() on line {write.node.lineno} and "
-                + (when if commit else f"the commit of {write.session} at the body's end"),
+                sent.module.place(sent.node), f"{shown(sent.node)} in {where}: the message leaves before the commit"
             )
+
+
+def _early(frame: Frame) -> Iterator[Finding]:
+    events = events_of(frame)
+    for number, sent in enumerate(events):
+        if sent.kind != "send" or shown(sent.node).startswith(("self.retry", "self.replace")):
+            continue
+        for place, write in enumerate(events[:number]):
+            session = write.session
+            if write.kind != "write" or session is None or not before(write, sent):
+                continue
+            ended = any(
+                each.kind in ("commit", "rollback", "unknown") and each.session in (session, None)
+                for each in events[place:number]
+            )
+            commit = next(
+                (
+                    each
+                    for each in events[number:]
+                    if each.kind == "commit" and each.session == session and before(sent, each)
+                ),
+                None,
+            )
+            if ended or (commit is None and not session.own):
+                continue
+            told = f"{shown(sent.node)} between {shown(write.node)} {write.place(sent.module)} and "
+            if commit is not None:
+                told += f"{shown(commit.node)} {commit.place(sent.module)}"
+            else:
+                told += f"the commit of {'.'.join(session.key.split('.')[-2:])} at the body's end"
+            yield EARLY_MESSAGE.at(sent.module.place(sent.node), told)
             break
 
 
-def _swallowed(body: Body, function: Function, own: set[str]) -> Iterator[Finding]:
-    module = body.module
-    events = _events(module, function)
-    for node in nodes_of(function, nested=False):
+def _swallowed(body: Body, frame: Frame, depth: int) -> Iterator[Finding]:
+    events = events_of(frame, depth)
+    for node in nodes_of(frame.function, nested=False):
+        inner = _ends_with(node)
+        followed = frame.entered(inner) if inner is not None and depth else None
+        if followed is not None:
+            yield from _swallowed(body, followed, depth - 1)
         if not isinstance(node, ast.Try) or any(_savepoint(each) for each in node.body):
             continue
         inside = {id(each) for statement in node.body for each in (statement, *nodes_of(statement))}
-        writes = [each for each in events if each.kind == "write" and each.session in own]
-        writes = [each for each in writes if id(each.node) in inside or each.node.lineno < node.lineno]
+        writes = [each for each in events if each.kind == "write" and each.session is not None and each.session.own]
+        writes = [each for each in writes if id(each.at) in inside or each.at.lineno < node.lineno]
         if not writes:
             continue
         for handler in node.handlers:
-            ends = handler.body[-1]
-            rolled_back = any(
+            nodes = {id(each): each for statement in handler.body for each in (statement, *nodes_of(statement))}
+            answered = any(
                 isinstance(each, ast.Raise) or (isinstance(each, ast.Call) and last(each.func) in ("rollback", "retry"))
-                for statement in handler.body
-                for each in (statement, *nodes_of(statement))
+                for each in nodes.values()
             )
+            # Who writes there knows that it is committed.
+            answered |= any(id(each.at) in nodes and each.kind not in ("save", "send") for each in events)
             committed = any(
-                each.kind == "commit" and each.session in own and writes[-1].node.lineno < each.node.lineno
+                each.kind == "commit" and each.session == writes[-1].session and writes[-1].at.lineno < each.at.lineno
                 for each in events
-                if each.node.lineno < handler.lineno
+                if each.at.lineno < handler.lineno
             )
-            if isinstance(ends, ast.Return) and not rolled_back and not committed:
-                what = f"the task {body.name} returns after an error, and {_shown(writes[-1].node)}() is committed"
-                yield COMMITTED_ERROR.at(module.place(ends), what)
+            if isinstance(handler.body[-1], ast.Return) and not answered and not committed:
+                what = f"the task {body.name} returns after an error, and {shown(writes[-1].node)} is committed"
+                yield COMMITTED_ERROR.at(frame.module.place(handler.body[-1]), what)
+
+
+def _ends_with(statement: ast.AST) -> ast.Call | None:
+    """Return the call of a function whose return is not looked at, or is the caller's own."""
+    value = statement.value if isinstance(statement, ast.Expr | ast.Return) else None
+    value = value.value if isinstance(value, ast.Await) else value
+    return value if isinstance(value, ast.Call) else None
 
 
 def _savepoint(statement: ast.stmt) -> bool:
@@ -347,6 +234,8 @@ def _posts(body: Body) -> bool:
 
 
 def _commits(body: Body) -> bool:
-    events = (each for function in body.functions for each in _events(body.module, function))
-    own = {f"self.{name}" for name in body.sessions}
-    return any(each.kind == "commit" or (each.kind == "write" and each.session in own) for each in events)
+    events = (each for function in body.functions for each in events_of(frame_of(body, function)))
+    return any(
+        each.kind == "commit" or (each.kind == "write" and each.session is not None and each.session.own)
+        for each in events
+    )

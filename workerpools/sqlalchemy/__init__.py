@@ -149,6 +149,9 @@ def pool_defaults(execution_pool: ExecutionPool, acquire_timeout: float) -> dict
 class _Declared(Adapter[E]):
     """What the synchronous and the asynchronous engine have in common."""
 
+    #: What the user knows the pool's sizes by.
+    _sizes = ("pool_size", "max_overflow")
+
     kind = "database"
     event_attributes = EVENT_ATTRIBUTES
     #: Whether its engine is for ``async def`` bodies.
@@ -273,6 +276,7 @@ class _Declared(Adapter[E]):
             resolves=resolves,
             connect_timeout=self._connect_timeout,
             session_settings=not self._pgbouncer,
+            sizes=self._sizes,
         )
         if chosen:
             options["poolclass"] = counted(chosen["poolclass"], events)
@@ -538,7 +542,9 @@ class SQLAlchemyEngine(_Declared[sqlalchemy.Engine]):
             )
         names = ("connect_timeout", "acquire_timeout", "pool_size", "max_overflow")
         options = {name: settings[f"database_{name}"] for name in names if f"database_{name}" in settings}
-        return cls(settings["database_url"], **options)
+        made = cls(settings["database_url"], **options)
+        made._sizes = ("workerpools_database_pool_size", "workerpools_database_max_overflow")
+        return made
 
 
 class AsyncSQLAlchemyEngine(_Declared[AsyncEngine]):

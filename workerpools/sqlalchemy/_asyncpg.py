@@ -17,6 +17,7 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy
+from asyncpg import connect_utils
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
@@ -239,6 +240,8 @@ def observe(engine: sqlalchemy.Engine, opening: Opening) -> None:
         connection.__class__ = _adapted(outer)
         _set_options(driver.fileno())
 
+    _retrieve_errors_of_upgrades()
+
     for name in ("do_execute", "do_executemany", "do_execute_no_params"):
         setattr(dialect, name, _noting(getattr(dialect, name), dialect))
 
@@ -250,6 +253,29 @@ def observe(engine: sqlalchemy.Engine, opening: Opening) -> None:
         return hand_out(connection)
 
     dialect.get_driver_connection = get_driver_connection
+
+
+def _retrieve_errors_of_upgrades() -> None:
+    """Have a connect that is cancelled leave no error to the event loop. Idempotent.
+
+    The protocol that waits for the answer to the request for TLS exists before asyncpg awaits it.
+    """
+    given: Any = connect_utils.TLSUpgradeProto
+    if hasattr(given, _RETRIEVES):
+        return
+
+    class Upgrade(given):  # type: ignore[misc]
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if not self.on_data.cancelled():
+                # Whoever awaits it is told all the same.
+                self.on_data.exception()
+
+    setattr(Upgrade, _RETRIEVES, True)
+    connect_utils.TLSUpgradeProto = _named(Upgrade, given)
+
+
+_RETRIEVES = "__workerpools__"
 
 
 def _noting(execute: Callable[..., Any], dialect: Any) -> Callable[..., Any]:

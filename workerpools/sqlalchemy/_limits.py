@@ -73,7 +73,7 @@ def limits_of(
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_PATIENCE}")
         asked = connection.exec_driver_sql(_POSTGRESQL).one()
         if pgbouncer or _behind_pooler(connection, asked[-1]):
-            return _pgbouncer(console, url, at)
+            return _pooler(console, url, at)
         sessions = connection.exec_driver_sql(_SESSIONS).all()
         return _postgresql(asked, sessions, at, resource)
     if backend in ("mysql", "mariadb"):
@@ -150,18 +150,23 @@ def _mysql(connection: sqlalchemy.Connection, at: str) -> list[Limit]:
     return found
 
 
-def _pgbouncer(console: Callable[[URL], Any], url: URL, at: str) -> list[Limit]:
-    """Ask PgBouncer's console ("Admin console" in its documentation) with the same user, as one of its stats_users."""
-    server, user, database = f"PgBouncer at {at}", url.username or "", url.database or ""
+def _pooler(console: Callable[[URL], Any], url: URL, at: str) -> list[Limit]:
+    """Ask PgBouncer's console ("Admin console" in its documentation) with the same user, as one of its stats_users.
 
-    def limit(name: str, most: int | None, **more: Any) -> Limit:
-        return Limit(server, name, f"PgBouncer {at} {name}", most, **more)
+    PgCat has a console of this name, too, and others have none: only what says that it is PgBouncer is called so.
+    """
+    user, database = url.username or "", url.database or ""
+
+    def unknown(why: str) -> list[Limit]:
+        server = f"a connection pooler at {at}"
+        return [Limit(server, "connections", f"pooler {at}", unknown=why)]
 
     try:
         connection = console(url.set(database="pgbouncer"))
     except Exception as error:
-        why = f"its console does not take this user: add it to stats_users ({type(error).__name__})"
-        return [limit("max_client_conn", None, unknown=why)]
+        return unknown(
+            f"it has no console for this user ({type(error).__name__}); if it is PgBouncer, add the user to stats_users"
+        )
     try:
 
         def show(what: str) -> list[Mapping[str, Any]]:
@@ -170,6 +175,24 @@ def _pgbouncer(console: Callable[[URL], Any], url: URL, at: str) -> list[Limit]:
                 names = [column[0] for column in cursor.description]
                 return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
+        try:
+            version = str(next(iter(show("VERSION")[0].values())))
+        except Exception as error:
+            return unknown(f"it does not tell its version as PgBouncer does ({type(error).__name__})")
+        if not version.startswith("PgBouncer"):
+            return unknown("it is not PgBouncer, whose limits alone can be asked for")
+        return _pgbouncer(show, user, database, at)
+    finally:
+        connection.close()
+
+
+def _pgbouncer(show: Callable[[str], list[Mapping[str, Any]]], user: str, database: str, at: str) -> list[Limit]:
+    server = f"PgBouncer at {at}"
+
+    def limit(name: str, most: int | None, **more: Any) -> Limit:
+        return Limit(server, name, f"PgBouncer {at} {name}", most, **more)
+
+    try:
         config = {row["key"]: row["value"] for row in show("CONFIG")}
         lists = {row["list"]: row["items"] for row in show("LISTS")}
         # Two of the clients are the one that asks the console, and the engine's.
@@ -193,5 +216,3 @@ def _pgbouncer(console: Callable[[URL], Any], url: URL, at: str) -> list[Limit]:
         return found
     except Exception as error:
         return [limit("max_client_conn", None, unknown=f"its console did not tell ({type(error).__name__})")]
-    finally:
-        connection.close()

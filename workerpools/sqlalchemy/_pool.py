@@ -126,6 +126,7 @@ class DeadlineQueuePool(QueuePool):
         except BaseException as error:
             events.gave_up(lease, error)
             self.repair()
+            self._close_surplus()
             raise
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -179,11 +180,13 @@ class DeadlineQueuePool(QueuePool):
             return DeadlineExceeded(
                 f"none of the connection pool's {self.limit} connections became free before the task's deadline"
             )
-        return PoolTimeoutError(
-            f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed out, "
-            f"timeout {self.timeout():0.2f}",
-            code="3o7r",
-        )
+        told = f"QueuePool limit of size {self.size()} overflow {self.overflow()} reached, connection timed out, "
+        told += f"timeout {self.timeout():0.2f}"
+        if (events := self.events) is not None:
+            size, overflow = events.sizes
+            told += f"; all connections of the resource {events.opening.resource!r} are in use: raise its {overflow} "
+            told += f"or {size}, or have them given back sooner"
+        return PoolTimeoutError(told, code="3o7r")
 
     # Checking in.
 
@@ -207,7 +210,10 @@ class DeadlineQueuePool(QueuePool):
         finally:
             with self._lock:
                 size = self._pool.maxsize
-                kept = record.dbapi_connection is not None and (size <= 0 or len(self._idle) < size)
+                kept = record.dbapi_connection is not None and (
+                    # A caller that was woken has yet to take its own: the next one's need not be opened anew.
+                    size <= 0 or len(self._idle) < size or bool(self._waiters)
+                )
                 if kept and record in self._takers and record not in self._idle:
                     self._idle.append(record)
             if not kept:
@@ -216,6 +222,15 @@ class DeadlineQueuePool(QueuePool):
                 lease.returned()
             if self._waiters:
                 self._wake()
+
+    def _close_surplus(self) -> None:
+        """Close what was kept for a caller that has given up."""
+        while True:
+            with self._lock:
+                if self._waiters or not 0 < self._pool.maxsize < len(self._idle):
+                    return
+                record = self._idle.pop()
+            self._remove(record)
 
     def _remove(self, record: ConnectionPoolEntry) -> None:
         try:
@@ -366,15 +381,24 @@ class PoolEvents:
         resolves: Whether lost COMMITs are resolved.
         connect_timeout: Time limit of the first questions on a connection, in seconds.
         session_settings: Whether session settings stay with their connection; they do not behind PgBouncer.
+        sizes: What the user knows ``pool_size`` and ``max_overflow`` by.
 
     Attributes:
         since: Connections begun before this :func:`time.monotonic` time will be replaced; 0 for none.
     """
 
     def __init__(
-        self, opening: Opening, lifetime: Lifetime, *, resolves: bool, connect_timeout: float, session_settings: bool
+        self,
+        opening: Opening,
+        lifetime: Lifetime,
+        *,
+        resolves: bool,
+        connect_timeout: float,
+        session_settings: bool,
+        sizes: tuple[str, str],
     ) -> None:
         self.opening = opening
+        self.sizes = sizes
         self.since = 0.0
         self._lifetime = lifetime
         self._resolves = resolves

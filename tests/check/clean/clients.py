@@ -14,7 +14,7 @@ import requests
 from celery import Task
 from celery.signals import worker_init, worker_process_init
 from clean.app import app
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from workerpools import PooledTask, WorkerPools
@@ -108,10 +108,20 @@ class ModelTask(Task):
         return self._model
 
 
+# Connected before the fork; no child uses that connection, or closes it.
+engine = create_engine(os.environ["DATABASE_URL"])
+with engine.connect() as _connected:
+    _connected.execute(text("SELECT 1"))
+
+
 @worker_process_init.connect
 def renew(**_: Any) -> None:
     """Drop what was inherited, in silence."""
-    engine = create_engine("sqlite://")
+    drop()
+
+
+def drop() -> None:
+    """Called by a receiver."""
     engine.dispose(close=False)
 
 

@@ -6,14 +6,18 @@ import httpx
 import requests
 from celery import shared_task
 from django.db import transaction
+from planted import services
 from planted.app import app
-from planted.hazards import engine, pools
-from sqlalchemy import text
+from planted.hazards import Scoped, engine, pools
+from planted.services import Order, cancel, give_up, mark_and_tell, settle
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from workerpools import PooledTask
-from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession
+from workerpools.sqlalchemy import SQLAlchemyEngine, TaskSession, current_session
+
+SessionLocal = sessionmaker(engine)
 
 
 class OrderTask(PooledTask):
@@ -90,3 +94,125 @@ def swallow(self: OrderTask, order: object) -> dict[str, str]:
     except ValueError:
         return {"status": "error"}  # planted: WP211
     return {"status": "ok"}
+
+
+@app.task(base=OrderTask, bind=True)
+def by_another_name(self: OrderTask, order: object) -> None:
+    """The same session."""
+    db = self.session
+    db.add(order)
+    pay.delay()  # planted: WP210
+
+
+@app.task(base=OrderTask, bind=True)
+def by_the_handle(self: OrderTask, order: object) -> None:
+    """The same session."""
+    OrderTask.session.get().add(order)
+    pay.delay()  # planted: WP210
+
+
+@app.task(base=OrderTask)
+def by_the_current_one(order: object) -> None:
+    """The same session."""
+    current = current_session()
+    current.add(order)
+    pay.delay()  # planted: WP210
+
+
+@app.task
+def by_injection(order: object, session: Session = OrderTask.session.inject()) -> str:
+    """The same session, without self."""
+    try:
+        session.add(order)
+        pay.delay()  # planted: WP210
+    except ValueError:
+        return "error"  # planted: WP211
+    return "ok"
+
+
+@app.task(base=OrderTask, bind=True)
+def change_what_was_loaded(self: OrderTask, order: int) -> None:
+    """An attribute is written when the session commits."""
+    found = self.session.get_one(Order, order)
+    found.status = "PAID"
+    pay.delay()  # planted: WP210
+
+
+@app.task(base=OrderTask, bind=True)
+def change_all(self: OrderTask) -> str:
+    """Those of a loop, too."""
+    try:
+        for order in self.session.scalars(select(Order)).all():
+            order.attempts += 1
+        charge("http://api.invalid")
+    except ValueError:
+        return "error"  # planted: WP211
+    return "ok"
+
+
+@app.task(base=OrderTask, bind=True)
+def change_in_bulk(self: OrderTask, order: int) -> str:
+    """By a query."""
+    try:
+        self.session.query(Order).filter_by(id=order).update({"status": "PAID"})
+        charge("http://api.invalid")
+    except ValueError:
+        return "error"  # planted: WP211
+    return "ok"
+
+
+@app.task(base=OrderTask, bind=True)
+def change_by_a_statement(self: OrderTask, order: int) -> None:
+    """Built before."""
+    db = self.session
+    statement = update(Order).values(status="PAID")
+    statement = statement.where(Order.id == order)
+    db.execute(statement)
+    pay.delay()  # planted: WP210
+
+
+@app.task
+def begin_by_a_factory(order: object) -> None:
+    """The block commits, whatever the session is called."""
+    with SessionLocal.begin() as db:
+        db.add(order)
+        pay.delay()  # planted: WP210
+    with Session(engine) as db, db.begin():
+        db.add(order)
+        pay.delay()  # planted: WP210
+    mine = Scoped()
+    mine.add(order)
+    pay.delay()  # planted: WP210
+    mine.commit()
+
+
+@app.task(base=OrderTask, bind=True)
+def by_a_service(self: OrderTask, order: int) -> None:
+    """Of another module."""
+    settle(self.session, Order())
+    pay.delay()  # planted: WP210
+
+
+@app.task(base=OrderTask, bind=True)
+def sent_by_a_service(self: OrderTask, order: int) -> None:
+    """Of another module, called by its module's name."""
+    mark_and_tell(pay, self.session.get(Order, order))
+    services.settle_by_itself(Order())
+    pay.delay()  # planted: WP210
+
+
+@app.task(base=OrderTask, bind=True)
+def swallowed_after_a_service(self: OrderTask, order: int) -> str:
+    """Half of the work is committed."""
+    try:
+        cancel(order, session=self.session)
+        charge("http://api.invalid")
+    except ValueError:
+        return "error"  # planted: WP211
+    return "ok"
+
+
+@app.task(base=OrderTask, bind=True)
+def swallowed_by_a_service(self: OrderTask, order: int) -> bool:
+    """What it returns is the task's result."""
+    return give_up(self.session, Order())
