@@ -10,7 +10,14 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "imports", "docs", "tests-current"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
-SHOW_VERSIONS = "import celery, redis, sqlalchemy as s; print(celery.__version__, redis.__version__, s.__version__)"
+CELERY = ["5.6", "5.7"]
+SQLALCHEMY = ["2.0", "2.1"]
+#: Interpreters for the lowest and for the newest of every dependency.
+VERSIONS = [("3.10", "lowest-direct"), ("3.13", "highest"), ("3.14", "highest")]
+SHOW_VERSIONS = (
+    "from importlib.metadata import version; "
+    "print(*(f'{name} {version(name)}' for name in ('celery', 'billiard', 'sqlalchemy', 'django', 'redis', 'httpx')))"
+)
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -81,18 +88,18 @@ def compared(session: nox.Session, sqlalchemy: str) -> None:
     session.run("pytest", "-n", "2", *tests)
 
 
-#: What runs in seconds and meets every library: the adapters' contracts, and the run of a body.
+#: What meets every library in less than a minute: the adapters' contracts, what follows which exception, Celery's
+#: settings and requests, and Django's own test runner.
 QUICK = [
-    *("tests/run", "tests/httpx/test_contract.py", "tests/httpx/test_async_contract.py"),
+    *("tests/celery", "tests/django/test_project.py", "tests/run/test_classify.py", "tests/httpx/test_contract.py"),
     *("tests/requests/test_contract.py", "tests/redis/test_contract.py", "tests/sqlalchemy/test_contract.py"),
-    "tests/sqlalchemy/test_async_contract.py",
 ]
 
 
 @nox.session(venv_backend="uv")
-@nox.parametrize(("python", "resolution"), [("3.10", "lowest-direct"), ("3.13", "highest"), ("3.14", "highest")])
+@nox.parametrize(("python", "resolution"), VERSIONS)
 def versions(session: nox.Session, resolution: str) -> None:
-    """A quick part of the tests, on the lowest and the newest of every dependency; 3.14 where there is one."""
+    """A quick part of the tests, on the lowest and the newest of every dependency; CI runs it."""
     session.install("-e", ".[all]", *group("test"), "--resolution", resolution)
     session.run("python", "-c", SHOW_VERSIONS)
     tests = session.posargs or ["-m", "not worker and not slow and not soak", *QUICK]
@@ -111,8 +118,8 @@ def tests_current(session: nox.Session) -> None:
     [
         (python, celery, sqlalchemy)
         for python in PYTHONS
-        for celery in ("5.6", "5.7")
-        for sqlalchemy in ("2.0", "2.1")
+        for celery in CELERY
+        for sqlalchemy in SQLALCHEMY
         # SQLAlchemy 2.1 needs Python 3.11.
         if (python, sqlalchemy) != ("3.10", "2.1")
     ],

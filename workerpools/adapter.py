@@ -46,7 +46,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from workerpools._pools.adapter import Adapter, Factory, FunctionAdapter, Opening
+from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.factory import Factory, FunctionAdapter
 from workerpools._pools.lifetime import Due, Lifetime, due
 from workerpools._pools.limits import Limit
 from workerpools._pools.resource import Overridable, Resource

@@ -23,7 +23,15 @@ import workerpools.sqlalchemy
 import workerpools.testing
 from demo_tasks.runner.screen import Screen
 from demo_tasks.summary import Summary
-from tests.docs import alerts_page, check_page, demo_picture, exporter_pages, settings_page, statistics_page
+from tests.docs import (
+    alerts_page,
+    check_page,
+    demo_picture,
+    exporter_pages,
+    settings_page,
+    statistics_page,
+    versions_page,
+)
 from tests.docs.markdown import pages
 from tests.support.paths import ROOT
 from workerpools._celery.settings import all_settings
@@ -93,6 +101,27 @@ def test_settings_page_is_up_to_date() -> None:
     """The table is what the code says; `python -m tests.docs.settings_page` writes it."""
     text = settings_page.PAGE.read_text(encoding="utf-8")
     assert text == settings_page.written(text)
+
+
+def test_versions_page_is_up_to_date() -> None:
+    """The table is what pyproject.toml and noxfile.py say; `python -m tests.docs.versions_page` writes it."""
+    text = versions_page.PAGE.read_text(encoding="utf-8")
+    assert text == versions_page.written(text)
+
+
+def test_every_place_names_the_same_versions() -> None:
+    """README's line, the classifiers, the lowest versions and nox's sessions."""
+    named, project = versions_page.promised(), versions_page.project()
+    pythons, lowest = named["PYTHONS"], versions_page.bounds()
+    line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "Celery 5" in line)
+    celery, sqlalchemy = ", ".join(named["CELERY"]), ", ".join(named["SQLALCHEMY"])
+    assert line.startswith(f"Python {pythons[0]}–{pythons[-1]} · Celery {celery} · SQLAlchemy {sqlalchemy} ·")
+    classifiers = [entry.rpartition(" ")[2] for entry in project["classifiers"] if ":: Python :: 3." in entry]
+    assert (classifiers, project["requires-python"]) == (pythons, f">={pythons[0]}")
+    assert lowest["celery"][0] == named["CELERY"][0]
+    assert lowest["sqlalchemy"][0].startswith(f"{named['SQLALCHEMY'][0]}.")
+    assert {python for python, _ in named["VERSIONS"]} <= set(pythons)
+    assert named["VERSIONS"][0] == (pythons[0], "lowest-direct")
 
 
 def test_check_page_is_up_to_date() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import os
 import signal
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -290,6 +293,28 @@ def test_no_exception_ends_the_process_or_the_loop() -> None:
         WorkerPools().run(exits())
     assert caught.value.code == 3
     assert run_attempt(leaves) == "went on"
+
+
+def test_what_a_body_used_needs_no_garbage_collector(app: Celery) -> None:
+    class Used:
+        pass
+
+    freed = threading.Event()
+
+    async def body(self: Any) -> None:
+        used = Used()
+        weakref.finalize(used, freed.set)
+        await asyncio.sleep(0)
+        kept.set(used)
+
+    kept: contextvars.ContextVar[Used] = contextvars.ContextVar("kept")
+    task = task_of(app, body)
+    gc.disable()
+    try:
+        task()
+        assert freed.wait(PATIENCE)
+    finally:
+        gc.enable()
 
 
 def test_one_loop_for_all_that_ends_in_order() -> None:

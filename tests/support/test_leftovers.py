@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -26,6 +27,15 @@ def test_a_clean_session_passes_and_restores_the_environment(tmp_path: Path) -> 
         with tempfile.TemporaryDirectory(prefix="workerpools-"):
             subprocess.run([sys.executable, "-c", ""], check=True)
     assert (tempfile.gettempdir(), dict(os.environ)) == before
+
+
+def test_helpers_of_multiprocessing_are_no_leftover(tmp_path: Path) -> None:
+    """They live as long as the process that started them; 3.14 starts them for any pool of processes."""
+    with nothing_left_behind(tmp_path, grace=0.1):
+        made = multiprocessing.get_context("forkserver").Process(target=int)
+        made.start()
+        made.join()
+        assert made.exitcode == 0
 
 
 def test_a_directory_is_told(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import version
 from itertools import count
 
 import pytest
+from packaging.version import Version
 
 from tests.support.stand import PATIENCE, Stand, ended, wait_until
 from tests.support.worker import WorkerProcess
@@ -177,10 +179,16 @@ def test_a_revoked_body_leaves_no_row(shared: Stand, worker: WorkerProcess, name
 
 
 def test_a_body_that_asks_to_exit_leaves_no_row(shared: Stand, worker: WorkerProcess, name: str) -> None:
-    """SystemExit undoes what the body wrote and ends the child."""
+    """SystemExit undoes what the body wrote and ends the child; its message is acknowledged."""
     number = next(numbers)
-    result = shared.outcome(name, number, "exit")
-    assert result.state == "FAILURE"
+    result = shared.send(name, number, "exit")
+    shared.wait_for_entry("order", number)
+    wait_until(lambda: unacknowledged(shared) == 0, "the message to be acknowledged")
+    if Version(version("celery")) < Version("5.7") and Version(version("billiard")) >= Version("4.3"):
+        # Billiard hands on the SystemExit itself since 4.3, which Celery 5.6 cannot store: docs/versions.md.
+        assert result.state == "PENDING"
+    else:
+        assert type(ended(result).result).__name__ == "WorkerLostError"
     wait_until(lambda: all_idle(shared), "no connection in a transaction")
     assert shared.orders(number) == []
     serves(shared, worker)

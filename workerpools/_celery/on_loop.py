@@ -7,7 +7,7 @@ Celery keeps both on stacks, one per thread. In the loop's thread their content 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,9 +24,9 @@ class _InContext:
     def __init__(self) -> None:
         self._content: ContextVar[tuple[Any, ...]] = ContextVar("workerpools_stack", default=())
 
-    def fill(self, content: Iterable[Any]) -> None:
+    def fill(self, content: tuple[Any, ...]) -> None:
         """Set the content in the current context."""
-        self._content.set(tuple(content))
+        self._content.set(content)
 
     def append(self, item: Any) -> None:
         """Push an item."""
@@ -59,12 +59,16 @@ def follow() -> None:
 def _carry() -> Callable[[], object]:
     """Return a function that makes the calling thread's tasks and requests those of the context it is called in."""
     tasks: Any = _state._task_stack
-    here = list(tasks.stack)
-    stacks = [(tasks, here), *((task.request_stack, list(task.request_stack.stack)) for task in dict.fromkeys(here))]
+    here = tuple(tasks.stack)
+    stacks = [(tasks, here)]
+    for task in dict.fromkeys(here):
+        stacks.append((task.request_stack, tuple(task.request_stack.stack)))
 
     def begin() -> None:
         for stack, content in stacks:
-            found = _stacks.setdefault(stack, _InContext())
+            found = _stacks.get(stack)
+            if found is None:
+                found = _stacks[stack] = _InContext()
             # Of this thread alone. Both of Celery's kinds of stacks.
             local = getattr(stack, "_local", stack)
             local.stack = found

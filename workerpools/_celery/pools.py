@@ -17,8 +17,9 @@ from workerpools._celery import apps, lifecycle, messages, on_loop, sharing
 from workerpools._celery.censor import hide_secrets
 from workerpools._celery.request import check_times
 from workerpools._celery.settings import read_setting, read_settings
-from workerpools._pools.adapter import Adapter, FunctionAdapter
+from workerpools._pools.adapter import Adapter
 from workerpools._pools.awaited import AwaitedResource
+from workerpools._pools.factory import FunctionAdapter
 from workerpools._pools.resource import Resource
 from workerpools._pools.shared import UNKNOWN, ExecutionPool, Shared
 from workerpools._process.bounded import remaining, run_bounded

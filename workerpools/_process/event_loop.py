@@ -125,6 +125,8 @@ class Call:
 
     def _release(self) -> None:
         self.over = True
+        # The task's context holds the call: a circle would keep what the coroutine used for the garbage collector.
+        self._task = None
         self._done.release()
         if self._over is not None:
             self._over(self)

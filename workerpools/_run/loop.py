@@ -197,7 +197,8 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         attempt.enter()
         try:
             result = body(*args, **kwargs)
-            if hasattr(type(result), "__await__"):
+            # Most bodies return None, and looking for an attribute that is missing is slow.
+            if result is not None and hasattr(type(result), "__await__"):
                 result = coroutines.wait_for(result, attempt)
             if attempt.scoped:
                 attempt.commit()
