@@ -98,13 +98,16 @@ def no_pool_leaks() -> Iterator[None]:
     def in_use() -> dict[Any, int]:
         return {resource: len(resource.meter.leases) for pools in living() for resource in pools.resources}
 
+    def left() -> dict[str, int]:
+        more = {resource.name: found - before.get(resource, 0) for resource, found in in_use().items()}
+        return {name: number for name, number in sorted(more.items()) if number > 0}
+
     before = in_use()
     yield
-    # What nothing refers to has come back, but for cycles.
-    gc.collect()
-    left = {resource.name: found - before.get(resource, 0) for resource, found in in_use().items()}
-    listed = ", ".join(f"{name}: {number}" for name, number in sorted(left.items()) if number > 0)
-    if listed:
+    if left():
+        # What nothing refers to has come back, but for cycles.
+        gc.collect()
+    if listed := ", ".join(f"{name}: {number}" for name, number in left().items()):
         pytest.fail(f"connections that the test left in use: {listed}", pytrace=False)
 
 

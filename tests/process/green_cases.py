@@ -14,6 +14,7 @@ from typing import Any
 from celery import Celery
 from sqlalchemy import text
 
+from tests.support.databases import Database
 from tests.support.forking import run_in_fork
 from workerpools import PooledTask, WorkerPools
 from workerpools._process import greenlets
@@ -200,11 +201,18 @@ def what_is_told(url: str, cooperates: bool) -> list[str]:
     return told
 
 
-def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
+def interrupted_everywhere(database: Database, cases: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """Return what :func:`interrupted` finds in each case: a driver, a way and a place."""
+    cooperate()
+    return [interrupted(database, *case) for case in cases]
+
+
+def interrupted(database: Database, driver: str, how: str, where: str) -> dict[str, Any]:
     """Run a body that is interrupted from outside, then an ordinary one; return what came out, and what is left.
 
     Args:
-        url: The database.
+        database: The database; connecting has to take a while where that is interrupted.
+        driver: SQLAlchemy's name of the driver.
         how: `timeout` or `kill`.
         where: `body`, `query`, `cleanup` (in a block whose own clean-up uses the connection), `commit`, `connect`, or
             `introduction`: in the first question to a server.
@@ -213,10 +221,9 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
 
     from workerpools.sqlalchemy._connection import watchdog
 
-    cooperate()
     app = Celery("shop", set_as_current=False)
     pools = WorkerPools(app)
-    resource = pools.add(SQLAlchemyEngine(url, check_after=None), name="db")
+    resource = pools.add(SQLAlchemyEngine(database.url(driver), check_after=None), name="db")
     runs: list[int] = []
 
     class ShopTask(PooledTask):
@@ -276,7 +283,7 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
     run(3)
     stats = pools.stats().totals()[0]
     live = resource._live
-    return {
+    found = {
         "came": came,
         "runs": runs.count(2),
         "in use": stats.in_use,
@@ -284,3 +291,6 @@ def interrupted(url: str, how: str, where: str) -> dict[str, Any]:
         "watched": sum(len(watch.waiting) for watch in watchdog.watched),
         "connecting": len(live.opening.descriptors._connecting) if live else 0,
     }
+    pools.close()
+    found["rows"] = sorted(number for (number,) in database.execute("delete from orders returning id"))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -132,11 +133,17 @@ def test_a_driver_that_stops_the_others_is_told_of(
     assert "secret" not in str(found)
 
 
-@pytest.mark.parametrize("where", ["body", "query", "cleanup", "commit", "connect", "introduction"])
-@pytest.mark.parametrize("how", ["timeout", "kill"])
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def cases(*places: str) -> list[tuple[str, str, str]]:
+    return list(product(("psycopg2", "psycopg"), ("timeout", "kill"), places))
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [cases("body", "query", "cleanup", "commit"), *([case] for case in cases("connect", "introduction"))],
+    ids=lambda cases: "-".join(cases[0]) if len(cases) == 1 else "warm",
+)
 def test_what_interrupts_a_greenlet_comes_out_as_itself(
-    database: Database, proxy_to: Callable[[Any], TcpProxy], driver: str, how: str, where: str
+    database: Database, proxy_to: Callable[[Any], TcpProxy], cases: list[tuple[str, str, str]]
 ) -> None:
     """GreenletExit and gevent.Timeout, wherever they strike: the body is not run again, what it did is undone, and
     nothing of it is left: no connection in use, none that is counted and not there, no socket that is watched."""
@@ -150,15 +157,14 @@ def test_what_interrupts_a_greenlet_comes_out_as_itself(
         "create constraint trigger waits after insert on slow deferrable initially deferred"
         " for each row execute function wait()"
     )
-    proxy = proxy_to(database)
-    if cold := where in ("connect", "introduction"):
+    if cold := len(cases) == 1:
+        proxy = proxy_to(database)
         proxy.delay(0.2)
-    found = run_green("gevent", f"{CASES}:interrupted", database.through(proxy).url(driver), how, where)
-    wanted = {"timeout": "Timeout", "kill": "GreenletExit"}[how]
-    before = [] if cold else ["1"]
-    assert found["came"] == [*before, wanted, "3"]
-    assert found["runs"] == 1
-    assert (found["in use"], found["watched"], found["connecting"]) == (0, 0, 0)
-    assert found["open"] == 1
-    ids = sorted(int(str(row[0])) for row in database.execute("select id from orders"))
-    assert ids == [int(number) for number in (*before, "3")]
+        database = database.through(proxy)
+    found = run_green("gevent", f"{CASES}:interrupted_everywhere", database, cases)
+    for (driver, how, where), case in zip(cases, found, strict=True):
+        wanted = {"timeout": "Timeout", "kill": "GreenletExit"}[how]
+        before = [] if cold else [1]
+        left = {"in use": 0, "watched": 0, "connecting": 0, "open": 1, "rows": [*before, 3]}
+        expected = {"came": [*map(str, before), wanted, "3"], "runs": 1, **left}
+        assert (driver, how, where, case) == (driver, how, where, expected)

@@ -207,7 +207,9 @@ def test_a_connection_is_replaced_in_time(stage: Stage, options: dict[str, Any],
 def test_the_driver_is_not_made_to_retry(stage: Stage) -> None:
     """It would send again what may have been done."""
     client = stage.declare().get()
-    assert client.connection_pool.get_connection("_").retry._retries == 0
+    connection = client.connection_pool.get_connection("_")
+    assert connection.retry._retries == 0
+    client.connection_pool.release(connection)
     with pytest.raises(ConfigurationError, match="send nothing again"):
         client.set_retry(None) if hasattr(client, "set_retry") else client.connection_pool.set_retry(None)
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, TypeVar, cast
 
 from workerpools._process.event_loop import is_here
@@ -197,8 +197,9 @@ def _once(attempt: Attempt, body: Callable[..., R], args: Sequence[Any], kwargs:
         attempt.enter()
         try:
             result = body(*args, **kwargs)
+            returned = type(result)
             # Most bodies return None, and looking for an attribute that is missing is slow.
-            if result is not None and hasattr(type(result), "__await__"):
+            if returned is not NoneType and hasattr(returned, "__await__"):
                 result = coroutines.wait_for(result, attempt)
             if attempt.scoped:
                 attempt.commit()
