@@ -260,8 +260,8 @@ def _retrieve_errors_of_upgrades() -> None:
 
     The protocol that waits for the answer to the request for TLS exists before asyncpg awaits it.
     """
-    given: Any = connect_utils.TLSUpgradeProto
-    if hasattr(given, _RETRIEVES):
+    given: Any = getattr(connect_utils, "TLSUpgradeProto", None)
+    if given is None or hasattr(given, _RETRIEVES):
         return
 
     class Upgrade(given):  # type: ignore[misc]
