@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -37,6 +38,19 @@ def pytest_configure() -> None:
     """Note the sockets that this run was started with, before xdist starts its processes."""
     if INHERITED not in os.environ:
         os.environ[INHERITED] = " ".join(map(str, socket_inodes()))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collected tests from the garbage collector: forked children would walk, and so copy, all of them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def little_to_collect() -> None:
+    """The garbage collector looks at what the test makes, and not at a whole process full of modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

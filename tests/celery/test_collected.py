@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from celery.utils.dispatch import Signal
 from workerpools import WorkerPools
 from workerpools._celery import lifecycle
 from workerpools._process import ends
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 PACKAGE = Path(lifecycle.__file__).parents[1]
 FOLLOWED: list[Signal] = [
@@ -64,15 +65,6 @@ class Told:
 
     def record_failure(self, error: Exception) -> None:
         self.failures.append(error)
-
-
-@pytest.fixture(autouse=True)
-def little_to_collect() -> Iterator[None]:
-    """The collector looks at what the test makes, and not at a whole process full of modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

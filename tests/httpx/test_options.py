@@ -56,6 +56,8 @@ def test_user_information_leaves_the_url(
 def test_a_password_in_a_base_url_works_and_is_not_told(echo: EchoUpstream, caplog: pytest.LogCaptureFixture) -> None:
     """Requests carry it; httpx's line, the URL of an error and a redirect to elsewhere do not. ``auth=`` wins."""
     caplog.set_level(logging.DEBUG)
+    # An application that another test imports may have made it quieter.
+    caplog.set_level(logging.DEBUG, logger="httpx")
     sent: list[httpx.Request] = []
     url = echo.url.replace("://", f"://me:{QUOTED}@")
     with WorkerPools() as pools:

@@ -161,7 +161,7 @@ def test_links_of_the_description_live_on_an_index(metadata: Message) -> None:
     assert "<!-- python" not in description
     # Nothing else of the README is left out.
     assert "# workerpools\n" in description
-    assert "[MIT](" in description
+    assert "[MIT licence](" in description
 
 
 EXTRAS = [

@@ -17,6 +17,9 @@ from tests.support.tls import TlsProxy
 from workerpools import Resource, WorkerPools
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
+# Children collect garbage several times.
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
 DRIVERS = ("psycopg2", "psycopg")
 
 

@@ -17,6 +17,9 @@ from tests.support.mariadb import DRIVERS, MariaDatabase
 from workerpools import Resource, WorkerPools
 from workerpools.sqlalchemy import SQLAlchemyEngine
 
+# Children collect garbage several times.
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
 # What the last of them asks for, PostgreSQL alone has.
 HELD = [name for name in STATES if name != "closing"]
 
