@@ -316,6 +316,26 @@ def test_nobody_waits_for_a_free_connection_beyond_the_deadline(shop: Shop, free
     assert shop.rows() == ([1] if freed else [])
 
 
+def test_a_wait_that_ends_with_the_deadline_is_told_as_that(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the thread goes on after it has looked at the time."""
+    engine = engine_with(shop, pool_size=1, max_overflow=0, acquire_timeout=60)
+    pool: Any = engine.get().pool
+    longest = pool._longest_wait
+
+    def interrupted() -> float:
+        time.sleep(0.3)
+        return float(longest())
+
+    monkeypatch.setattr(pool, "_longest_wait", interrupted)
+
+    @shop.task(base=type("Small", (shop.base,), {"abstract": True, "session": TaskSession(engine)}), soft_time_limit=2)
+    def task(self: Any) -> None:
+        insert(self.session, 1)
+
+    with engine.get().connect(), pytest.raises(DeadlineExceeded, match="pool's 1 connections became free"):
+        task.apply().get()
+
+
 @pytest.mark.parametrize("how", ["slow", "silent"])
 def test_a_late_fetch_ends_at_the_deadline(shop: Shop, how: str) -> None:
     """The server's timeout begins anew with each FETCH, and a silent server answers none."""

@@ -147,7 +147,9 @@ class DeadlineQueuePool(QueuePool):
                 self._waiters.append(waiter)
             try:
                 if until is None:
-                    until = time.monotonic() + self._longest_wait()
+                    # In this order: where the deadline is what ends the wait, it has passed then.
+                    longest = self._longest_wait()
+                    until = time.monotonic() + longest
                     if self.repair():
                         continue
                     if self.events is not None:
