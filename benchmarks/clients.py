@@ -49,7 +49,7 @@ def run(servers: Servers, *, quick: bool) -> Result:
         )
     return Result(
         "clients",
-        "What do requests, redis and async def bodies reach in a worker, beside clients kept by hand?",
+        "What do requests, redis and async def bodies reach, beside clients kept by hand?",
         ratios,
         quick=quick,
         details={
