@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from workerpools._check.syntax import Function, Module, Project, is_function, keyword, last, nodes_of
+from workerpools._check.syntax import Function, Module, Project, is_function, keyword, last, nodes_of, targets
 
 __all__ = ["Body", "bodies", "commits", "is_task", "is_task_class", "receivers", "sessions_of"]
 
@@ -93,10 +93,9 @@ class Body:
             return self.module, given
         for module, class_ in self.classes():
             for statement in class_.body:
-                if isinstance(statement, ast.Assign) and any(last(target) == name for target in statement.targets):
-                    return module, statement.value
-                if isinstance(statement, ast.AnnAssign) and last(statement.target) == name and statement.value:
-                    return module, statement.value
+                value = getattr(statement, "value", None)
+                if value is not None and any(last(target) == name for target in targets(statement)):
+                    return module, value
         return None
 
     def classes(self) -> Iterator[tuple[Module, ast.ClassDef]]:
@@ -136,8 +135,7 @@ def sessions_of(project: Project, class_: tuple[Module, ast.ClassDef] | str) -> 
 def _class_calls(class_: ast.ClassDef) -> Iterator[tuple[str, ast.Call]]:
     for statement in class_.body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            yield from ((last(target), statement.value) for target in targets)
+            yield from ((last(target), statement.value) for target in targets(statement))
 
 
 def commits(module: Module, call: ast.Call) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from workerpools._check.bodies import Body, commits, is_task, sessions_of
-from workerpools._check.syntax import Function, Module, Project, last, nodes_of
+from workerpools._check.syntax import Function, Module, Project, last, nodes_of, targets
 
 __all__ = ["Frame", "Loaded", "Meaning", "Session", "Task", "frame_of"]
 
@@ -71,7 +71,7 @@ class Loaded:
             for each in project.ancestors(*class_)
             if isinstance(each, tuple)
             for node in each[1].body
-            for target in _targets(node)
+            for target in targets(node)
         }
 
 
@@ -287,20 +287,12 @@ def _parameters(function: Function) -> Iterator[tuple[ast.arg, ast.expr | None]]
     yield from zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
 
 
-def _targets(node: ast.AST) -> list[ast.expr]:
-    if isinstance(node, ast.Assign):
-        return node.targets
-    if isinstance(node, ast.withitem):
-        return [] if node.optional_vars is None else [node.optional_vars]
-    return [node.target] if isinstance(node, ast.AnnAssign | ast.NamedExpr) else []
-
-
 @functools.lru_cache(maxsize=1024)
 def _assigned(function: Function) -> dict[str, list[ast.expr]]:
     found: dict[str, list[ast.expr]] = {}
     for node in nodes_of(function):
         value = node.context_expr if isinstance(node, ast.withitem) else getattr(node, "value", None)
-        for target in _targets(node):
+        for target in targets(node):
             if isinstance(target, ast.Name) and value and not (isinstance(value, ast.Constant) and value.value is None):
                 found.setdefault(target.id, []).append(value)
     return found

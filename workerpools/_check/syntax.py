@@ -36,6 +36,15 @@ def keyword(call: ast.Call, name: str) -> ast.expr | None:
 
 
 @functools.lru_cache(maxsize=1024)
+def targets(node: ast.AST) -> list[ast.expr]:
+    """Return what a node gives a value to; nothing for a node that is no assignment."""
+    if isinstance(node, ast.Assign):
+        return node.targets
+    if isinstance(node, ast.withitem):
+        return [] if node.optional_vars is None else [node.optional_vars]
+    return [node.target] if isinstance(node, ast.AnnAssign | ast.NamedExpr) else []
+
+
 def nodes_of(node: ast.AST, *, nested: bool = True) -> list[ast.AST]:
     """Return every node below a node, in the order of the source.
 

@@ -113,7 +113,7 @@ def _transaction(frame: Frame, item: ast.withitem) -> str | None:
 
 
 def _sent_in(frame: Frame, block: ast.With | ast.AsyncWith | Function, where: str) -> Iterator[Finding]:
-    inside = {id(each) for statement in block.body for each in (statement, *nodes_of(statement))}
+    inside = _inside(block.body)
     events = [each for each in events_of(frame) if id(each.at) in inside]
     for sent in (each for each in events if each.kind == "send"):
         # What reads alone may as well send: the message says nothing that is not there yet.
@@ -164,13 +164,13 @@ def _swallowed(body: Body, frame: Frame, depth: int) -> Iterator[Finding]:
             yield from _swallowed(body, followed, depth - 1)
         if not isinstance(node, ast.Try) or any(_savepoint(each) for each in node.body):
             continue
-        inside = {id(each) for statement in node.body for each in (statement, *nodes_of(statement))}
+        inside = _inside(node.body)
         writes = [each for each in events if each.kind == "write" and each.session is not None and each.session.own]
         writes = [each for each in writes if id(each.at) in inside or each.at.lineno < node.lineno]
         if not writes:
             continue
         for handler in node.handlers:
-            nodes = {id(each): each for statement in handler.body for each in (statement, *nodes_of(statement))}
+            nodes = _inside(handler.body)
             answered = any(
                 isinstance(each, ast.Raise) or (isinstance(each, ast.Call) and last(each.func) in ("rollback", "retry"))
                 for each in nodes.values()
@@ -185,6 +185,10 @@ def _swallowed(body: Body, frame: Frame, depth: int) -> Iterator[Finding]:
             if isinstance(handler.body[-1], ast.Return) and not answered and not committed:
                 what = f"the task {body.name} returns after an error, and {shown(writes[-1].node)} is committed"
                 yield COMMITTED_ERROR.at(frame.module.place(handler.body[-1]), what)
+
+
+def _inside(block: list[ast.stmt]) -> dict[int, ast.AST]:
+    return {id(each): each for statement in block for each in (statement, *nodes_of(statement))}
 
 
 def _ends_with(statement: ast.AST) -> ast.Call | None:
