@@ -27,6 +27,9 @@ from tests.support.stand import Stand, stand_among
 from tests.support.tls import TlsProxy
 from tests.support.upstream import EchoUpstream
 
+#: The folders of the clients' tests.
+CLIENTS = {"httpx", "redis", "requests", "sqlalchemy"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cuts", type=int, default=100, help="how many random cuts the soak makes (100)")
@@ -51,6 +54,13 @@ def little_to_collect() -> None:
     """The garbage collector looks at what the test makes, and not at a whole process full of modules."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(request: pytest.FixtureRequest) -> None:
+    """No test of a client leaves a connection in use."""
+    if request.path.parent.name in CLIENTS:
+        request.getfixturevalue("no_pool_leaks")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -133,8 +133,3 @@ def effects_of(body: Any) -> list[str]:
 
     run_attempt(attempt)
     return found
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks(no_pool_leaks: None) -> None:
-    """No test leaves a connection in use."""

@@ -39,8 +39,3 @@ class RequestsShop(Shop):
 def shop() -> Iterator[RequestsShop]:
     with closing(RequestsShop()) as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks(no_pool_leaks: None) -> None:
-    """No test leaves a connection in use."""
