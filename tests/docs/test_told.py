@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 from workerpools import OpenTimeoutError, WorkerPools
 from workerpools._celery.settings import all_settings
 from workerpools._celery.worker import ALERT_INTERVAL, METRICS_HOST
-from workerpools._pools import resource
+from workerpools._pools import holder
 from workerpools._pools.shared import CLOSE_TIMEOUT
 from workerpools._run.budget import Budget
 from workerpools._run.events import _DEFAULT, _LINES, EventKind
@@ -108,8 +108,8 @@ def test_the_budget() -> None:
 
 def test_the_message_of_a_slow_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the page has it, for the time that a thread waits."""
-    assert resource.OPEN_TIMEOUT == 60.0
-    monkeypatch.setattr(resource, "OPEN_TIMEOUT", 0.2)
+    assert holder.OPEN_TIMEOUT == 60.0
+    monkeypatch.setattr(holder, "OPEN_TIMEOUT", 0.2)
     begun, release = threading.Event(), threading.Event()
 
     def slowly() -> bool:

@@ -123,6 +123,6 @@ def test_a_property_that_fails_tells_its_own_error() -> None:
             raise AttributeError("mine")
 
     resource = WorkerPools(Celery("handles", set_as_current=False)).add(Nameless(), name="x")
-    resource._name = None
+    resource._holder.given = None
     with pytest.raises(AttributeError, match=r"^mine$"):
         assert resource.name

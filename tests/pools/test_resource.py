@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.forking import fork_in_script, run_in_fork
 from workerpools import Adapter, ConfigurationError, Resource, WorkerPools
-from workerpools._pools import resource as resource_module
+from workerpools._pools import holder as holder_module
 from workerpools._run.delivery import Terms
 from workerpools._run.loop import run
 from workerpools.events import Event
@@ -115,7 +115,7 @@ def test_a_factory_that_asks_for_itself_is_refused(pools: WorkerPools) -> None:
 
 def test_waiting_for_another_thread_is_bounded(pools: WorkerPools, monkeypatch: pytest.MonkeyPatch) -> None:
     """A factory that hangs fails the other threads in time."""
-    monkeypatch.setattr(resource_module, "OPEN_TIMEOUT", 0.05)
+    monkeypatch.setattr(holder_module, "OPEN_TIMEOUT", 0.05)
     begun, go_on = threading.Event(), threading.Event()
 
     def make() -> Client:

@@ -282,7 +282,7 @@ def interrupted(database: Database, driver: str, how: str, where: str) -> dict[s
     thread.join(40)
     run(3)
     stats = pools.stats().totals()[0]
-    live = resource._live
+    live = resource._holder.live
     found = {
         "came": came,
         "runs": runs.count(2),

@@ -61,7 +61,7 @@ def problems(shop: RequestsShop, task: Any) -> Iterator[str]:
     except TimeoutError:
         yield "the next task hangs"
     gc.collect()
-    if (now := stats(shop.pools, "api")).open != (count := resource._live.opening.descriptors.count()):
+    if (now := stats(shop.pools, "api")).open != (count := resource._holder.live.opening.descriptors.count()):
         yield f"{count} connections, {now.open} counted as open"
 
 

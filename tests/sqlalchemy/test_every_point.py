@@ -110,7 +110,7 @@ class Stand:
                 gc.collect()
                 time.sleep(0.01)
         else:
-            live = shop.api._live
+            live = shop.api._holder.live
             assert live is not None
             if (now := stats(shop.pools, name)).open != (count := live.opening.descriptors.count()):
                 found.append(f"{count} connections, {now.open} counted as open")

@@ -12,6 +12,7 @@ from celery import Celery, current_app
 from workerpools._celery.pools import WorkerPools
 from workerpools._celery.settings import read_settings
 from workerpools._pools.adapter import Adapter, Opening
+from workerpools._pools.holder import Holder
 from workerpools._pools.limits import Limit
 from workerpools._pools.resource import Overridable, Resource
 from workerpools._pools.shared import ExecutionPool
@@ -41,7 +42,7 @@ class ConfiguredResource(Overridable[T]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = self._name or name
-        # The shared task object may cache the handle, which, unlike a value, belongs to no attempt.
+        # The shared task object may keep the holder, which, unlike a value, belongs to no attempt.
         self._key = f"_workerpools_{self._name}"
 
     @overload
@@ -53,10 +54,10 @@ class ConfiguredResource(Overridable[T]):
             return self
         if self._overrides:
             return self._overrides[-1]
-        resource: Resource[T] | None = instance.__dict__.get(self._key)
-        if resource is None:
-            resource = instance.__dict__[self._key] = self.resource_for(instance.app)
-        return resource.use()
+        holder: Holder[T] | None = instance.__dict__.get(self._key)
+        if holder is None:
+            holder = instance.__dict__[self._key] = self.resource_for(instance.app)._holder
+        return holder.use()
 
     def resource_for(self, app: Celery, name: str = "") -> Resource[T]:
         """Return the app's resource; the first call declares it."""

@@ -20,6 +20,7 @@ from workerpools._celery.settings import read_setting, read_settings
 from workerpools._pools.adapter import Adapter
 from workerpools._pools.awaited import AwaitedResource
 from workerpools._pools.factory import FunctionAdapter
+from workerpools._pools.holder import Holder
 from workerpools._pools.resource import Resource
 from workerpools._pools.shared import UNKNOWN, ExecutionPool, Shared
 from workerpools._process.bounded import remaining, run_bounded
@@ -363,18 +364,18 @@ class WorkerPools:
         if timeout is not None:
             seconds(timeout, "WorkerPools.close(): timeout", most=WEEK, optional=True)
         # A value may need an earlier one to close.
-        resources = sorted(
-            (resource for resource in self.resources if resource.is_open),
-            key=lambda resource: resource.opened_as,
+        holders = sorted(
+            (resource._holder for resource in self.resources if resource.is_open),
+            key=lambda holder: holder.opened_as,
             reverse=True,
         )
         # With nothing open, do not read the settings: an invalid one may be the reason for the exit.
-        if not resources:
+        if not holders:
             return
         deadline = time.monotonic() + (self.close_timeout if timeout is None else timeout)
-        attempts.wait_for_others(resources, remaining(deadline))
-        for resource in resources:
-            _close(resource, deadline)
+        attempts.wait_for_others(holders, remaining(deadline))
+        for holder in holders:
+            _close(holder, deadline)
 
     def _execution_pool(self) -> ExecutionPool:
         # Evaluated late: worker_init is sent before the worker resolves its execution pool and concurrency.
@@ -472,13 +473,13 @@ class WorkerPools:
         return f"<WorkerPools {self.resources!r}>"
 
 
-def _close(resource: Resource[Any], deadline: float) -> None:
+def _close(holder: Holder[Any], deadline: float) -> None:
     def close() -> None:
         try:
-            resource.close(remaining(deadline))
+            holder.close(remaining(deadline))
         except Exception:
-            logger.exception("could not close %r", resource)
+            logger.exception("could not close %r", holder)
 
     # A healthy close gets a moment even when no time is left.
     if not run_bounded(close, max(remaining(deadline), 0.25)):
-        logger.warning("closing %r timed out; its connections close with the process", resource)
+        logger.warning("closing %r timed out; its connections close with the process", holder)

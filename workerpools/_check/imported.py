@@ -110,7 +110,7 @@ class _Look:
         found: list[dict[str, str]] = []
         resources = [each for pools in apps.all_of(self._app) for each in pools.resources if each.is_open]
         for each in resources:
-            self._left -= set(each._live.opening.descriptors.filenos())
+            self._left -= set(each._holder.live.opening.descriptors.filenos())
         dropped = dropped_by_children()
         for (code, word), path, module, value in self._named():
             if code == "WP109":

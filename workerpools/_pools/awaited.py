@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from workerpools._pools.holder import Holder
 from workerpools._pools.resource import Resource
 from workerpools._process.event_loop import is_here
 from workerpools._run.attempts import Attempt, current
@@ -15,23 +16,23 @@ __all__ = ["AwaitedResource", "opening"]
 T = TypeVar("T")
 
 
-class AwaitedResource(Resource[T]):
-    """A resource whose adapter awaits the opening of its value."""
+class AwaitedHolder(Holder[T]):
+    """The holder of a value whose opening is awaited."""
 
     def use(self) -> T:
-        """Return the value; raises like :meth:`get`.
+        """Return the value; raises like :meth:`Resource.get`.
 
         Raises:
             ConfigurationError: A plain body asks for it, or another thread is opening it.
         """
-        if self._overrides:
+        if self.overrides:
             return super().use()
         if not is_here():
             attempt = current()
             if attempt is not None and not attempt.awaits:
                 raise ConfigurationError(
-                    f"{self._place()[0]}: a coroutine opens its value, which lives on the event loop: use it in an "
-                    "async body, or in a coroutine that pools.run() runs. This body is a plain function"
+                    f"{self.where or self.name}: a coroutine opens its value, which lives on the event loop: use it in "
+                    "an async body, or in a coroutine that pools.run() runs. This body is a plain function"
                 )
             return super().use()
         # The thread that opens it waits for this one.
@@ -44,14 +45,21 @@ class AwaitedResource(Resource[T]):
 
     def renew_for(self, attempt: Attempt) -> None:
         """Open the value, or another one where that is due, in the attempt's thread; it counts as no use."""
-        live = self._live
-        if self._overrides or (live is not None and live.version == self._recycles.cells[0]):
+        live = self.live
+        if self.overrides or (live is not None and live.version == self._recycles.cells[0]):
             return
         # So that the adapter gets to classify the error.
         attempt.values.setdefault(self, None)
         self._begin(None)
         if attempt.values[self] is None:
             del attempt.values[self]
+
+
+class AwaitedResource(Resource[T]):
+    """A resource whose adapter awaits the opening of its value."""
+
+    _holds = AwaitedHolder
+    _holder: AwaitedHolder[T]
 
 
 #: What opens a value before a body begins.
@@ -71,7 +79,7 @@ def opening(body: Callable[..., Any], resources: Sequence[AwaitedResource[Any]])
         if attempt is not None and not is_here():
             attempt.awaits = True
             for resource in resources:
-                resource.renew_for(attempt)
+                resource._holder.renew_for(attempt)
         return body(*args, **kwargs)
 
     return run

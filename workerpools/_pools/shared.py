@@ -59,7 +59,7 @@ class Shared:
         self.collector = Collector(
             self.listeners,
             self.recycles,
-            resources=self.by_name,
+            resources=lambda: [resource._holder for resource in self.by_name()],
             budget=lambda: self.budget,
             worker=self._worker,
         )

@@ -163,7 +163,7 @@ class Attempt:
     def __init__(self, delivery: Delivery | None = None, parent: Attempt | None = None) -> None:
         self.delivery = delivery
         self.parent = parent
-        #: The values it uses, by resource: each is kept until the attempt ends. None while one is being opened.
+        #: The values it uses, by holder: each is kept until the attempt ends. None while one is being opened.
         self.values: dict[Any, Any] = {}
         #: Its scoped objects, by key.
         self.scoped: dict[object, Any] = {}
@@ -294,10 +294,10 @@ class Attempt:
         interruption: BaseException | None = None
         values = self.values
         while values:
-            # Removed once it is released: a signal may interrupt each step, and then it is released again.
-            resource = next(iter(values))
-            interruption = resource.attempt_ended(self) or interruption
-            values.pop(resource, None)
+            for holder in (*values,):
+                # Removed once it is released: a signal may interrupt each step, and then it is released again.
+                interruption = holder.attempt_ended(self) or interruption
+                values.pop(holder, None)
         while self.callbacks:
             interruption = self.callbacks[0](self) or interruption
             self.callbacks = self.callbacks[1:]
@@ -314,8 +314,8 @@ class Attempt:
             The note; None if no resource recognizes the error.
         """
         earlier = tuple(noted.failure for noted in self.noted if noted.failure is not None)
-        for resource in self.values:
-            noted: Noted | None = resource.classify(error, earlier)
+        for holder in self.values:
+            noted: Noted | None = holder.classify(error, earlier)
             if noted is not None:
                 return noted
         return None
@@ -410,17 +410,17 @@ def note_failure(error: BaseException, noted: Noted) -> None:
         attempt.noted = (*attempt.noted, noted)[:MAX_NOTED]
 
 
-def wait_for_others(resources: Collection[object], timeout: float) -> bool:
-    """Wait for the end of all other attempts that use one of ``resources``.
+def wait_for_others(holders: Collection[object], timeout: float) -> bool:
+    """Wait for the end of all other attempts that use a value of one of ``holders``.
 
     Args:
-        resources: The resources.
+        holders: The holders.
         timeout: The longest wait, in seconds.
 
     Returns:
         Whether all of them ended.
     """
-    own, wanted = set(line(_current.get())), set(resources)
+    own, wanted = set(line(_current.get())), set(holders)
     until = time.monotonic() + timeout
     # Polled, so that ending an attempt costs no notification.
     while any(not wanted.isdisjoint(attempt.values) for attempt in _active.attempts.copy() - own):

@@ -118,7 +118,7 @@ class Collector:
     Args:
         listeners: The source of the counted events.
         recycles: Follows the recycle requests in shared memory.
-        resources: Returns the resources: each with ``name``, ``kind``, ``meter``, and ``ask()`` to recycle it.
+        resources: Returns the resources' holders: each with ``name``, ``kind``, ``meter``, and ``ask()`` to recycle it.
         budget: Returns this process's budget for replays.
         worker: Returns the kind of the worker's execution pool, its concurrency, and its processes' ceilings.
     """
