@@ -58,7 +58,7 @@ def switches_while_locks_are_held(url: str, api_url: str) -> dict[str, list[str]
     assert isinstance(pool, DeadlineQueuePool)
     transport: Any = client._transport
     locks = {
-        "resource": db._lock,
+        "resource": db._holder._lock,
         "meter": db.meter.lock,
         "budget": pools.shared.budget._lock,
         "transport": transport._lock,
