@@ -43,6 +43,7 @@ class FlowerProcess(ServerProcess):
     Args:
         workspace: Where its files go.
         broker_url: The broker.
+        app: `module:attribute` of the workers' app; none if empty.
         config: The text of its flowerconfig.py.
         arguments: More of its arguments.
         env: Variables to add to this process's environment.
@@ -56,6 +57,7 @@ class FlowerProcess(ServerProcess):
         workspace: Workspace,
         broker_url: str,
         *,
+        app: str = "",
         config: str = CONFIG,
         arguments: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
@@ -63,6 +65,7 @@ class FlowerProcess(ServerProcess):
     ) -> None:
         super().__init__(workspace, f"flower-{os.urandom(4).hex()}")
         self._broker_url = broker_url
+        self._app = app
         self._config = config
         self._arguments = [*arguments, *([f"--url_prefix={prefix}"] if prefix else [])]
         # Open to the tests, as it is to a person with a password; tests/flower/test_access.py is about the others.
@@ -73,14 +76,16 @@ class FlowerProcess(ServerProcess):
         """Return the address of one of its pages."""
         return f"http://127.0.0.1:{self.port}{self._prefix}{path}"
 
-    def get(self, path: str, credentials: str = "", headers: Mapping[str, str] | None = None) -> Answer:
-        """Return what it answers to a GET of a path below its prefix."""
+    def get(
+        self, path: str, credentials: str = "", headers: Mapping[str, str] | None = None, *, method: str = "GET"
+    ) -> Answer:
+        """Return what it answers to a GET, or another method, of a path below its prefix."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         sent = dict(headers or {})
         if credentials:
             sent["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         try:
-            connection.request("GET", self._prefix + path, headers=sent)
+            connection.request(method, self._prefix + path, headers=sent)
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, headers, response.read().decode())
@@ -103,7 +108,8 @@ class FlowerProcess(ServerProcess):
 
     def _command(self, port: int) -> Command:
         argv = (
-            *(sys.executable, "-m", "celery", "--broker", self._broker_url, "flower"),
+            *(sys.executable, "-m", "celery", *(["-A", self._app] if self._app else [])),
+            *("--broker", self._broker_url, "flower"),
             *("--address=127.0.0.1", f"--port={port}", *self._arguments),
         )
         kept = environment({"PYTHONUNBUFFERED": "1", **self._env})

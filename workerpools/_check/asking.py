@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from workerpools._celery import apps
@@ -15,7 +15,7 @@ from workerpools._process.bounded import run_bounded
 from workerpools._stats.snapshot import WorkerStats, resources
 from workerpools.errors import ConfigurationError
 
-__all__ = ["POOLS", "TIMEOUT", "budget_of", "findings_of", "places", "planned", "running"]
+__all__ = ["POOLS", "TIMEOUT", "budget_of", "declared", "findings_of", "places", "planned", "running", "workers_of"]
 
 #: How long a server may take to tell its limits, in seconds, with the time to connect.
 PATIENCE = 20.0
@@ -34,16 +34,16 @@ def budget_of(app: Any, workers: Sequence[Workers]) -> list[Row]:
         app: The app, with its tasks loaded.
         workers: The workers.
     """
-    declared = {each.name: each for each in _declared(app)}
+    known = {each.name: each for each in declared(app)}
     limits: dict[str, Sequence[Limit]] = {}
     for name in dict.fromkeys(name for each in workers for name in each.ceilings):
-        if name in declared:
-            limits[name] = _limits(declared[name])
+        if name in known:
+            limits[name] = _limits(known[name])
         else:
             limits[name] = [_unknown(name, f"this app declares no resource {name!r}, which a worker has")]
 
     def ceiling(name: str, kind: str, concurrency: int) -> int | None:
-        return declared[name].capacity(ExecutionPool(kind, concurrency)) if name in declared else None
+        return known[name].capacity(ExecutionPool(kind, concurrency)) if name in known else None
 
     return budget(workers, limits, ceiling)
 
@@ -95,7 +95,7 @@ def planned(app: Any, workers: int | None, concurrency: int | None, kind: str | 
     each = 1 if kind in ("prefork", "solo") else concurrency
     found = {
         resource.name: most
-        for resource in _declared(app)
+        for resource in declared(app)
         if (most := resource.capacity(ExecutionPool(kind, each))) is not None
     }
     return [Workers(workers, kind, 1 if kind == "solo" else concurrency, found)]
@@ -121,7 +121,16 @@ def running(app: Any, timeout: float, destination: Sequence[str] | None = None) 
     """
     answers = ask(app, "pools", timeout=timeout, destination=destination)
     answers.check()
-    return [_worker(stats) for _, stats in sorted(answers.snapshots().items()) if stats]
+    return workers_of(answers.snapshots())
+
+
+def workers_of(snapshots: Mapping[str, Sequence[WorkerStats]]) -> list[Workers]:
+    """Return the workers that sent these snapshots.
+
+    Args:
+        snapshots: What each worker sent, by its name.
+    """
+    return [_worker(stats) for _, stats in sorted(snapshots.items()) if stats]
 
 
 def _worker(stats: Sequence[WorkerStats]) -> Workers:
@@ -133,10 +142,10 @@ def _worker(stats: Sequence[WorkerStats]) -> Workers:
 
 def places(app: Any) -> dict[str, str]:
     """Return where each resource is declared, as findings name it."""
-    return {each.name: each.where for each in _declared(app)}
+    return {each.name: each.where for each in declared(app)}
 
 
-def _declared(app: Any) -> Iterator[Any]:
+def declared(app: Any) -> Iterator[Any]:
     """Yield the resources of all WorkerPools of an app."""
     for pools in apps.all_of(app):
         yield from pools.resources

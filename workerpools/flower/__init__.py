@@ -66,6 +66,7 @@ def _set_up(metrics_interval: float | None) -> None:
         from flower import urls
 
         from workerpools.flower._page import STATIC, Assets, PoolsData, PoolsMetrics, PoolsView, Source
+        from workerpools.flower._servers import Servers
 
         handlers: list[Any] = urls.handlers
         settings: dict[str, Any] = urls.settings
@@ -88,7 +89,7 @@ def _set_up(metrics_interval: float | None) -> None:
     # --url_prefix.
     handlers[-1:-1] = [
         url(r"/pools", PoolsView, {"loader": loader}, name=_NAME),
-        url(r"/api/pools", PoolsData, {"source": source}, name=f"{_NAME}_data"),
+        url(r"/api/pools", PoolsData, {"source": source, "servers": Servers()}, name=f"{_NAME}_data"),
         url(r"/pools/static/(.*)", Assets, {"path": str(STATIC)}, name=f"{_NAME}_static"),
     ]
     # Before Flower's own handler, which does not query the workers.

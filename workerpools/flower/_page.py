@@ -25,6 +25,7 @@ from tornado import template, web
 
 from workerpools._stats.metrics import DEFINITIONS
 from workerpools._stats.snapshot import WorkerStats
+from workerpools.flower._servers import Servers
 from workerpools.flower._templates import PREFIX
 
 __all__ = [
@@ -403,19 +404,36 @@ def _log_once(error: Exception) -> None:
 
 
 class PoolsData(BaseApiHandler):
-    """The page's document, as JSON. Open to whom Flower's own API is open: without a login in Flower, to nobody unless
-    FLOWER_UNAUTHENTICATED_API is set.
+    """The page's document, as JSON; a POST asks the servers for their limits. Open to whom Flower's own API is open:
+    without a login in Flower, to nobody unless FLOWER_UNAUTHENTICATED_API is set.
     """
 
-    def initialize(self, source: Source) -> None:
+    def initialize(self, source: Source, servers: Servers) -> None:
         self._source = source
+        self._servers = servers
 
     async def get(self) -> None:
+        self._authenticate()
+        await self._answer()
+
+    async def post(self) -> None:
+        self._authenticate()
+        # Flower's own check depends on its version, and on its having a login.
+        if self.request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            raise web.HTTPError(403)
+        await self._source.refresh(self.application)
+        self._servers.ask(self.capp, self._source.snapshots())
+        self.set_status(202)
+        await self._answer()
+
+    def _authenticate(self) -> None:
         # No redirect to the login page, which the script cannot use. With a wrong password, Flower raises this itself.
         if not self.current_user:
             raise web.HTTPError(401)
+
+    async def _answer(self) -> None:
         self.set_header("Cache-Control", "no-store")
-        self.finish(await self._source.document(self.application))
+        self.finish({**await self._source.document(self.application), "servers": self._servers.document()})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         flower: Any = self.application

@@ -1,15 +1,18 @@
 // The Pools page: polls Flower for the numbers of all workers and shows them.
 
+import { byId } from "./elements.js";
 import { age, plural } from "./numbers.js";
+import { drawServers } from "./servers.js";
 import { alertsOf, View } from "./view.js";
 
 const VERSION = 1;
 const INTERVAL = 5000;
+// While the servers are asked.
+const SHORT_INTERVAL = 1000;
 // A Flower that is down is polled less often.
 const LONGEST_INTERVAL = 30000;
 const TIMEOUT = 15000;
 
-const byId = (id) => document.getElementById(id);
 const root = byId("workerpools");
 const view = new View(root);
 const url = new URL(root.dataset.url, location.href);
@@ -22,12 +25,17 @@ let failures = 0;
 let fetched = null;
 let timer = null;
 let running = false;
+// Someone wants the servers asked.
+let wanted = false;
 
-/** Fetches the document once; throws an Error with a message for display. */
-async function ask() {
+/** Fetches the document once, with POST after the servers were asked; throws an Error with a message for display. */
+async function ask(method) {
+    // As Flower's own script does.
+    const token = /(?:^|; )_xsrf=([^;]*)/.exec(document.cookie);
+    const headers = method === "POST" && token ? { "X-XSRFToken": decodeURIComponent(token[1]) } : {};
     let response;
     try {
-        response = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
+        response = await fetch(url, { method, headers, cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
     } catch {
         throw new Error("Flower does not respond.");
     }
@@ -56,8 +64,9 @@ async function refresh() {
     }
     running = true;
     clearTimeout(timer);
+    const method = wanted ? "POST" : "GET";
     try {
-        const found = await ask();
+        const found = await ask(method);
         [failure, failures, fetched] = ["", 0, performance.now()];
         view.update(found);
     } catch (error) {
@@ -65,15 +74,22 @@ async function refresh() {
         failures += 1;
     } finally {
         running = false;
+        wanted = wanted && method === "GET";
     }
     drawState();
-    schedule();
+    if (wanted) {
+        refresh();
+    } else {
+        schedule();
+    }
 }
 
 function schedule() {
     clearTimeout(timer);
+    if (view.document?.servers.asking && !failure) {
+        timer = setTimeout(refresh, SHORT_INTERVAL);
     // A page in the background is refreshed when it becomes visible.
-    if (!paused && !document.hidden) {
+    } else if (!paused && !document.hidden) {
         timer = setTimeout(refresh, Math.min(LONGEST_INTERVAL, INTERVAL * 2 ** Math.max(0, failures - 1)));
     }
 }
@@ -82,8 +98,9 @@ function drawState() {
     const found = view.document;
     const problem = failure || (found && found.problem) || "";
     const old = dataAge();
-    const since = old === null ? "" : ` These numbers are ${age(old)} old.`;
-    setText("wp-problem", problem && problem + since);
+    drawServers(found, wanted, since);
+    const aged = old === null ? "" : ` These numbers are ${age(old)} old.`;
+    setText("wp-problem", problem && problem + aged);
     byId("wp-problem").hidden = !problem;
     setText("wp-refreshed", stateText(problem, old));
     byId("wp-dot").classList.toggle("status-dot-live", !problem && !paused && found !== null);
@@ -108,10 +125,12 @@ function stateText(problem, old) {
 /** Returns the age of the numbers shown, in seconds; null while there are none. */
 function dataAge() {
     const found = view.document;
-    if (found === null || found.asked === null) {
-        return null;
-    }
-    return Math.max(0, found.now - found.asked) + (performance.now() - fetched) / 1000;
+    return found === null || found.asked === null ? null : since(found.asked);
+}
+
+/** Returns the age of a moment of Flower's clock, in seconds. */
+function since(moment) {
+    return Math.max(0, view.document.now - moment) + (performance.now() - fetched) / 1000;
 }
 
 function setText(id, content) {
@@ -128,6 +147,11 @@ byId("wp-pause").addEventListener("click", () => {
         refresh();
     }
     drawState();
+});
+byId("wp-ask").addEventListener("click", () => {
+    wanted = true;
+    drawState();
+    refresh();
 });
 document.addEventListener("visibilitychange", () => {
     if (document.hidden || paused) {

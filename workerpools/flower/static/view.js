@@ -1,6 +1,7 @@
 // Shows Flower's document: the summary, the alerts, and a table per worker, with a group of rows for all processes and
 // one per process.
 
+import { attribute, byId, keyed, make, part, show, text } from "./elements.js";
 import {
     acquired, acquisitions, age, closings, count, History, longestWait, percent, plural, reuseRatio, seconds, sparkline,
     troubles, value,
@@ -16,9 +17,7 @@ const STATUS = { online: "online", silent: "not responding", offline: "offline" 
 
 // What the title of a number of open connections says, where servers count them.
 const CEILING = "The pools of all worker processes";
-const ASK = "What the server allows is not known here: celery pools budget asks it.";
-
-const byId = (id) => document.getElementById(id);
+const ASK = "Whether their servers have room for them is known when they are asked, below.";
 
 export class View {
     constructor(root) {
@@ -427,64 +426,4 @@ function fillTroubles(cell, resource) {
         text(element, trouble.words);
         attribute(element, "title", trouble.details || null);
     });
-}
-
-// The page's elements: only differences are applied, so focus, selection and scroll position survive a refresh.
-
-/** Returns a copy of a <template>'s only element. */
-function make(id) {
-    return document.getElementById(id).content.firstElementChild.cloneNode(true);
-}
-
-/** Returns an element's part, by the name in its template. */
-function part(element, name) {
-    return element.querySelector(`[data-part="${name}"]`);
-}
-
-/** Sets a text. The only way that text enters the page, so it is never parsed as markup. */
-function text(element, content) {
-    if (element.textContent !== content) {
-        element.textContent = content;
-    }
-}
-
-function attribute(element, name, content) {
-    if (content === null) {
-        element.removeAttribute(name);
-    } else if (element.getAttribute(name) !== content) {
-        element.setAttribute(name, content);
-    }
-}
-
-function show(element, visible) {
-    if (element.hidden === visible) {
-        element.hidden = !visible;
-    }
-}
-
-/**
- * Gives an element one child per item, in order; existing children are reused by key.
- *
- * `make()` returns a new child, `update(child, item)` fills one. Other children of the element stay in front.
- */
-function keyed(parent, items, make, update) {
-    const before = parent.keyed || new Map();
-    const after = new Map(items.map((item) => [item.key, before.get(item.key) || make(item)]));
-    for (const [key, child] of before) {
-        if (!after.has(key)) {
-            child.remove();
-        }
-    }
-    // Moving an element removes its focus, so move only those out of place.
-    let place = [...before.values()].find((child) => child.parentNode === parent) || null;
-    for (const item of items) {
-        const child = after.get(item.key);
-        if (child === place) {
-            place = place.nextElementSibling;
-        } else {
-            parent.insertBefore(child, place);
-        }
-        update(child, item);
-    }
-    parent.keyed = after;
 }
