@@ -94,6 +94,7 @@ def test_exported_members() -> None:
         "run_coroutine",
         "scoped",
         "seconds",
+        "sql_limits",
         "start_coroutine",
         "whole",
     ]

@@ -66,6 +66,7 @@ from workerpools._run.coroutines import run as run_coroutine
 from workerpools._run.deadline import Deadline
 from workerpools._run.failure import Failure, FailureKind, Phase, Sent, causes, noted_of, retry_after
 from workerpools._run.on_commit import on_commit
+from workerpools._sql_limits import sql_limits
 from workerpools._stats.meter import Lease
 from workerpools._text import add_note, explained, meant, redact_url, refusal
 from workerpools._values import WEEK, YEAR, seconds, whole
@@ -122,6 +123,7 @@ __all__ = [
     "run_coroutine",
     "scoped",
     "seconds",
+    "sql_limits",
     "start_coroutine",
     "whole",
 ]

@@ -89,6 +89,29 @@ def test_resources_of_one_server_share_its_limits() -> None:
     assert (other.sum, other.largest) == (32, 12)
 
 
+def test_a_resource_with_several_servers() -> None:
+    """As Django's: of the connections of a process each limit counts its own; where the open ones are is not known,
+    and only those that cannot be elsewhere are ours."""
+    one = limit(20, open=9, capacity=lambda pool: pool.concurrency or 1)
+    other = limit(30, key="2", server="PostgreSQL 16 at other:5432", open=9, capacity=lambda pool: 4)
+
+    def declared(name: str, kind: str, concurrency: int) -> int:
+        return concurrency + 4
+
+    def told(kind: str, opened: int | None) -> list[tuple[int | None, int | None, int | None]]:
+        processes = Workers(1, kind, 3, {"django": 5 if kind == "prefork" else 7}, opened and {"django": opened})
+        found = budget([processes], {"django": [one, other]}, declared)
+        return [(row.sum, row.others, row.largest) for row in found]
+
+    assert told("prefork", None) == [(3, 9, 11), (12, 9, 5)]
+    assert told("threads", None) == [(3, 9, 11), (4, 9, None)]
+    # All of them are open, and half of them.
+    assert told("prefork", 15) == [(3, 6, 14), (12, 0, 7)]
+    assert told("prefork", 8) == [(3, 9, 11), (12, 4, 6)]
+    (drawn, _) = sections(budget([fleet(1, "prefork", 3, "django")], {"django": [one, other]}, declared), [])
+    assert drawn.notes[0][0][0] == "django: 3 × 1 (processes × connections)"
+
+
 def rows(workers: Workers, given: Limit) -> list[Row]:
     return budget([workers], {"db": [given]}, declared)
 

@@ -11,7 +11,6 @@ from typing import Any
 import psycopg2
 import pytest
 from celery import Celery
-from sqlalchemy.engine import make_url
 
 from demo_tasks.servers import PostgresServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory
@@ -22,9 +21,9 @@ from tests.support.services import require_program
 from workerpools import WorkerPools
 from workerpools._check.asking import budget_of, planned
 from workerpools._check.budget import Row
+from workerpools._sql_limits import _pooler
 from workerpools.redis import AsyncRedisClient, RedisClient
 from workerpools.sqlalchemy import AsyncSQLAlchemyEngine, SQLAlchemyEngine
-from workerpools.sqlalchemy._limits import _pooler
 
 #: So many slots does the server have, and keeps so many of them from everybody, and so many more from most.
 MOST, FOR_SUPERUSERS, FOR_OTHERS = 20, 3, 2
@@ -280,7 +279,7 @@ def test_a_pooler_that_tells_its_version(version: str, known: bool) -> None:
             self.closed = True
 
     console = Console()
-    (limit,) = _pooler(lambda url: console, make_url("postgresql://app@db/shop"), "db:5432")
+    (limit,) = _pooler(lambda: console, "app", "shop", "db:5432")
     assert (limit.server, limit.most) == ("PgBouncer at db:5432" if known else "a connection pooler at db:5432", None)
     assert console.closed
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from workerpools._check.findings import Code, Finding
 from workerpools._pools.limits import Limit
+from workerpools._pools.shared import ExecutionPool
 
 __all__ = ["CODES", "UNKNOWN", "Ceiling", "Row", "Workers", "budget", "findings"]
 
@@ -38,6 +39,20 @@ class Workers:
         """The processes of all of them that run tasks."""
         return self.count * (self.concurrency if self.kind == "prefork" else 1)
 
+    def share(self, resource: str, limit: Limit) -> int:
+        """Return the most connections of a resource in one process that count against a limit; 0 for no limit."""
+        if limit.capacity is None:
+            return self.ceilings[resource]
+        return limit.capacity(ExecutionPool(self.kind, 1 if self.kind == "prefork" else self.concurrency))
+
+    def surely_open(self, resource: str, limit: Limit) -> int:
+        """Return the connections of a resource that are open now and count against a limit, at the least."""
+        opened = (self.open or {}).get(resource, 0)
+        if not opened or limit.capacity is None:
+            return opened
+        elsewhere = self.ceilings[resource] - self.share(resource, limit)
+        return max(0, opened - self.processes * elsewhere)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,7 +60,7 @@ class Row:
 
     Attributes:
         limit: The limit.
-        resources: The most connections of the workers, by resource; None without a limit.
+        parts: The processes of each worker and the most connections of one of them, by resource; 0 without a limit.
         sum: The most connections of all resources; None if one has no limit.
         others: The connections of others that are open now; None if unknown.
         head_room: What is left with every connection open; None if unknown.
@@ -54,12 +69,17 @@ class Row:
     """
 
     limit: Limit
-    resources: Mapping[str, int | None]
+    parts: Mapping[str, Sequence[tuple[int, int]]]
     sum: int | None
     others: int | None
     head_room: int | None
     largest: int | None
     largest_overlapping: int | None
+
+    @property
+    def resources(self) -> Mapping[str, int | None]:
+        """The most connections of the workers, by resource; None without a limit."""
+        return {name: _sum(parts) for name, parts in self.parts.items()}
 
     @property
     def overlaps(self) -> bool:
@@ -85,35 +105,35 @@ def budget(workers: Sequence[Workers], limits: Mapping[str, Sequence[Limit]], ce
 
 
 def _row(workers: Sequence[Workers], found: Sequence[tuple[str, Limit]], ceiling: Ceiling) -> Row:
-    names = [resource for resource, _ in found]
     # Two roles may be kept from a different number of slots.
     limit = max((each for _, each in found), key=lambda each: each.reserved)
-    resources = {name: _most(workers, name) for name in names}
-    known = [most for most in resources.values() if most is not None]
-    total = sum(known) if len(known) == len(resources) else None
+    parts = {
+        name: [(each.processes, each.share(name, own)) for each in workers if name in each.ceilings]
+        for name, own in found
+    }
+    total = _sum([part for of_resource in parts.values() for part in of_resource])
     others = None
     if limit.open is not None:
-        running = [each.open for each in workers if each.open is not None]
+        running = [each for each in workers if each.open is not None]
         ours = (
-            sum(opened.get(name, 0) for opened in running for name in names)
+            sum(each.surely_open(name, own) for each in running for name, own in found if name in each.ceilings)
             if running
             else sum(each.own for _, each in found)
         )
         others = max(0, limit.open - ours)
     if limit.most is None or total is None:
-        return Row(limit, resources, total, others, None, None, None)
+        return Row(limit, parts, total, others, None, None, None)
     left = limit.most - limit.reserved - (others or 0)
-    largest = [_largest(workers, names, left // times, ceiling) for times in (1, 2)]
-    return Row(limit, resources, total, others, left - total, *largest)
+    largest = [_largest(workers, found, left // times, ceiling) for times in (1, 2)]
+    return Row(limit, parts, total, others, left - total, *largest)
 
 
-def _most(workers: Iterable[Workers], resource: str) -> int | None:
-    """Return what all workers may open of a resource; None without a limit."""
-    found = [(each.processes, each.ceilings[resource]) for each in workers if resource in each.ceilings]
-    return None if any(most == 0 for _, most in found) else sum(count * most for count, most in found)
+def _sum(parts: Sequence[tuple[int, int]]) -> int | None:
+    """Return what processes may open together; None without a limit."""
+    return None if any(most == 0 for _, most in parts) else sum(count * most for count, most in parts)
 
 
-def _largest(workers: Sequence[Workers], names: Sequence[str], left: int, ceiling: Ceiling) -> int | None:
+def _largest(workers: Sequence[Workers], found: Sequence[tuple[str, Limit]], left: int, ceiling: Ceiling) -> int | None:
     """Return the highest concurrency with which ``left`` connections suffice; None if every one does, or none is known.
 
     Workers that run one task at a time, ``solo``, stay as they are.
@@ -124,8 +144,14 @@ def _largest(workers: Sequence[Workers], names: Sequence[str], left: int, ceilin
         for each in workers:
             size = 1 if each.kind == "solo" else concurrency
             processes = each.count * (size if each.kind == "prefork" else 1)
-            for name in each.ceilings.keys() & set(names):
-                most = ceiling(name, each.kind, 1 if each.kind == "prefork" else size)
+            tasks = 1 if each.kind == "prefork" else size
+            for name, limit in found:
+                if name not in each.ceilings:
+                    continue
+                if limit.capacity is not None:
+                    most: int | None = limit.capacity(ExecutionPool(each.kind, tasks))
+                else:
+                    most = ceiling(name, each.kind, tasks)
                 # Not declared here: what the worker says of itself holds at least for the concurrency that it has.
                 total += processes * (each.ceilings[name] if most is None else most)
         return total

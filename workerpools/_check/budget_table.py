@@ -40,7 +40,7 @@ def sections(rows: Sequence[Row], workers: Sequence[Workers]) -> Iterator[Sectio
             (*_line(server, "bold cyan"), (f"  {fleet}", "")),
             _HEADINGS if known else (),
             [_drawn(row) for row in known],
-            notes=[*_sums(of_server, workers), *_notes(of_server)],
+            notes=[*_sums(of_server), *_notes(of_server)],
         )
 
 
@@ -65,9 +65,13 @@ def _fits(row: Row, number: int | None) -> str:
     return "any" if number is None else str(number) if number else "none"
 
 
-def _sums(rows: Sequence[Row], workers: Sequence[Workers]) -> Iterator[Line]:
-    for name in dict.fromkeys(name for row in rows for name in row.resources):
-        parts = [f"{each.processes} × {each.ceilings[name] or 'no limit'}" for each in workers if name in each.ceilings]
+def _sums(rows: Sequence[Row]) -> Iterator[Line]:
+    of_resources: dict[str, Sequence[tuple[int, int]]] = {}
+    for row in rows:
+        for name, found in row.parts.items():
+            of_resources.setdefault(name, found)
+    for name, found in of_resources.items():
+        parts = [f"{processes} × {most or 'no limit'}" for processes, most in found]
         # Workers that are alike are one part.
         counted = [f"{parts.count(part)} × {part}" if parts.count(part) > 1 else part for part in dict.fromkeys(parts)]
         yield _line(f"{name}: {' + '.join(counted)} (processes × connections)", "dim")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from workerpools._pools.shared import ExecutionPool
 
 __all__ = ["Limit"]
 
@@ -22,6 +25,8 @@ class Limit:
         clients: Who has the open ones, and how many; for people, without secrets.
         waits: Whether a client above the limit waits for its turn instead of being refused.
         unknown: Why ``most`` is unknown, without secrets.
+        capacity: Like :meth:`workerpools.Adapter.capacity`, but of the connections alone that count against this limit;
+            None if all of the resource's do.
     """
 
     server: str
@@ -34,3 +39,4 @@ class Limit:
     clients: tuple[tuple[str, int], ...] = ()
     waits: bool = False
     unknown: str = ""
+    capacity: Callable[[ExecutionPool], int] | None = None

@@ -14,7 +14,9 @@ from django.db.utils import InterfaceError, OperationalError
 
 from workerpools.adapter import (
     Adapter,
+    ExecutionPool,
     Failure,
+    Limit,
     Opening,
     Phase,
     Watchdog,
@@ -22,6 +24,7 @@ from workerpools.adapter import (
 )
 from workerpools.django._connections import is_current, is_initialized, on_connect, pool_of, watch
 from workerpools.django._errors import classify_lost, driver_error
+from workerpools.django._limits import capacity, counted, limits
 
 __all__ = ["Databases", "DjangoDatabases"]
 
@@ -64,6 +67,24 @@ class DjangoDatabases(Adapter["Databases"]):
         """
         value.since = since
         return True
+
+    def capacity(self, execution_pool: ExecutionPool) -> int | None:
+        """Return the most connections of one process, to all servers; None if all databases are files.
+
+        Args:
+            execution_pool: The execution pool of the process.
+        """
+        aliases = counted()
+        return capacity(aliases, execution_pool) if aliases else None
+
+    def limits(self, value: Databases, resource: str) -> Sequence[Limit]:
+        """Ask the server of each alias for its limits, and PgBouncer's console for its own.
+
+        Args:
+            value: The databases.
+            resource: The resource's name.
+        """
+        return limits(counted())
 
     def classify(self, error: BaseException, earlier: Sequence[Failure]) -> Failure | None:
         # Rows of a server-side cursor come past Django's hooks.

@@ -46,6 +46,7 @@ from workerpools.adapter import (
     on_loop,
     run_coroutine,
     seconds,
+    sql_limits,
     start_coroutine,
     whole,
 )
@@ -58,7 +59,7 @@ from workerpools.sqlalchemy._driver import LIBPQ_DRIVERS, MYSQL_DRIVERS, check_a
 from workerpools.sqlalchemy._errors import POOL_EXHAUSTED, classify_unwatched, error_code, note_errors
 from workerpools.sqlalchemy._flight import RESETS, Flights
 from workerpools.sqlalchemy._greenlets import suit_greenlets
-from workerpools.sqlalchemy._limits import application_name, limits_of
+from workerpools.sqlalchemy._names import application_name, is_own
 from workerpools.sqlalchemy._pool import DeadlineQueuePool, PoolEvents, counted
 from workerpools.sqlalchemy._session import EVENT_ATTRIBUTES, TaskSession, current_session
 from workerpools.sqlalchemy._statements import watch_statements
@@ -424,7 +425,21 @@ class _Declared(Adapter[E]):
             value: The engine.
             resource: The resource's name.
         """
-        ask = partial(limits_of, resource=resource, pgbouncer=self._pgbouncer, console=self._console)
+
+        def ask(connection: sqlalchemy.Connection) -> Sequence[Limit]:
+            url = connection.engine.url
+            return sql_limits(
+                lambda statement: connection.exec_driver_sql(statement).all(),
+                connection.dialect.name,
+                host=url.host or "",
+                port=url.port,
+                user=url.username or "",
+                database=url.database or "",
+                connection=connection.connection.driver_connection,
+                console=partial(self._console, url.set(database="pgbouncer")),
+                pooler=self._pgbouncer,
+                own=partial(is_own, resource),
+            )
 
         async def asking(engine: AsyncEngine) -> Sequence[Limit]:
             async with engine.connect() as connection:

@@ -23,7 +23,12 @@ INSTALLED_APPS = ["tests.django.project.shop", "workerpools.django"]
 DATABASES = {
     "default": _DATABASE,
     # Without psycopg's pool: each alias is watched in its own way.
-    "other": {**_DATABASE, "CONN_MAX_AGE": None, "OPTIONS": {"application_name": "project other"}},
+    "other": {
+        **_DATABASE,
+        "CONN_MAX_AGE": None,
+        "OPTIONS": {"application_name": "project other"},
+        **json.loads(os.environ.get("PROJECT_OTHER", "{}")),
+    },
     # For the project's own tests.
     "sqlite": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
     "manual": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "AUTOCOMMIT": False},

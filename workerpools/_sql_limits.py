@@ -1,4 +1,7 @@
-"""What a database server, or the PgBouncer before it, says of the connections that its clients may open."""
+"""What an SQL server, or the PgBouncer before it, says of the connections that its clients may open.
+
+For every adapter of one: it needs no more than a function that runs a statement.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import sqlalchemy
-from sqlalchemy.engine import URL
+from workerpools._pools.limits import Limit
 
-from workerpools.adapter import Limit
+__all__ = ["sql_limits"]
 
-__all__ = ["application_name", "limits_of"]
+#: Runs a statement, and returns its rows.
+Ask = Callable[[str], Sequence[Sequence[Any]]]
 
 #: How long the server may take over each question, in milliseconds.
 _PATIENCE = 5000
@@ -40,56 +43,61 @@ GROUP BY 1, 2, 3
 """
 
 
-def application_name(resource: str, pid: int) -> str:
-    """Return a connection's name on the server: ``workerpools db pid=4711``.
-
-    PostgreSQL keeps 63 bytes ("NAMEDATALEN") and replaces non-ASCII characters by question marks. A long resource name
-    is truncated; the process id is not.
-    """
-    start, end = f"workerpools {resource}".encode("ascii", "replace").decode(), f" pid={pid}"
-    return start[: 63 - len(end)] + end
-
-
-def limits_of(
-    connection: sqlalchemy.Connection, resource: str, *, pgbouncer: bool, console: Callable[[URL], Any]
+def sql_limits(
+    ask: Ask,
+    backend: str,
+    *,
+    host: str,
+    port: object,
+    user: str,
+    database: str,
+    connection: object,
+    console: Callable[[], Any],
+    pooler: bool = False,
+    own: Callable[[str], bool] = lambda name: False,
 ) -> list[Limit]:
-    """Ask the server for its limits.
+    """Ask a server for its limits.
 
     Args:
-        connection: A connection of the engine.
-        resource: The resource's name.
-        pgbouncer: Whether PgBouncer is declared to stand before the server.
-        console: Connects to a URL with the engine's arguments; returns the driver's connection, in autocommit mode.
+        ask: Runs a statement, in one transaction with the others; returns its rows.
+        backend: ``postgresql``, ``mysql`` or ``mariadb``; nothing is known of another's limits.
+        host: The server's host; empty for a local socket.
+        port: Its port; empty or None for the default.
+        user: The connection's user.
+        database: Its database.
+        connection: The driver's connection.
+        console: Connects to the database ``pgbouncer`` at the same place, in autocommit mode.
+        pooler: Whether PgBouncer is declared to stand before the server; it is also found out.
+        own: Tells the name of a session of this resource, in any process.
 
     Returns:
         The limits.
 
     Raises:
-        Exception: Any error of SQLAlchemy.
+        Exception: Any error of ``ask``.
     """
-    url, backend = connection.engine.url, connection.dialect.name
-    at = f"{url.host or 'a local socket'}{f':{url.port}' if url.port else ''}"
+    at = f"{host or 'a local socket'}{f':{port}' if port else ''}"
     if backend == "postgresql":
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_PATIENCE}")
-        asked = connection.exec_driver_sql(_POSTGRESQL).one()
-        if pgbouncer or _behind_pooler(connection, asked[-1]):
-            return _pooler(console, url, at)
-        sessions = connection.exec_driver_sql(_SESSIONS).all()
-        return _postgresql(asked, sessions, at, resource)
+        ask(f"SELECT set_config('statement_timeout', '{_PATIENCE}', true)")
+        (asked,) = ask(_POSTGRESQL)
+        if pooler or _behind_pooler(connection, asked[-1]):
+            return _pooler(console, user, database, at)
+        return _postgresql(asked, ask(_SESSIONS), at, own)
     if backend in ("mysql", "mariadb"):
-        return _mysql(connection, at)
+        return _mysql(ask, at)
     unknown = f"workerpools cannot ask {backend} for it"
     return [Limit(f"{backend} at {at}", "connections", f"{backend} {at}", unknown=unknown)]
 
 
-def _behind_pooler(connection: sqlalchemy.Connection, pid: int) -> bool:
+def _behind_pooler(connection: object, pid: int) -> bool:
     # A pooler gives its clients keys of its own for cancelling, with a process id that is none.
-    driver = connection.connection.driver_connection
-    told = getattr(getattr(driver, "info", None), "backend_pid", None)
+    told = getattr(getattr(connection, "info", None), "backend_pid", None)
     return told is not None and told != pid
 
 
-def _postgresql(asked: Sequence[Any], sessions: Sequence[Any], at: str, resource: str) -> list[Limit]:
+def _postgresql(
+    asked: Sequence[Any], sessions: Sequence[Sequence[Any]], at: str, is_own: Callable[[str], bool]
+) -> list[Limit]:
     most, for_superusers, for_others, uses_reserved, superuser, of_role, of_database, *named = asked
     role, database, version, key, _ = named
     server = f"PostgreSQL {version.split()[0]} at {at}"
@@ -97,7 +105,7 @@ def _postgresql(asked: Sequence[Any], sessions: Sequence[Any], at: str, resource
 
     def limit(name: str, most: int, reserved: int, counts: Callable[[Any], bool]) -> Limit:
         counted = [each for each in sessions if counts(each)]
-        own = [each for each in counted if each[:2] == (role, database) and _is_own(each[2], resource)]
+        own = [each for each in counted if tuple(each[:2]) == (role, database) and is_own(each[2] or "")]
         clients: dict[str, int] = {}
         for user, _, name_of_it, count in counted:
             who = f"{user} ({_shown(name_of_it)})" if name_of_it else str(user)
@@ -114,12 +122,8 @@ def _postgresql(asked: Sequence[Any], sessions: Sequence[Any], at: str, resource
     return found
 
 
-_OURS = re.compile(r"(?P<who>workerpools .*) pid=(?P<pid>\d+)")
-
-
-def _is_own(name: str, resource: str) -> bool:
-    found = _OURS.fullmatch(name or "")
-    return found is not None and name == application_name(resource, int(found["pid"]))
+#: The name that a connection of ours has, without which process has it.
+_OURS = re.compile(r"(?P<who>workerpools .*) pid=\d+")
 
 
 def _shown(name: str) -> str:
@@ -127,18 +131,18 @@ def _shown(name: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in (found["who"] if found else name))
 
 
-def _mysql(connection: sqlalchemy.Connection, at: str) -> list[Limit]:
+def _mysql(ask: Ask, at: str) -> list[Limit]:
     # The session's max_user_connections is that of its account, or the server's ("Setting Account Resource Limits").
     # One more connection than max_connections is for administrators.
-    version, host, port, most, of_user, user = connection.exec_driver_sql(
+    ((version, host, port, most, of_user, user),) = ask(
         "SELECT @@version, @@hostname, @@port, @@max_connections, @@session.max_user_connections, CURRENT_USER()"
-    ).one()
-    (_, count) = connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'").one()
+    )
+    ((_, count),) = ask("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
     # Without the privilege PROCESS these are those of this user alone.
-    clients = connection.exec_driver_sql(
+    clients = ask(
         "SELECT user, count(*) FROM information_schema.processlist WHERE id <> CONNECTION_ID()"
         " AND user NOT IN ('system user', 'event_scheduler') GROUP BY 1 ORDER BY 2 DESC, 1"
-    ).all()
+    )
     server = f"{'MariaDB' if 'mariadb' in version.lower() else 'MySQL'} {version.split('-')[0]} at {at}"
     key, ranked = f"{host}:{port}", tuple((str(name), int(number)) for name, number in clients)
     found = [Limit(server, "max_connections", f"{key} max_connections", int(most), 0, int(count) - 1, 0, ranked)]
@@ -150,19 +154,18 @@ def _mysql(connection: sqlalchemy.Connection, at: str) -> list[Limit]:
     return found
 
 
-def _pooler(console: Callable[[URL], Any], url: URL, at: str) -> list[Limit]:
+def _pooler(console: Callable[[], Any], user: str, database: str, at: str) -> list[Limit]:
     """Ask PgBouncer's console ("Admin console" in its documentation) with the same user, as one of its stats_users.
 
     PgCat has a console of this name, too, and others have none: only what says that it is PgBouncer is called so.
     """
-    user, database = url.username or "", url.database or ""
 
     def unknown(why: str) -> list[Limit]:
         server = f"a connection pooler at {at}"
         return [Limit(server, "connections", f"pooler {at}", unknown=why)]
 
     try:
-        connection = console(url.set(database="pgbouncer"))
+        connection = console()
     except Exception as error:
         return unknown(
             f"it has no console for this user ({type(error).__name__}); if it is PgBouncer, add the user to stats_users"
@@ -195,7 +198,7 @@ def _pgbouncer(show: Callable[[str], list[Mapping[str, Any]]], user: str, databa
     try:
         config = {row["key"]: row["value"] for row in show("CONFIG")}
         lists = {row["list"]: row["items"] for row in show("LISTS")}
-        # Two of the clients are the one that asks the console, and the engine's.
+        # Two of the clients are the one that asks the console, and the adapter's.
         clients = int(lists["used_clients"]) - 2
         found = [limit("max_client_conn", int(config["max_client_conn"]), open=clients)]
         own = next((row for row in show("DATABASES") if row["name"] == database), {})
