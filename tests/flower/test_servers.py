@@ -100,7 +100,7 @@ def test_asked_by_a_person(stand: Stand, flower: NewFlower, page: Browser, pictu
 
 def look(page: Browser, pictures: Path) -> None:
     for scheme in ("light", "dark"):
-        page.media(prefers_color_scheme=scheme)
+        page.media(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
         page.size(1440, 900)
         page.screenshot(pictures / f"servers-{scheme}.png")
         assert fits(page, 1440)

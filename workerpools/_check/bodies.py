@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from workerpools._check.syntax import Function, Module, Project, is_function, keyword, last, nodes_of, targets
 
-__all__ = ["Body", "bodies", "commits", "is_task", "is_task_class", "receivers", "sessions_of"]
+__all__ = ["Body", "bodies", "commits", "is_task", "is_task_class", "method", "receivers", "sessions_of"]
 
 _DECORATORS = {"celery.shared_task", "celery.task", "celery.decorators.task", "celery.app.shared_task"}
 _BASES = {
@@ -28,58 +28,54 @@ _APPS = {"app", "celery", "celery_app", "celeryapp"}
 
 @dataclass(frozen=True)
 class Body:
-    """A task's body, with the functions of its module that it calls.
+    """A task's body, with the functions of its module and the methods of its class that it calls.
 
     Attributes:
         module: Where it is.
         function: The body.
         decorator: The call that makes it a task, for its options; None without one.
-        class_: The class that it is the ``run()`` of; None for a function.
+        class_: The class that it is the ``run()`` of, maybe by inheritance, and its module; None for a function.
     """
 
     module: Module
     function: Function
     decorator: ast.Call | None
-    class_: ast.ClassDef | None = None
+    class_: tuple[Module, ast.ClassDef] | None = None
 
     @property
     def name(self) -> str:
         """The task's name, for messages."""
-        return self.class_.name if self.class_ is not None else self.function.name
+        return self.class_[1].name if self.class_ is not None else self.function.name
 
     @cached_property
-    def functions(self) -> list[Function]:
-        """The body, and the functions of its module that it calls itself, once."""
-        found = [self.function]
+    def functions(self) -> list[tuple[Module, Function]]:
+        """The body, and the functions of its module and the methods of its class that it calls itself, once."""
+        found = [(self.module, self.function)]
         for node in nodes_of(self.function):
             if isinstance(node, ast.Call):
                 called = self._called(node.func)
-                if (
-                    called is not None
-                    and called not in found
-                    and not _cached(called)
-                    and not is_task(self.module, called)
-                ):
+                if called is not None and called not in found and not _cached(called[1]) and not is_task(*called):
                     found.append(called)
         return found
 
-    def _called(self, name: ast.expr) -> Function | None:
+    def _called(self, name: ast.expr) -> tuple[Module, Function] | None:
         if isinstance(name, ast.Name) and name.id not in self.module.locals_of(self.function):
-            return self.module.functions.get(name.id)
-        if self.class_ is not None and isinstance(name, ast.Attribute) and last(name.value) == "self":
-            return next((each for each in self.class_.body if is_function(each) and each.name == name.attr), None)
+            function = self.module.functions.get(name.id)
+            return None if function is None else (self.module, function)
+        if isinstance(name, ast.Attribute) and last(name.value) == "self":
+            return method(self.classes(), name.attr)
         return None
 
-    def calls(self) -> Iterator[tuple[Function, ast.Call]]:
+    def calls(self) -> Iterator[tuple[Module, Function, ast.Call]]:
         """Yield every call of the body and the functions that it calls."""
-        for function in self.functions:
-            yield from ((function, node) for node in nodes_of(function) if isinstance(node, ast.Call))
+        for module, function in self.functions:
+            yield from ((module, function, node) for node in nodes_of(function) if isinstance(node, ast.Call))
 
     @cached_property
     def base(self) -> tuple[Module, ast.ClassDef] | str | None:
         """The task's base class: one of the project, the name of another, or None where none is named."""
         if self.class_ is not None:
-            return self.module, self.class_
+            return self.class_
         named = keyword(self.decorator, "base") if self.decorator is not None else None
         if named is None:
             return None
@@ -167,9 +163,24 @@ def bodies(module: Module, known: Collection[int] = ()) -> Iterator[Body]:
         if decorator is not None or first in known:
             yield Body(module, function, decorator if isinstance(decorator, ast.Call) else None)
     for class_ in module.classes.values():
-        run = next((each for each in class_.body if is_function(each) and each.name == "run"), None)
+        ancestors = [each for each in module.project.ancestors(module, class_) if isinstance(each, tuple)]
+        run = method(ancestors, "run")
         if run is not None and is_task_class(module, class_):
-            yield Body(module, run, None, class_)
+            yield Body(*run, None, (module, class_))
+
+
+def method(classes: Iterable[tuple[Module, ast.ClassDef]], name: str) -> tuple[Module, Function] | None:
+    """Return the method that an object has, and its module; None if no class defines it.
+
+    Args:
+        classes: The object's class, and those that it inherits from.
+        name: The method's name.
+    """
+    for module, class_ in classes:
+        for each in class_.body:
+            if is_function(each) and each.name == name:
+                return module, each
+    return None
 
 
 def _decorator(module: Module, function: Function) -> ast.expr | None:

@@ -135,9 +135,8 @@ _OPENED = re.compile(r"_?_?(db|database|session|engine|client|conn|connection|ht
 
 def of_body(body: Body) -> Iterator[Finding]:
     """Yield what is wrong with a task's body."""
-    module = body.module
-    kept = {id(call) for function in body.functions for call in _kept(function)}
-    for function, call in body.calls():
+    kept = {id(call) for _, function in body.functions for call in _kept(function)}
+    for module, function, call in body.calls():
         called = module.called(call, function)
         where = module.place(call)
         task = f"the task {body.name}"
@@ -185,7 +184,7 @@ def of_module(module: Module) -> Iterator[Finding]:
 
 
 def _with_called(module: Module, function: Function) -> list[Function]:
-    return Body(module, function, None).functions
+    return [called for _, called in Body(module, function, None).functions]
 
 
 def _shown(call: ast.Call) -> str:

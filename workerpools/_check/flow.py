@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from workerpools._check.bodies import is_task
-from workerpools._check.meanings import Frame, Loaded, Session
+from workerpools._check.meanings import Frame, Loaded, Meaning, Session, yielded
 from workerpools._check.syntax import Module, is_function, last, nodes_of
 
 __all__ = ["DEPTH", "Event", "before", "events_of", "shown"]
@@ -56,7 +56,7 @@ class Event:
 
     Attributes:
         kind: ``write``, ``save`` (by another way than a session), ``commit``, ``rollback``, ``unknown`` (a call that
-            may end transactions), or ``send``.
+            may end transactions), ``send``, or ``yield``.
         session: The session; None where that is not known, or where there is none.
         module: Where it stands.
         node: What does it.
@@ -128,6 +128,10 @@ class _Visit:
             self._look(statement, here, {id(each) for part in inner for each in part})
             for part in inner:
                 self._block(part, here)
+            if isinstance(statement, ast.With | ast.AsyncWith):
+                after = (*here, Step(id(statement.body), len(statement.body)))
+                for item in reversed(statement.items):
+                    self.events += self._left(item, after)
 
     def _look(self, node: ast.AST, path: Path, below: set[int]) -> None:
         for child in ast.iter_child_nodes(node):
@@ -136,6 +140,8 @@ class _Visit:
             self._look(child, path, below)
             if isinstance(child, ast.Call):
                 self.events += self._call(child, path)
+            elif isinstance(child, ast.Yield):
+                self.events.append(self._event("yield", None, child, path))
             elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store):
                 self.events += self._changed(child, child.value, child.attr, path)
 
@@ -198,16 +204,64 @@ class _Visit:
     def _function(self, call: ast.Call, path: Path) -> Iterator[Event]:
         """Yield what a called function does; ``unknown`` if it is not followed and may end a transaction."""
         frame = self._frame
-        callee, inner = frame.callee(call), frame.entered(call)
+        callee, inner, managed = frame.callee(call), frame.entered(call), frame.managed(call)
         if inner is not None and self._depth:
-            for each in events_of(inner, self._depth - 1):
-                yield replace(each, path=(*path, Step(0, 0), *each.path), at=call)
+            yield from self._followed(events_of(inner, self._depth - 1), call, path)
+        elif managed is not None and self._depth:
+            yield from self._followed(self._halves(managed, frame.meaning(call))[0], call, path)
         elif callee is not None and not is_task(*callee):
             yield self._event("unknown", None, call, path)
         elif callee is None:
             given = [frame.meaning(each) for each in (*call.args, *(each.value for each in call.keywords))]
             for session in dict.fromkeys(each for each in given if isinstance(each, Session)):
                 yield self._event("unknown", session, call, path)
+
+    def _followed(self, events: list[Event], call: ast.Call, path: Path) -> Iterator[Event]:
+        yield from (replace(each, path=(*path, Step(0, 0), *each.path), at=call) for each in events)
+
+    def _left(self, item: ast.withitem, path: Path) -> Iterator[Event]:
+        """Yield what is done when the block of a ``with`` statement has ended without an error."""
+        frame, call = self._frame, item.context_expr
+        if not isinstance(call, ast.Call) or not self._depth:
+            return
+        given = frame.meaning(item.optional_vars) or frame.meaning(call)
+        managed, manager = frame.managed(call), frame.manager(call)
+        if managed is not None:
+            yield from self._followed(self._halves(managed, given)[1], call, path)
+        elif manager is not None and isinstance(given, Session):
+            _, leave, session = manager
+            for each in nodes_of(leave.function):
+                if isinstance(each, ast.Call) and ast.unparse(each.func) == f"{ast.unparse(session)}.commit":
+                    yield Event("commit", given, leave.module, each, path, call)
+        elif isinstance(call.func, ast.Attribute) and call.func.attr == "begin":
+            begun = frame.meaning(call.func.value) or given
+            if isinstance(begun, Session):
+                yield self._event("commit", begun, call, path)
+
+    def _halves(self, manager: Frame, given: Meaning | None) -> tuple[list[Event], list[Event]]:
+        """Return what a context manager does before its block, and what after one without an error.
+
+        Args:
+            manager: The generator.
+            given: What the block gets, as the caller knows it.
+        """
+        events = events_of(manager, self._depth - 1)
+        session = manager.meaning(yielded(manager.function))
+        handlers = {
+            id(each)
+            for handler in nodes_of(manager.function)
+            if isinstance(handler, ast.ExceptHandler)
+            for each in nodes_of(handler)
+        }
+        seen = [
+            replace(each, session=given)
+            if isinstance(session, Session) and each.session == session and isinstance(given, Session)
+            else each
+            for each in events
+            if id(each.at) not in handlers
+        ]
+        place = next((number for number, each in enumerate(seen) if each.kind == "yield"), len(seen))
+        return seen[:place], seen[place + 1 :]
 
 
 def _saves(named: ast.Attribute) -> bool:

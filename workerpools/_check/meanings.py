@@ -7,10 +7,10 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from workerpools._check.bodies import Body, commits, is_task, sessions_of
+from workerpools._check.bodies import Body, commits, is_task, method, sessions_of
 from workerpools._check.syntax import Function, Module, Project, last, nodes_of, targets
 
-__all__ = ["Frame", "Loaded", "Meaning", "Session", "Task", "frame_of"]
+__all__ = ["Frame", "Loaded", "Meaning", "Session", "Task", "frame_of", "yielded"]
 
 _SESSION_CLASSES = {
     "sqlalchemy.ext.asyncio.AsyncSession",
@@ -31,6 +31,7 @@ _TAKES = {
     *("all", "fetchall", "fetchone", "first", "get", "one", "one_or_none", "scalar", "scalar_one"),
     *("scalar_one_or_none", "scalars", "unique"),
 }
+_MANAGERS = {"contextlib.asynccontextmanager", "contextlib.contextmanager"}
 _DETACHES = {"expunge", "expunge_all", "make_transient"}
 
 
@@ -181,6 +182,9 @@ class Frame:
         factory = isinstance(named, ast.Attribute) and named.attr == "begin"
         if self._makes_sessions(named.value if factory and isinstance(named, ast.Attribute) else named):
             return Session(f"{id(call)}")
+        entered = self._given_by(call, seen)
+        if entered is not None:
+            return entered
         if not isinstance(named, ast.Attribute):
             return None
         if named.attr == "get" and not call.args and not call.keywords:
@@ -225,43 +229,99 @@ class Frame:
 
     def callee(self, call: ast.Call) -> tuple[Module, Function] | None:
         """Return the function of the project that is called; None for anything else."""
+        return self._callee(call, frozenset())
+
+    def _callee(self, call: ast.Call, seen: frozenset[str]) -> tuple[Module, Function] | None:
         found = self.module.project.function(self.module.dotted(call.func, self.function))
         if found is None and isinstance(call.func, ast.Attribute):
-            owner = self.meaning(call.func.value)
-            for module, class_ in owner.classes if isinstance(owner, Task) else ():
-                for each in class_.body:
-                    if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) and each.name == call.func.attr:
-                        return module, each
+            owner = self._meaning(call.func.value, seen)
+            found = method(owner.classes, call.func.attr) if isinstance(owner, Task) else None
         return found
 
     def entered(self, call: ast.Call) -> Frame | None:
         """Return the function that is called, with what it is given; None if it is not known what the call does."""
         callee = self.callee(call)
-        if callee is None or is_task(*callee) or not _is_plain(callee[1]):
+        return None if callee is None or is_task(*callee) or not _is_plain(callee[1]) else self._frame(callee, call)
+
+    def managed(self, call: ast.Call) -> Frame | None:
+        """Return the generator of a context manager, with what it is given; None if the call makes none."""
+        callee = self.callee(call)
+        return None if callee is None or not _is_manager(*callee) else self._frame(callee, call)
+
+    def manager(self, call: ast.Call) -> tuple[Frame, Frame, ast.expr] | None:
+        """Return both methods of a context manager's class, and the session that a block gets; None if it gets none."""
+        project = self.module.project
+        class_ = project.class_(self.module.called(call, self.function))
+        if class_ is None or id(class_[1]) in project.entering:
             return None
+        classes = [each for each in project.ancestors(*class_) if isinstance(each, tuple)]
+        methods = [
+            next(filter(None, (method(classes, f"__{prefix}{name}__") for prefix in ("", "a"))), None)
+            for name in ("enter", "exit")
+        ]
+        if methods[0] is None or methods[1] is None:
+            return None
+        enter, leave = Frame(*methods[0], self.task), Frame(*methods[1], self.task)
+        project.entering.add(id(class_[1]))
+        try:
+            for node in nodes_of(enter.function, nested=False):
+                value = node.value if isinstance(node, ast.Return) else None
+                if value is not None and (isinstance(enter.meaning(value), Session) or enter._assigns_session(value)):
+                    return enter, leave, value
+        finally:
+            project.entering.remove(id(class_[1]))
+        return None
+
+    def _assigns_session(self, attribute: ast.expr) -> bool:
+        name = ast.unparse(attribute)
+        values = [
+            each.value
+            for each in nodes_of(self.function)
+            if isinstance(each, ast.Assign) and name in map(ast.unparse, each.targets)
+        ]
+        return bool(values) and all(isinstance(self.meaning(each), Session) for each in values)
+
+    def _given_by(self, call: ast.Call, seen: frozenset[str]) -> Meaning | None:
+        """Return what the block of a ``with`` statement gets, if a context manager of the project makes it."""
+        project, callee = self.module.project, self._callee(call, seen)
+        if callee is None:
+            return Session(f"{id(call)}") if self.manager(call) is not None else None
+        if not _is_manager(*callee) or id(callee[1]) in project.entering:
+            return None
+        project.entering.add(id(callee[1]))
+        try:
+            inner = self._frame(callee, call, seen)
+            found = inner.meaning(yielded(inner.function))
+        finally:
+            project.entering.remove(id(callee[1]))
+        theirs = isinstance(found, Session) and (found.own or found in inner.given.values())
+        return Session(f"{id(call)}") if isinstance(found, Session) and not theirs else found
+
+    def _frame(self, callee: tuple[Module, Function], call: ast.Call, seen: frozenset[str] = frozenset()) -> Frame:
         parameters = [each.arg for each, _ in _parameters(callee[1])]
         given: dict[str, Meaning | None] = {}
         if isinstance(call.func, ast.Attribute) and parameters[:1] == ["self"]:
-            given[parameters.pop(0)] = self.meaning(call.func.value)
+            given[parameters.pop(0)] = self._meaning(call.func.value, seen)
         for name, argument in zip(parameters, call.args, strict=False):
             if isinstance(argument, ast.Starred):
                 break
-            given[name] = self.meaning(argument)
-        given.update({each.arg: self.meaning(each.value) for each in call.keywords if each.arg in parameters})
+            given[name] = self._meaning(argument, seen)
+        given.update({each.arg: self._meaning(each.value, seen) for each in call.keywords if each.arg in parameters})
         return Frame(*callee, self.task, {name: each for name, each in given.items() if each is not None})
 
 
-def frame_of(body: Body, function: Function) -> Frame:
-    """Return a body's frame, or that of another function of its module that it calls.
+def frame_of(body: Body, module: Module, function: Function) -> Frame:
+    """Return a body's frame, or that of another function that it calls.
 
     Args:
         body: The body.
+        module: The function's module.
         function: The function.
     """
     task = Task(tuple(body.sessions.items()), tuple(body.classes()))
     first = next((each.arg for each, _ in _parameters(function)), "")
     bound = first == "self" or (function is body.function and body.is_true("bind"))
-    return Frame(body.module, function, task, {first: task} if bound else {})
+    return Frame(module, function, task, {first: task} if bound else {})
 
 
 def _is_session_name(name: str) -> bool:
@@ -274,9 +334,22 @@ def _is_session_name(name: str) -> bool:
 
 def _is_plain(function: Function) -> bool:
     """Whether a call runs the function, and nothing else."""
-    return all(last(each) == "staticmethod" for each in function.decorator_list) and not any(
-        isinstance(each, ast.Yield | ast.YieldFrom) for each in nodes_of(function, nested=False)
-    )
+    return all(last(each) == "staticmethod" for each in function.decorator_list) and not _yields(function)
+
+
+def _is_manager(module: Module, function: Function) -> bool:
+    """Whether a call makes a context manager whose block is run in place of the function's one ``yield``."""
+    decorators = [module.dotted(each) for each in function.decorator_list if last(each) != "staticmethod"]
+    return len(decorators) == 1 and decorators[0] in _MANAGERS and len(_yields(function)) == 1
+
+
+def _yields(function: Function) -> list[ast.Yield | ast.YieldFrom]:
+    return [each for each in nodes_of(function, nested=False) if isinstance(each, ast.Yield | ast.YieldFrom)]
+
+
+def yielded(manager: Function) -> ast.expr | None:
+    """Return what the block of a context manager gets."""
+    return _yields(manager)[0].value
 
 
 def _parameters(function: Function) -> Iterator[tuple[ast.arg, ast.expr | None]]:

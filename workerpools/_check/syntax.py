@@ -166,6 +166,8 @@ class Project:
         self.modules: dict[str, Module | None] = {}
         #: What functions were found to do, by what they are given: many call the same one.
         self.events: dict[object, Any] = {}
+        #: The functions that are being looked into: one may call itself.
+        self.entering: set[int] = set()
 
     def add(self, name: str, path: str) -> Module | None:
         """Return the module of a file; None if it cannot be read."""

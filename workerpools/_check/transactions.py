@@ -72,9 +72,9 @@ def of_body(body: Body) -> Iterator[Finding]:
     """Yield what is wrong with a task's body."""
     yield from _retried(body)
     holds = _text_of(body.option("publish")) == "on_commit"
-    for function in body.functions if not holds else ():
-        yield from _early(frame_of(body, function))
-    yield from _swallowed(body, frame_of(body, body.function), DEPTH)
+    for module, function in body.functions if not holds else ():
+        yield from _early(frame_of(body, module, function))
+    yield from _swallowed(body, frame_of(body, body.module, body.function), DEPTH)
 
 
 def of_module(module: Module) -> Iterator[Finding]:
@@ -158,7 +158,7 @@ def _early(frame: Frame) -> Iterator[Finding]:
 def _swallowed(body: Body, frame: Frame, depth: int) -> Iterator[Finding]:
     events = events_of(frame, depth)
     for node in nodes_of(frame.function, nested=False):
-        inner = _ends_with(node)
+        inner = _ends_with(node, frame.function)
         followed = frame.entered(inner) if inner is not None and depth else None
         if followed is not None:
             yield from _swallowed(body, followed, depth - 1)
@@ -191,11 +191,24 @@ def _inside(block: list[ast.stmt]) -> dict[int, ast.AST]:
     return {id(each): each for statement in block for each in (statement, *nodes_of(statement))}
 
 
-def _ends_with(statement: ast.AST) -> ast.Call | None:
+def _ends_with(statement: ast.AST, function: Function) -> ast.Call | None:
     """Return the call of a function whose return is not looked at, or is the caller's own."""
     value = statement.value if isinstance(statement, ast.Expr | ast.Return) else None
+    if isinstance(statement, ast.Assign) and all(_returned(each, function) for each in statement.targets):
+        value = statement.value
     value = value.value if isinstance(value, ast.Await) else value
     return value if isinstance(value, ast.Call) else None
+
+
+def _returned(name: ast.expr, function: Function) -> bool:
+    """Whether a function returns what it gives a name to, and does nothing else with it."""
+    nodes = nodes_of(function)
+    returned = {id(each.value) for each in nodes if isinstance(each, ast.Return)}
+    return isinstance(name, ast.Name) and all(
+        id(each) in returned
+        for each in nodes
+        if isinstance(each, ast.Name) and each.id == name.id and isinstance(each.ctx, ast.Load)
+    )
 
 
 def _savepoint(statement: ast.stmt) -> bool:
@@ -224,21 +237,21 @@ def _retried(body: Body) -> Iterator[Finding]:
 
 
 def _posts(body: Body) -> bool:
-    for function, call in body.calls():
-        called = body.module.called(call, function)
+    for module, function, call in body.calls():
+        called = module.called(call, function)
         verb = last(call.func)
         if verb in ("post", "patch") and "Idempotency-Key" not in ast.unparse(call):
             if called.startswith(("requests.", "httpx.")):
                 return True
             owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-            made = body.module.project.constructor(body.module.dotted(owner, function)) if owner is not None else ""
+            made = module.project.constructor(module.dotted(owner, function)) if owner is not None else ""
             if made.startswith(("requests.", "httpx.")):
                 return True
     return False
 
 
 def _commits(body: Body) -> bool:
-    events = (each for function in body.functions for each in events_of(frame_of(body, function)))
+    events = (each for function in body.functions for each in events_of(frame_of(body, *function)))
     return any(
         each.kind == "commit" or (each.kind == "write" and each.session is not None and each.session.own)
         for each in events

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import requests
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
+
+SessionLocal = sessionmaker()
 
 
 class Order:
@@ -53,3 +56,47 @@ def try_to_keep(session: Session, order: Order) -> bool:
     except requests.RequestException:
         return False
     return True
+
+
+@contextmanager
+def session_scope() -> Iterator[Session]:
+    """A session that commits at the block's end."""
+    db = SessionLocal()
+    try:
+        yield db
+        db.commit()
+    except Exception:
+        db.rollback()
+        raise
+    finally:
+        db.close()
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A session that does not commit, unless there was an error to note."""
+    db = SessionLocal()
+    try:
+        yield db
+    except Exception:
+        db.commit()
+    finally:
+        db.rollback()
+
+
+@contextmanager
+def twice() -> Iterator[Session]:
+    """Enters itself."""
+    with twice() as db:
+        yield db
+
+
+class UnitOfWork:
+    """Leaves the commit to who uses it."""
+
+    def __enter__(self) -> Session:
+        self.db = SessionLocal()
+        return self.db
+
+    def __exit__(self, *rest: object) -> None:
+        self.db.rollback()

@@ -5,7 +5,18 @@ from __future__ import annotations
 import requests
 from clean.app import app
 from clean.clients import ShopTask
-from clean.services import Order, find, mark, save_and_commit, settle, try_to_keep
+from clean.services import (
+    Order,
+    UnitOfWork,
+    find,
+    mark,
+    reading,
+    save_and_commit,
+    session_scope,
+    settle,
+    try_to_keep,
+    twice,
+)
 from django.db import transaction
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
@@ -233,3 +244,57 @@ def by_a_service_that_tells(self: ShopTask, order: int) -> bool:
     if not try_to_keep(self.session, Order()):
         raise ValueError(order)
     return True
+
+
+@app.task
+def in_a_scope(order: object) -> None:
+    """After the block, after a commit of its own, without a commit, and in the block of another session."""
+    with session_scope() as db:
+        db.add(order)
+    pay.delay(1)
+    with session_scope() as db:
+        db.add(order)
+        db.commit()
+        pay.delay(1)
+    with session_scope() as db:
+        db.scalar(select(Order))
+        pay.delay(1)
+    with reading() as db:
+        db.add(order)
+        pay.delay(1)
+    with UnitOfWork() as work:
+        work.add(order)
+        work.commit()
+        pay.delay(1)
+    with twice() as entered:
+        entered.add(order)
+        pay.delay(1)
+
+
+class Step(ShopTask):
+    """Its body is another method's, of each class that inherits from it."""
+
+    abstract = True
+
+    def run(self, order: object) -> str:
+        """Call it."""
+        said = self.run_impl(order)
+        if said == "error":
+            raise ValueError(said)
+        return said
+
+    def run_impl(self, order: object) -> str:
+        """None."""
+        raise NotImplementedError
+
+
+class PatientStep(Step):
+    """The message waits for the commit, and an error is looked at by who calls."""
+
+    def run_impl(self, order: object) -> str:
+        try:
+            self.session.add(order)
+            pay.delay_on_commit(1)
+        except ValueError:
+            return "error"
+        return "ok"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import requests
+from planted.hazards import engine
 from sqlalchemy import delete
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from workerpools.sqlalchemy import current_session
+
+SessionLocal = sessionmaker(engine)
 
 
 class Order:
@@ -54,3 +59,50 @@ def give_up(session: Session, order: Order) -> bool:
     except requests.RequestException:
         return False  # planted: WP211
     return True
+
+
+@contextmanager
+def session_scope() -> Iterator[Session]:
+    """A session that commits at the block's end."""
+    db = SessionLocal()
+    try:
+        yield db
+        db.commit()
+    except Exception:
+        db.rollback()
+        raise
+    finally:
+        db.close()
+
+
+@contextmanager
+def begun() -> Iterator[Session]:
+    """The same, by a block of the library's."""
+    with SessionLocal() as made, made.begin():
+        yield made
+
+
+@contextmanager
+def kept(db: Session) -> Iterator[None]:
+    """Commits what it is given."""
+    yield
+    db.commit()
+
+
+@contextmanager
+def of_the_run() -> Iterator[Session]:
+    """The run's session, which commits later."""
+    yield current_session()
+
+
+class UnitOfWork:
+    """A session that commits at the block's end, as a class."""
+
+    def __enter__(self) -> Session:
+        self.db = SessionLocal()
+        return self.db
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None:
+            self.db.commit()
+        self.db.close()

@@ -9,7 +9,7 @@ from django.db import transaction
 from planted import services
 from planted.app import app
 from planted.hazards import Scoped, engine, pools
-from planted.services import Order, cancel, give_up, mark_and_tell, settle
+from planted.services import Order, UnitOfWork, cancel, give_up, mark_and_tell, session_scope, settle
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -216,3 +216,65 @@ def swallowed_after_a_service(self: OrderTask, order: int) -> str:
 def swallowed_by_a_service(self: OrderTask, order: int) -> bool:
     """What it returns is the task's result."""
     return give_up(self.session, Order())
+
+
+@app.task
+def in_a_scope(order: object) -> None:
+    """Each block commits at its end."""
+    with session_scope() as db:
+        db.add(order)
+        pay.delay()  # planted: WP210
+    with services.begun() as db:
+        db.add(order)
+        pay.delay()  # planted: WP210
+    with UnitOfWork() as work:
+        work.add(order)
+        pay.delay()  # planted: WP210
+    with Session(engine) as mine, services.kept(mine):
+        mine.add(order)
+        pay.delay()  # planted: WP210
+
+
+@app.task(base=OrderTask)
+def in_a_scope_of_the_run(order: object) -> None:
+    """The session commits when the body has returned."""
+    with services.of_the_run() as db:
+        db.add(order)
+    pay.delay()  # planted: WP210
+
+
+class Step(OrderTask):
+    """Its body is another method's, of each class that inherits from it."""
+
+    abstract = True
+
+    def run(self, order: object) -> str:
+        """Call it."""
+        said = self.run_impl(order)
+        self.update_state(state="DONE")
+        return said
+
+    def run_impl(self, order: object) -> str:
+        """None."""
+        raise NotImplementedError
+
+
+class TellingStep(Step):
+    """The message leaves before the commit."""
+
+    def run_impl(self, order: object) -> str:
+        self.session.add(order)
+        pay.delay()  # planted: WP210
+        return requests.get("http://api.invalid").text  # planted: WP202, WP205
+
+
+class SilentStep(Step):
+    """Half of the work is committed."""
+
+    def run_impl(self, order: object) -> str:
+        try:
+            self.session.add(order)
+            charge("http://api.invalid")
+        except ValueError:
+            return "error"  # planted: WP211
+        return "ok"
