@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from typing import Any
@@ -88,6 +89,10 @@ class Stage:
         self.scheme, _, kind = scheme.partition(" ")
         self.is_async = bool(kind)
         self._address = f":{server.password}@{proxy.host}:{proxy.port}/0"
+
+    def url(self, port: int, number: int = 0) -> str:
+        """Return the address of a database of the server by way of another port."""
+        return re.sub(r":\d+/0$", f":{port}/{number}", f"{self.scheme}://{self._address}")
 
     def declare(self, **options: Any) -> Any:
         """Declare a client."""

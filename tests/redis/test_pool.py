@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
+import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
+import redis
 
 from tests.redis.conftest import Stage
 from tests.support.interruptions import Interruption
@@ -79,13 +83,54 @@ def test_its_size_follows_from_the_execution_pool(stage: Stage) -> None:
     assert stage.proxy.accepted == 0
 
 
+@contextlib.contextmanager
+def counted(port: int) -> Iterator[tuple[int, list[str]]]:
+    """A port that leads to another one, and who has spoken there, one after the other."""
+    turns: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def relay() -> None:
+            client, _ = listener.accept()
+            with client, socket.create_connection(("127.0.0.1", port)) as server:
+                others = {client: ("client", server), server: ("server", client)}
+                while True:
+                    for each in select.select(list(others), [], [])[0]:
+                        data = each.recv(65536)
+                        if not data:
+                            return
+                        name, other = others[each]
+                        if turns[-1:] != [name]:
+                            turns.append(name)
+                        other.sendall(data)
+
+        thread = threading.Thread(target=relay)
+        thread.start()
+        yield listener.getsockname()[1], turns
+        thread.join(10)
+
+
 def test_connecting_takes_one_round_trip(stage: Stage) -> None:
-    """Log-in, names and the database's number leave together."""
-    cache = stage.declare(client_name="shop")
-    run_attempt(lambda: cache.get().get("n"))
-    (found,) = [client for client in stage.own.client_list() if client["name"] == "shop"]
-    assert (found["lib-name"], found["lib-ver"] != "") == (f"{stage.scheme}-py(workerpools)", True)
-    assert stage.stats().value("opened") == 1
+    """Log-in, names and the database's number leave together, and not one after the other as redis-py's do."""
+
+    def round_trips(use: Callable[[str], object]) -> int:
+        with counted(stage.proxy.port) as (port, turns):
+            use(stage.url(port, 1))
+        return turns.count("client") - len(["the command"])
+
+    def plainly(url: str) -> None:
+        with closing(redis.Redis.from_url(url.replace("valkey://", "redis://"), client_name="shop")) as plain:
+            plain.get("n")
+
+    def here(url: str) -> None:
+        cache = stage.add(url, client_name="shop")
+        run_attempt(lambda: cache.get().get("n"))
+        (found,) = [client for client in stage.own.client_list() if client["name"] == "shop"]
+        assert (found["lib-name"], found["lib-ver"] != "") == (f"{stage.scheme}-py(workerpools)", True)
+        assert stage.stats().value("opened") == 1
+        stage.close()
+
+    assert round_trips(here) == 1
+    assert round_trips(plainly) > 1
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
