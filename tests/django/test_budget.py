@@ -126,6 +126,7 @@ def test_of_a_worker_that_runs(database: Database, broker_url: str, workspace: W
         (after,) = limits(env, *asked)
         assert (after["sum"], after["open"], after["others"]) == (2 * 2, 1, 0)
         with FlowerProcess(workspace, broker_url, app=PROJECT, env=env) as flower:
+            wait_until(lambda: flower.document()["workers"], "the worker in Flower")
             assert flower.get("/api/pools", method="POST").status == 202
             servers = wait_until(
                 lambda: (told := flower.document()["servers"])["asked"] and told, "the servers' answers"

@@ -131,7 +131,9 @@ def test_nothing_to_compare(stand: Stand, flower: NewFlower) -> None:
     options = {"broker_url": stand.broker_url, "app": SHOP, "env": stand.environment()}
     assert asked(flower(**options))["problem"].startswith("No worker has replied")
     with FakeWorkers(stand.broker_url, {"celery@shop": shop()}):
-        assert asked(flower(**options))["problem"].startswith("No resource of the workers counts")
+        running = flower(**options)
+        wait_until(lambda: running.document()["workers"], "the worker in Flower")
+        assert asked(running)["problem"].startswith("No resource of the workers counts")
     assert stand.backends() == []
 
 

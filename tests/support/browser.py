@@ -203,8 +203,8 @@ class Browser:
         return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """Write the page as a PNG file."""
-        options: dict[str, Any] = {"format": "png"}
+        """Write the page as a file of the kind that its name ends with: PNG, or WebP, which is smaller."""
+        options: dict[str, Any] = {"format": path.suffix[1:]}
         if whole:
             box = self.send("Page.getLayoutMetrics")["cssContentSize"]
             options |= {"captureBeyondViewport": True, "clip": {**box, "scale": 1}}
