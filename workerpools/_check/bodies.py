@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from workerpools._check.syntax import Function, Module, Project, is_function, keyword, last, nodes_of, targets
 
@@ -47,7 +47,7 @@ class Body:
         """The task's name, for messages."""
         return self.class_[1].name if self.class_ is not None else self.function.name
 
-    @cached_property
+    @functools.cached_property
     def functions(self) -> list[tuple[Module, Function]]:
         """The body, and the functions of its module and the methods of its class that it calls itself, once."""
         found = [(self.module, self.function)]
@@ -71,7 +71,7 @@ class Body:
         for module, function in self.functions:
             yield from ((module, function, node) for node in nodes_of(function) if isinstance(node, ast.Call))
 
-    @cached_property
+    @functools.cached_property
     def base(self) -> tuple[Module, ast.ClassDef] | str | None:
         """The task's base class: one of the project, the name of another, or None where none is named."""
         if self.class_ is not None:
@@ -104,7 +104,7 @@ class Body:
         found = self.option(name)
         return found is not None and isinstance(found[1], ast.Constant) and found[1].value is True
 
-    @cached_property
+    @functools.cached_property
     def sessions(self) -> dict[str, str]:
         """The attributes of ``self`` that are sessions which commit when the body returns, and a name of each."""
         return {} if self.base is None else sessions_of(self.module.project, self.base)
@@ -163,9 +163,11 @@ def bodies(module: Module, known: Collection[int] = ()) -> Iterator[Body]:
         if decorator is not None or first in known:
             yield Body(module, function, decorator if isinstance(decorator, ast.Call) else None)
     for class_ in module.classes.values():
-        ancestors = [each for each in module.project.ancestors(module, class_) if isinstance(each, tuple)]
-        run = method(ancestors, "run")
-        if run is not None and is_task_class(module, class_):
+        if not is_task_class(module, class_):
+            continue
+        ancestors = module.project.ancestors(module, class_)
+        run = method((each for each in ancestors if isinstance(each, tuple)), "run")
+        if run is not None:
             yield Body(*run, None, (module, class_))
 
 
@@ -203,6 +205,7 @@ def _is_app(module: Module, name: ast.expr) -> bool:
     return last(name).lower() in _APPS or "celery" in dotted.lower()
 
 
+@functools.lru_cache(maxsize=1024)
 def is_task_class(module: Module, class_: ast.ClassDef) -> bool:
     """Return whether a class is a task, or a base of tasks."""
     for each in module.project.ancestors(module, class_):

@@ -283,6 +283,10 @@ class Frame:
 
     def _given_by(self, call: ast.Call, seen: frozenset[str]) -> Meaning | None:
         """Return what the block of a ``with`` statement gets, if a context manager of the project makes it."""
+        owner = getattr(call.func, "value", None)
+        if isinstance(owner, ast.Call | ast.Await | ast.Subscript):
+            # What a call gives has no context managers that are known; and to ask costs twice as much at each dot.
+            return None
         project, callee = self.module.project, self._callee(call, seen)
         if callee is None:
             return Session(f"{id(call)}") if self.manager(call) is not None else None
@@ -343,6 +347,7 @@ def _is_manager(module: Module, function: Function) -> bool:
     return len(decorators) == 1 and decorators[0] in _MANAGERS and len(_yields(function)) == 1
 
 
+@functools.lru_cache(maxsize=4096)
 def _yields(function: Function) -> list[ast.Yield | ast.YieldFrom]:
     return [each for each in nodes_of(function, nested=False) if isinstance(each, ast.Yield | ast.YieldFrom)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 
 from workerpools._check.bodies import Body
@@ -194,15 +195,18 @@ def _inside(block: list[ast.stmt]) -> dict[int, ast.AST]:
 def _ends_with(statement: ast.AST, function: Function) -> ast.Call | None:
     """Return the call of a function whose return is not looked at, or is the caller's own."""
     value = statement.value if isinstance(statement, ast.Expr | ast.Return) else None
-    if isinstance(statement, ast.Assign) and all(_returned(each, function) for each in statement.targets):
-        value = statement.value
+    if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call | ast.Await):
+        value = statement.value if all(_returned(each, function) for each in statement.targets) else None
     value = value.value if isinstance(value, ast.Await) else value
     return value if isinstance(value, ast.Call) else None
 
 
+_nodes_of = functools.lru_cache(maxsize=64)(nodes_of)
+
+
 def _returned(name: ast.expr, function: Function) -> bool:
     """Whether a function returns what it gives a name to, and does nothing else with it."""
-    nodes = nodes_of(function)
+    nodes = _nodes_of(function)
     returned = {id(each.value) for each in nodes if isinstance(each, ast.Return)}
     return isinstance(name, ast.Name) and all(
         id(each) in returned
