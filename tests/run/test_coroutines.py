@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 
+from tests.support.interruptions import Interruption, in_a_thread
 from workerpools import PooledTask, WorkerPools
 from workerpools._process import event_loop
 from workerpools._run import attempts
@@ -446,3 +448,40 @@ def test_limits_struck_at_random_leave_the_loop_whole(struck: Any) -> None:
         return len(asyncio.all_tasks()) - 1
 
     assert pools.run(others()) == 0
+
+
+def test_no_lock_of_logging_that_a_signal_has_left_stops_the_loop() -> None:
+    """A time limit that strikes where a body logs may leave one in the main thread's hands, and the loop logs, too."""
+    WorkerPools()
+
+    async def logs() -> None:
+        logging.getLogger(f"shop.{number}").warning("on the loop")
+
+    number = 0
+    while True:
+        number += 1
+        with Interruption(("/logging/__init__.py",), number) as struck, contextlib.suppress(SystemExit):
+            logging.getLogger(f"shop.struck.{number}").warning("in the main thread")
+        if not struck.where:
+            break
+        assert event_loop.call(event_loop.Call(logs()), PATIENCE), struck.where
+    assert number > 40
+
+
+def test_a_lock_of_logging_in_use_is_not_let_go() -> None:
+    """A handler may wait for a coroutine."""
+    pools, sent = WorkerPools(), list[str]()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert in_a_thread(lambda: self.lock is not None and not self.lock.acquire(blocking=False))
+            sent.append(pools.run(asyncio.sleep(0, record.getMessage())))
+            assert in_a_thread(lambda: self.lock is not None and not self.lock.acquire(blocking=False))
+
+    logger, handler = logging.getLogger("shop.handled"), Handler()
+    logger.addHandler(handler)
+    try:
+        logger.warning("over the network")
+    finally:
+        logger.removeHandler(handler)
+    assert sent == ["over the network"]

@@ -11,11 +11,13 @@ import contextlib
 import contextvars
 import logging
 import os
+import sys
 import threading
 import time
 from _thread import allocate_lock
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from workerpools._process import fork
@@ -311,7 +313,35 @@ async def _wind_up(timeout: float) -> None:
     await loop.shutdown_asyncgens()
 
 
+_RLock: Any = type(threading.RLock())
+
+
+def _let_others_log() -> None:
+    """Release what a signal has left locked of logging in the calling thread: the loop's would wait for it for ever.
+
+    Until Python 3.12 logging takes its locks in Python functions, and a handler that raises may strike before these
+    return. The locks are re-entrant, so that the thread itself never notices.
+    """
+    module: Any = logging
+    handlers = [reference() for reference in module._handlerList]
+    locks = [module._lock, *[handler.lock for handler in handlers if handler is not None]]
+    held = [lock for lock in locks if isinstance(lock, _RLock) and lock._is_owned()]
+    if not held:
+        return
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "logging":
+            # In use: this is a handler that waits for a coroutine.
+            return
+        frame = frame.f_back
+    for lock in held:
+        while lock._is_owned():
+            lock.release()
+
+
 def _wait(waiting: Call, loop: asyncio.AbstractEventLoop, timeout: float) -> bool:
+    if sys.version_info < (3, 13):
+        _let_others_log()
     loop.call_soon_threadsafe(waiting.start, context=contextvars.copy_context())
     return waiting.wait(timeout)
 
