@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
 
 from tests.redis.conftest import Stage
-from tests.support.interruptions import Interruption
+from tests.support.interruptions import Interruption, in_a_thread
 from workerpools import ConfigurationError, FailureKind, classify
 from workerpools.adapter import ExecutionPool
 from workerpools.testing import run_attempt
@@ -280,6 +281,7 @@ def test_an_interruption_anywhere_leaves_nothing(stage: Stage) -> None:
     files = ("workerpools/redis/", "/redis/connection.py", "/redis/client.py", "/redis/_parsers/", "/redis/lock.py")
     if stage.scheme == "valkey":
         files = (files[0], *(part.replace("redis", "valkey") for part in files[1:]))
+    files = (*files, "/threading.py")
     _work(cache.get(), 0)
     with Interruption(files) as counted:
         run_attempt(lambda: _work(cache.get(), 0))
@@ -300,10 +302,8 @@ def test_an_interruption_anywhere_leaves_nothing(stage: Stage) -> None:
         assert stats.open <= 2, strike.where
         # Whatever was interrupted, the lock included.
         stage.own.delete("lock")
-        for number in (1, 2):
-            assert run_attempt(lambda number=number: cache.get().echo(f"{number}")) == f"{number}".encode(), (
-                strike.where
-            )
+        for call in (run_attempt, partial(in_a_thread, timeout=3.0)):
+            assert call(lambda at=at: cache.get().echo(f"{at}")) == f"{at}".encode(), strike.where
     assert struck > 40
 
 

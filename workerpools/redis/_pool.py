@@ -198,7 +198,10 @@ class WatchedPool(Pooled):
     declaration = "RedisClient"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._changed = threading.Condition()
+        # A lock in C, so that no signal handler runs between acquiring it and entering the block. The drivers have a
+        # `_lock` of their own.
+        self._mutex = threading.RLock()
+        self._changed = threading.Condition(self._mutex)
         super().__init__(*arguments, **options)
 
     def get_connection(self, command_name: object = None, *keys: object, **options: object) -> Any:
@@ -222,9 +225,8 @@ class WatchedPool(Pooled):
         return connection
 
     def _acquire(self, lease: Lease) -> WatchedConnection:
-        changed = self._changed
-        with changed:
-            if not self._has_room() and not changed.wait_for(self._has_room, self._patience()):
+        with self._mutex:
+            if not self._has_room() and not self._changed.wait_for(self._has_room, self._patience()):
                 raise self._exhausted()
             connection: WatchedConnection = self._taken(lease)
         return connection
@@ -258,7 +260,7 @@ class WatchedPool(Pooled):
 
     def _check_in(self, connection: WatchedConnection) -> None:
         self._settle(connection)
-        with self._changed:
+        with self._mutex:
             if connection._sock is not None:
                 # In both for a moment: an interruption must not lose it.
                 self._idle.append(connection)
@@ -269,14 +271,14 @@ class WatchedPool(Pooled):
         """Take the connection of a lease back, whatever state it is in; return whether it was out."""
         found = [connection for connection, held in list(self._used.items()) if held is lease]
         for connection in found:
-            with self._changed:
+            with self._mutex:
                 # An interrupted check-in may have got this far.
                 if connection in self._idle:
                     self._idle.remove(connection)
             connection.retired = True
             connection.reason = connection.reason or "other"
             connection.disconnect()
-            with self._changed:
+            with self._mutex:
                 self._used.pop(connection, None)
                 self._changed.notify_all()
         return bool(found)
@@ -292,7 +294,7 @@ class WatchedPool(Pooled):
 
     def retire(self, since: float, reason: str) -> None:
         """Use connections that were opened before ``since`` for nothing new: idle ones are closed."""
-        with self._changed:
+        with self._mutex:
             old = self._retired(since, reason)
         for connection in old:
             connection.reason = reason
@@ -300,7 +302,7 @@ class WatchedPool(Pooled):
 
     def shut_down(self, timeout: float) -> None:
         """Close everything, once what is in use has come back or ``timeout`` seconds have passed."""
-        with self._changed:
+        with self._mutex:
             self._changed.wait_for(lambda: not self._used, timeout)
             self._closed = True
             used = list(self._used)
