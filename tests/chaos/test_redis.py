@@ -18,8 +18,11 @@ from tests.chaos import table
 from tests.chaos.breaks import ENDINGS, repair
 from tests.chaos.shop import ChaosShop, run_to_the_end
 from tests.chaos.table import Cell
+from tests.support.cuts import Direction
+from tests.support.faults import crash
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
+from tests.support.stand import wait_until
 from workerpools.adapter import run_coroutine
 from workerpools.redis import AsyncRedisClient, RedisClient, _exchange
 
@@ -69,6 +72,9 @@ class RedisSite:
             self.proxy.stop()
         elif broken.startswith("failover"):
             self._fail_over(for_long=broken == "failover for long")
+        elif broken.startswith("primary killed"):
+            self._replicate()
+            self._kill(moment, for_long=broken == "primary killed for long")
         elif broken in ENDINGS:
             self._end(ENDINGS[broken], moment)
         elif broken == "blackhole" and moment == table.CONNECTING:
@@ -117,6 +123,45 @@ class RedisSite:
         if not for_long:
             self.proxy.lead_to(second)
             self._undo.callback(self.proxy.lead_to, first)
+
+    def _replicate(self) -> None:
+        """Make the second server the replica of the first."""
+        first, (primary, replica) = self.servers[0], self.own
+        # Without a file, which would be read at the restart.
+        primary.config_set("repl-diskless-sync-delay", 0)
+        replica.config_set("masterauth", first.password)
+        replica.execute_command("REPLICAOF", first.host, first.port)
+        self._undo.callback(replica.execute_command, "REPLICAOF", "NO", "ONE")
+        wait_until(lambda: replica.info("replication")["master_link_status"] == "up", "a replica")
+
+    def _kill(self, moment: str, *, for_long: bool) -> None:
+        """Have the primary killed once its replica has what it has done, and connections lead to the replica."""
+        first, second = self.servers
+
+        def kill() -> None:
+            # What waits for this has been sent after all that was done before.
+            self.own[0].incr("fence")
+            assert self.own[0].wait(1, 10_000) == 1
+            crash(first)
+            self._undo.callback(first.start)
+            if not for_long:
+                self.own[1].execute_command("REPLICAOF", "NO", "ONE")
+            self.proxy.lead_to(second)
+
+        def killed(chunk: bytes) -> bool:
+            if first.running:
+                self.shop.errands.ask(kill)
+            return moment != table.MID_ANSWER
+
+        if moment == table.IDLE:
+            kill()
+            # Which passes the end on, when it gets to it.
+            self.proxy.close_all()
+            return
+        direction: Direction = "to_client" if moment in (table.GOT_IT, table.MID_ANSWER) else "to_server"
+        self.proxy.cut_when(killed, direction, scope="all" if moment == table.CONNECTING else "open")
+        if moment == table.MID_ANSWER:
+            self.proxy.cut_after(2, "to_client", scope="open")
 
 
 @pytest.fixture
@@ -196,7 +241,7 @@ def declared(client: str) -> Any:
 
 @pytest.mark.parametrize(
     ("cell", "broken", "driver", "method", "client"),
-    table.with_clients(table.parameters(*table.OVER_REDIS), ("sync",), ("async",)),
+    table.with_clients(table.parameters(*table.OVER_REDIS), ("sync", "async"), ()),
 )
 def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, declared: Any, site: RedisSite) -> None:
     """What the task did, and how often the server did the command."""
@@ -216,6 +261,7 @@ def test_cell(cell: Cell, broken: str, driver: str, method: str, client: str, de
 #: What a command of the table becomes where the watch on the wire takes it for harmless: done twice.
 UNWATCHED = (
     Cell(("FIN",), table.GOT_IT, table.RESEND, increments=2, drivers=table.REDIS, methods=("INCR", "EVAL")),
+    Cell(("primary killed",), table.MID_ANSWER, table.RESEND, increments=2, drivers=table.REDIS, methods=("INCR",)),
     Cell(("FIN",), table.GOT_IT, table.REPLAY, increments=2, drivers=table.REDIS, methods=("MULTI, INCR, EXEC",)),
     Cell(
         ("restart slow",),
@@ -231,7 +277,7 @@ UNWATCHED = (
 
 @pytest.mark.parametrize(
     ("cell", "broken", "driver", "method", "client"),
-    table.with_clients(table.parameters(*UNWATCHED), ("sync",), ("async",)),
+    table.with_clients(table.parameters(*UNWATCHED), ("sync", "async"), ()),
 )
 def test_without_the_watch(
     cell: Cell,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from demo_tasks.servers import PortTakenError, PostgresServer
+from demo_tasks.servers import PortTakenError, PostgresServer, ServerProcess
 from demo_tasks.servers.command import Command
 from tests.support.databases import Database, maintenance
 
@@ -120,7 +120,7 @@ def connection_limit(database: Database, limit: int) -> Iterator[None]:
         database.execute(f'ALTER DATABASE "{database.name}" CONNECTION LIMIT -1')
 
 
-def crash(server: PostgresServer) -> None:
+def crash(server: ServerProcess) -> None:
     """End a server as a crash does: nobody is told, and nothing is written down."""
     server._end(server.stop_signals[1:])
 
