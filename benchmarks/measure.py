@@ -82,9 +82,7 @@ class Figure:
 def quartiles(samples: Iterable[float], unit: str = "×", goal: Goal | None = None) -> Figure:
     """Return the median and the quartiles of ``samples``, of which there must be one at least."""
     found = sorted(samples)
-    if len(found) == 1:
-        found *= 2
-    low, median, high = statistics.quantiles(found, n=4, method="inclusive")
+    low, median, high = statistics.quantiles(found * 2 if len(found) == 1 else found, n=4, method="inclusive")
     return Figure(median, low, high, len(found), unit, goal)
 
 

@@ -3,7 +3,8 @@
 `worker_max_tasks_per_child` ends a child after its share of the tasks, so that 10,000 async tasks run in 50 children,
 two at a time. Each opens a client on an event loop of its own, and closes both. Reuse is the share of the requests that
 needed no new connection, counted by the server. Errors are lines of the log about a loop or a connection that was
-closed too early or not at all; Python's resource warnings are on.
+closed too early or not at all; Python's resource warnings are on. Nothing here is a time, so that the machine's load
+does not matter.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def run(servers: Servers, *, quick: bool) -> Result:
     environment = {"BENCH_MAX_TASKS": str(share), "PYTHONWARNINGS": "default"}
     with Worker(servers, "clients_ours", environment=environment) as worker:
         worker.ready()
-        ended = worker.burst("fetch", tasks, timeout=600.0)
+        ended = worker.burst("fetch", tasks, timeout=1800.0)
         code = worker.process.stop(60.0)
         log = worker.process.log()
     left, opened = upstream.open_connections() - open_before, upstream.accepted - accepted
@@ -41,9 +42,6 @@ def run(servers: Servers, *, quick: bool) -> Result:
         "recycling",
         "What is left of asynchronous clients when children are recycled all the time?",
         {
-            "tasks per second": quartiles(
-                [len(ended) / (max(each.ended for each in ended) - min(each.began for each in ended))], "tasks/s"
-            ),
             "failed tasks": quartiles([failed], "tasks", at_most(0.0)),
             "errors of a loop in the log": quartiles([len(_ERRORS.findall(log))], "lines", at_most(0.0)),
             "sockets left open after the stop": quartiles([left], "sockets", at_most(0.0)),
