@@ -62,9 +62,15 @@ def counting(valkey_server: ValkeyServer, broker_url: str) -> Iterator[Counting]
 def test_time_limits_that_strike_anywhere(counting: Counting) -> None:
     """No answer is another one's, and no connection is left in the middle of one."""
     results = [counting.send("struck", driver, number) for number in range(20) for driver in DRIVERS]
+    ignored = 0
     for result in results:
-        with pytest.raises(SoftTimeLimitExceeded):
+        try:
             result.get(timeout=PATIENCE)
+        except SoftTimeLimitExceeded:
+            continue
+        ignored += 1
+    # Python ignores what is raised in a finalizer, and says so.
+    assert ignored <= counting.worker.log().count("Exception ignored in")
     for driver in DRIVERS:
         for result in [counting.send("read", driver) for _ in range(10)]:
             result.get(timeout=PATIENCE)
