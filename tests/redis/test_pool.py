@@ -19,7 +19,7 @@ import redis
 from tests.redis.conftest import Stage
 from tests.support.interruptions import Interruption, in_a_thread
 from workerpools import ConfigurationError, FailureKind, classify
-from workerpools.adapter import ExecutionPool
+from workerpools.adapter import ExecutionPool, run_coroutine
 from workerpools.testing import run_attempt
 
 
@@ -305,6 +305,27 @@ def test_an_interruption_anywhere_leaves_nothing(stage: Stage) -> None:
         for call in (run_attempt, partial(in_a_thread, timeout=3.0)):
             assert call(lambda at=at: cache.get().echo(f"{at}")) == f"{at}".encode(), strike.where
     assert struck > 40
+
+
+# One that strikes before the coroutine is handed to the loop.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_wait_for_the_loop_does_not_stop_it(stage: Stage) -> None:
+    """As at the end of an attempt, whose connection is taken back on the loop."""
+    if not stage.is_async:
+        pytest.skip("it has no loop")
+    cache = stage.declare()
+    pool = cache.get()._value.connection_pool
+    number = 0
+    while True:
+        number += 1
+        run_attempt(lambda: cache.get().get("n"))
+        with Interruption(("/redis/_async.py", "/threading.py"), number, _Struck) as strike, suppress(_Struck):
+            pool.retire(time.monotonic(), "other")
+        if not strike.where:
+            break
+        assert in_a_thread(lambda: run_coroutine(asyncio.sleep(0, "alive"))) == "alive", strike.where
+    assert number > 3
 
 
 async def _work_on_the_loop(cache: Any, number: int) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from tests.stats.test_metrics import row
 from tests.support.forking import run_in_fork, start_child
+from tests.support.interruptions import Interruption, in_a_thread
 from tests.support.paths import environment
 from workerpools._stats import memory
 from workerpools._stats.memory import PLACES, SLOTS, Board, Slot, SlotState, fold
@@ -168,6 +169,23 @@ def test_a_publication_that_a_time_limit_ended_is_mended_by_the_next(monkeypatch
     state = only(board)
     assert not state.interrupted
     assert state.rows[0] == row(opened=3)
+
+
+def test_a_publication_that_is_struck_anywhere_stops_no_later_one() -> None:
+    """By this thread or another."""
+    board = Board.anonymous()
+    slot, number = claim(board), 0
+    while True:
+        number += 1
+        with Interruption(("/_stats/memory.py",), number, _Interrupted) as strike, suppress(_Interrupted):
+            publish(slot, opened=0)
+        if not strike.where:
+            break
+        publish(slot, opened=number)
+        assert only(board).rows[0] == row(opened=number), strike.where
+        in_a_thread(lambda: publish(slot, opened=-1) or True)
+        assert only(board).rows[0] == row(opened=-1), strike.where
+    assert number > 5
 
 
 class _Dying:

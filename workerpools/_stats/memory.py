@@ -71,7 +71,7 @@ class Slot:
         self._view = view
         self._head = index * HEAD
         self._body = SLOTS * HEAD + index * BODY
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # A predecessor may have been killed while the counter was odd.
         self._writes = int(view[self._head + WRITES]) // 2 * 2
         self._names: dict[str, int] = {}
@@ -142,9 +142,14 @@ class Slot:
             last_task: When a task ended that used the resource, in seconds since the epoch; None if none has since
                 the last publication.
         """
-        if not self._lock.acquire(False):
+        lock: Any = self._lock
+        if lock._is_owned():
+            # The garbage collector closes a connection in the middle of it.
             return
         try:
+            # Within the block: a signal may interrupt the call after it has acquired the lock.
+            if not lock.acquire(False):
+                return
             view, head = self._view, self._head
             self._writes = writes = self._writes + 2
             view[head] = writes - 1
@@ -154,7 +159,12 @@ class Slot:
                 view[head + LAST_TASK] = last_task
             view[head] = writes
         finally:
-            self._lock.release()
+            # First of all: a signal may interrupt any call before it, suppress() too.
+            try:  # noqa: SIM105
+                lock.release()
+            except RuntimeError:
+                # Not acquired.
+                pass
 
 
 VERSION, EVERY, COUNT = range(3)

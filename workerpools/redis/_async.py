@@ -493,14 +493,16 @@ def _await_on_loop(start: Callable[[], Awaitable[Any]], timeout: float) -> Any:
     if not loop_is_running():
         # Nothing was ever opened.
         return None
-    done, result = threading.Event(), list[Any]()
+    # No Event: one that a signal strikes as it takes its own lock would stop the loop.
+    done, result = threading.Lock(), list[Any]()
+    done.acquire()
 
     async def run() -> None:
         try:
             result.append(await start())
         finally:
-            done.set()
+            done.release()
 
     start_coroutine(run())
-    done.wait(timeout)
+    done.acquire(timeout=timeout)
     return result[0] if result else None
