@@ -10,8 +10,10 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["lint", "types", "imports", "docs", "tests-current"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
-CELERY = ["5.6", "5.7"]
+CELERY = ["5.4", "5.5", "5.6", "5.7"]
 SQLALCHEMY = ["2.0", "2.1"]
+#: Besides the newest: those that Django supports for long, and the one before the newest. Python 3.12 has them all.
+DJANGO = ["4.2", "5.2", "6.0"]
 #: Interpreters for the lowest and for the newest of every dependency.
 VERSIONS = [("3.10", "lowest-direct"), ("3.13", "highest"), ("3.14", "highest")]
 SHOW_VERSIONS = (
@@ -88,6 +90,15 @@ def compared(session: nox.Session, sqlalchemy: str) -> None:
     session.run("pytest", "-n", "2", *tests)
 
 
+@nox.session(python="3.12")
+@nox.parametrize("release", DJANGO)
+def django(session: nox.Session, release: str) -> None:
+    """Django's tests, on the releases of Django that a project may have."""
+    session.install("-e", ".[all]", *group("test"), f"django~={release}.0")
+    session.run("python", "-c", SHOW_VERSIONS)
+    session.run("pytest", "-n", "2", *(session.posargs or ["tests/django"]))
+
+
 #: What meets every library in less than a minute: the adapters' contracts, what follows which exception, Celery's
 #: settings and requests, and Django's own test runner.
 QUICK = [
@@ -120,12 +131,12 @@ def tests_current(session: nox.Session) -> None:
         for python in PYTHONS
         for celery in CELERY
         for sqlalchemy in SQLALCHEMY
-        # SQLAlchemy 2.1 needs Python 3.11.
-        if (python, sqlalchemy) != ("3.10", "2.1")
+        # SQLAlchemy 2.1 needs Python 3.11; Celery before 5.6 does not know Python 3.14.
+        if (python, sqlalchemy) != ("3.10", "2.1") and (python, celery) not in [("3.14", "5.4"), ("3.14", "5.5")]
     ],
 )
 def tests(session: nox.Session, celery: str, sqlalchemy: str) -> None:
     """The tests, on every version that is promised."""
     # It refuses Celery 5.7.
-    batches = ["celery-batches>=0.11"] if celery == "5.6" else []
+    batches = ["celery-batches>=0.11"] if celery != "5.7" else []
     run_tests(session, f"celery~={celery}.0", f"sqlalchemy~={sqlalchemy}.0", *batches)

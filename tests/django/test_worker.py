@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import celery
 import django
 import pytest
 from celery import Celery
@@ -154,8 +155,9 @@ def life(project: Project) -> None:
     project.call("idle")
     again = project.call("place", number)
     if KINDS[project.kind][1] is _POOL:
-        # They take turns.
-        assert project.sessions("default") <= 3
+        # They take turns. Celery before 5.6 leaves the pool open that the main process had before the fork.
+        pools = 2 if celery.VERSION < (5, 6) and "prefork" in project.worker.command else 1
+        assert project.sessions("default") <= 3 * pools
     else:
         assert again["session"] == first["session"]
     assert project.rows(number) == ["", ""]

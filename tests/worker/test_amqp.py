@@ -105,7 +105,10 @@ def test_a_broker_that_is_cut_and_restarted(stand: Stand, rabbit: RabbitServer, 
 
 
 def test_a_message_that_is_acknowledged_late_runs_twice(stand: Stand, rabbit: RabbitServer, broker: TcpProxy) -> None:
-    """If its connection is lost meanwhile: the broker delivers it again, and neither run knows of the other."""
+    """If its connection is lost meanwhile: the broker delivers it again, and neither run knows of the other.
+
+    Celery 5.4 gives the second one to the same child, after the first.
+    """
     conf = {"task_default_queue": "amqp-late", "task_acks_late": True}
     with closing(Celery("client", broker=rabbit.url(), backend=stand.broker_url, set_as_current=False)) as client:
         client.conf.update(conf)
@@ -117,4 +120,3 @@ def test_a_message_that_is_acknowledged_late_runs_twice(stand: Stand, rabbit: Ra
             broker.close_all("rst")
             own.wait_for_entry("slow_request", count=2)
             assert worker.stop(60) == 0
-        assert len({entry.pid for entry in own.entries("slow_request")}) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import celery
 import pytest
 
 from tests.support.stand import PATIENCE, Stand, ended, wait_until
@@ -19,7 +20,9 @@ for _library in ("celery_once", "celery_singleton", "flask", "pydantic", "sentry
     pytest.importorskip(_library)
 pytest.importorskip("opentelemetry.instrumentation.celery")
 
-KINDS = ["pydantic", "once", "singleton", "flask", "shared", "class", "injected"]
+KINDS = ["once", "singleton", "flask", "shared", "class", "injected"]
+# Celery 5.4 has no pydantic=True, and 5.5 does not know annotations that are strings.
+KINDS += ["pydantic"] if celery.VERSION >= (5, 6) else []
 #: How often the body runs, the run that wrote its row, and the state in the end.
 TROUBLES: dict[str, tuple[int, list[int], str]] = {
     "none": (1, [0], "SUCCESS"),

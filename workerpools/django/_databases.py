@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import celery
 from django.db import connections
 from django.db.utils import InterfaceError, OperationalError
 
@@ -28,6 +29,9 @@ from workerpools.django._limits import capacity, counted, limits
 
 __all__ = ["Databases", "DjangoDatabases"]
 
+
+#: Celery 5.4 and 5.5 close what Django would close at the end of a request, and no more.
+CELERY_CLOSES_ALL = celery.VERSION >= (5, 6)
 
 #: The longest wait for the check of the pooled connections beside one that was lost, in seconds.
 CHECK_TIMEOUT = 1.0
@@ -160,6 +164,8 @@ class Databases:
                 wrapper.close()
             else:
                 wrapper.close_if_unusable_or_obsolete()
+            if not CELERY_CLOSES_ALL:
+                continue
             if wrapper.connection is not None:
                 self._kept()[wrapper.alias] = wrapper
             # Celery also closes the pool of a connection that it finds.
