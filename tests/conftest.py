@@ -20,6 +20,7 @@ from tests.support.mariadb import DRIVERS, MariaDatabase, MariaDBServer, mariadb
 from tests.support.memcached import MemcachedServer, memcached_program
 from tests.support.paths import memory
 from tests.support.pgbouncer import PgBouncer, pgbouncer_program
+from tests.support.program import close_server
 from tests.support.proxy import TcpProxy
 from tests.support.services import require_program
 from tests.support.shop import Shop
@@ -76,6 +77,7 @@ def _clean_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         root.chmod(0o1777)
         with nothing_left_behind(root):
             yield
+            close_server()
 
 
 @pytest.fixture(scope="session")

@@ -269,10 +269,11 @@ def test_a_lock_of_anyone_else_is_waited_for(shop: Shop) -> None:
     with closing(psycopg2.connect(shop.database.dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("update stock set sku = 'y' where id = 1")
         # Longer than it takes to find a wait for the run around.
-        commits = threading.Timer(5.0, connection.commit)
+        commits = threading.Timer(5.0, lambda: (begun.set(), connection.commit()))
+        begun = threading.Event()
         commits.start()
         outer()
-        assert commits.finished.is_set()
+        assert begun.is_set()
         commits.join()
 
 

@@ -10,12 +10,12 @@ import json
 import os
 import select
 import subprocess
-import sys
 import threading
 import time
 from typing import Any, NamedTuple
 
 from tests.support.paths import environment
+from tests.support.program import Program
 
 
 class Request(NamedTuple):
@@ -57,14 +57,20 @@ class EchoUpstream:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._buffer = b""
-        command = [sys.executable, "-m", "tests.support.upstream_server"]
-        self._process = subprocess.Popen(
-            command if keep_alive is None else [*command, str(keep_alive)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment(),
-            start_new_session=True,
-        )
+        command = ["tests.support.upstream_server"]
+        theirs_in, self._questions = os.pipe()
+        self._answers, theirs_out = os.pipe()
+        try:
+            self._process = Program(
+                command if keep_alive is None else [*command, str(keep_alive)],
+                stdin=theirs_in,
+                stdout=theirs_out,
+                stderr=2,
+                env=environment(),
+            )
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
         try:
             self.port: int = self._read()["port"]
         except BaseException:
@@ -127,25 +133,23 @@ class EchoUpstream:
     def stop(self) -> None:
         """End the server with all its connections, once."""
         with self._lock:
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    stream.close()
+            if self._process.returncode is not None:
+                return
+            os.close(self._questions)
             try:
                 self._process.wait(self._timeout)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            os.close(self._answers)
 
     def _ask(self, question: str) -> Any:
         with self._lock:
-            assert self._process.stdin is not None
-            self._process.stdin.write(question.encode() + b"\n")
-            self._process.stdin.flush()
+            os.write(self._questions, question.encode() + b"\n")
             return self._read()["answer"]
 
     def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        number = self._process.stdout.fileno()
+        number = self._answers
         deadline = time.monotonic() + self._timeout
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()

@@ -19,6 +19,7 @@ import psutil  # type: ignore[import-untyped]
 
 from tests.support.inspect import children_of, is_alive
 from tests.support.paths import environment
+from tests.support.program import Program, changed_too_late
 
 
 class WorkerFailed(AssertionError):
@@ -55,7 +56,7 @@ class WorkerProcess:
     ) -> None:
         self.name = f"test-{uuid.uuid4().hex[:12]}@%h"
         self.command = [
-            *(sys.executable, "-m", "celery", "-A", app, "worker"),
+            *("celery", "-A", app, "worker"),
             *("--pool", pool, "--concurrency", str(concurrency), "--hostname", self.name),
             *("--loglevel", loglevel, "--without-gossip", "--without-mingle"),
             *(["-E"] if events else []),
@@ -64,7 +65,9 @@ class WorkerProcess:
         self._env = environment({"PYTHONUNBUFFERED": "1", **(env or {})})
         self._cwd = cwd
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        # What waits is replaced before anything else is imported.
+        self._fresh = pool in ("eventlet", "gevent") or bool(changed_too_late(self._env))
+        self._process: Program | subprocess.Popen[bytes] | None = None
         self._seen: dict[int, psutil.Process] = {}
         self._last_log = ""
 
@@ -96,16 +99,14 @@ class WorkerProcess:
             raise RuntimeError("the worker was started before")
         self._folder = tempfile.TemporaryDirectory(prefix="workerpools-worker-")
         (Path(self._folder.name) / "cwd").mkdir()
-        with self._log_file().open("wb") as log:
-            self._process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._cwd or Path(self._folder.name) / "cwd",
-                env=self._env,
-                start_new_session=True,
-            )
+        cwd = self._cwd or Path(self._folder.name) / "cwd"
+        with self._log_file().open("wb") as log, open(os.devnull, "rb") as nothing:
+            streams = {"stdin": nothing.fileno(), "stdout": log.fileno(), "stderr": log.fileno()}
+            if self._fresh:
+                command = [sys.executable, "-m", *self.command]
+                self._process = subprocess.Popen(command, env=self._env, cwd=cwd, start_new_session=True, **streams)
+            else:
+                self._process = Program(self.command, env=self._env, cwd=cwd, **streams)
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the worker says that it is ready, which it does when its children are up."""
@@ -219,7 +220,7 @@ class WorkerProcess:
                 raise self._failed("left processes behind that SIGKILL did not end")
             time.sleep(0.01)
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Program | subprocess.Popen[bytes]:
         if self._process is None:
             raise RuntimeError("the worker was not started")
         return self._process

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +13,7 @@ import pytest
 from celery.result import AsyncResult
 
 from tests.support.paths import environment
+from tests.support.program import run
 from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 from tests.support.worker import WorkerProcess
 from tests.worker.test_seen import look, total
@@ -26,13 +25,8 @@ TASKS = 1000
 
 def pools(stand: Stand, *args: str, app: str = SHOP, env: Mapping[str, str] | None = None) -> Any:
     """Run ``celery pools`` with these arguments."""
-    return subprocess.run(
-        [sys.executable, "-m", "celery", "-A", app, "pools", *args],
-        env=environment({**stand.environment(), "COLUMNS": "80", **(env or {})}),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    env = environment({**stand.environment(), "COLUMNS": "80", **(env or {})})
+    return run(["celery", "-A", app, "pools", *args], env=env, timeout=PATIENCE)
 
 
 def recycle(stand: Stand, worker: WorkerProcess, *args: str) -> dict[str, Any]:
