@@ -13,7 +13,7 @@ import pytest
 
 from demo_tasks.servers import PostgresServer, ValkeyServer, Workspace
 from demo_tasks.servers.binaries import postgres_directory, valkey_program
-from tests.support.databases import Database, HasAddress, new_database
+from tests.support.databases import Database, HasAddress, hash_passwords_once, new_database
 from tests.support.inspect import INHERITED, socket_inodes
 from tests.support.leftovers import nothing_left_behind
 from tests.support.mariadb import DRIVERS, MariaDatabase, MariaDBServer, mariadb_program
@@ -94,6 +94,7 @@ def postgres_server(workspace: Workspace) -> Iterator[PostgresServer]:
     # No test pulls the plug of the machine: the disk need not keep up.
     settings = {"fsync": "off", "max_connections": "200", "max_prepared_transactions": "20", "max_wal_size": "128MB"}
     with PostgresServer(workspace, settings=settings) as server:
+        hash_passwords_once(server)
         yield server
 
 

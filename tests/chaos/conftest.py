@@ -14,7 +14,7 @@ from demo_tasks.servers.binaries import postgres_directory
 from tests.chaos.breaks import DatabaseSite
 from tests.chaos.shop import ChaosShop
 from tests.chaos.table import Cell
-from tests.support.databases import Database, new_database
+from tests.support.databases import Database, hash_passwords_once, new_database
 from tests.support.faults import ordinary_role
 from tests.support.pgbouncer import PgBouncer
 from tests.support.proxy import TcpProxy
@@ -34,6 +34,7 @@ def chaos_server(workspace: Workspace) -> Iterator[PostgresServer]:
         "wal_writer_delay": "10s",
     }
     with PostgresServer(workspace, settings=settings, name="chaos") as server:
+        hash_passwords_once(server)
         yield server
 
 
