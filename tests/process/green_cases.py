@@ -195,9 +195,11 @@ def what_is_told(url: str, cooperates: bool) -> list[str]:
     told: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("workerpools").addHandler(handler)
+    logger = logging.getLogger("workerpools")
+    logger.addHandler(handler)
     pools = WorkerPools()
     pools.add(SQLAlchemyEngine(url), name="db").get()
+    logger.removeHandler(handler)
     return told
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
 import pytest
 
 from tests.support.databases import Database
-from tests.support.green import run_green
+from tests.support.green import GreenFailed, Interpreter, run_green
 from tests.support.mariadb import MariaDatabase
 from tests.support.proxy import TcpProxy
 from tests.support.upstream import EchoUpstream
@@ -21,10 +21,34 @@ CASES = "tests.process.green_cases"
 LIBRARIES = ("gevent", "eventlet")
 
 
+class Interpreters(dict[tuple[str, bool], Interpreter]):
+    """By the library, and whether psycopg2 lets others run there: once that is so, it stays so."""
+
+    def __call__(self, library: str, cooperates: bool, function: str, *args: Any) -> Any:
+        """Have one of them call a function of `CASES`."""
+        key = library, cooperates
+        if key not in self:
+            self[key] = Interpreter(library)
+        try:
+            return self[key].call(f"{CASES}:{function}", *args)
+        except GreenFailed:
+            self.pop(key).close()
+            raise
+
+
+@pytest.fixture(scope="module")
+def green() -> Iterator[Interpreters]:
+    """Interpreters that answer what changes nothing in them."""
+    interpreters = Interpreters()
+    yield interpreters
+    for interpreter in interpreters.values():
+        interpreter.close()
+
+
 @pytest.mark.parametrize("library", ["", *LIBRARIES])
-def test_what_is_patched_is_known(library: str) -> None:
+def test_what_is_patched_is_known(green: Interpreters, library: str) -> None:
     """By the library's own word, and the system's threads are found behind it."""
-    assert run_green(library, f"{CASES}:names_of_what_is_patched") == [
+    assert green(library, False, "names_of_what_is_patched") == [
         library,
         "builtin_function_or_method",
         "_thread",
@@ -32,9 +56,9 @@ def test_what_is_patched_is_known(library: str) -> None:
 
 
 @pytest.mark.parametrize("library", ["", *LIBRARIES])
-def test_the_watchdog_does_not_depend_on_greenlets(library: str) -> None:
+def test_the_watchdog_does_not_depend_on_greenlets(green: Interpreters, library: str) -> None:
     """A wait in a C library stops every greenlet: the watchdog ends it all the same."""
-    assert run_green(library, f"{CASES}:watchdog_beside_a_c_library") == (0, False)
+    assert green(library, False, "watchdog_beside_a_c_library") == (0, False)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -57,30 +81,35 @@ def test_a_switch_while_a_lock_is_held_stops_nobody(database: Database, echo: Ec
     ],
 )
 def test_which_drivers_let_others_run(
-    database: Database, library: str, driver: str, cooperates: bool, together: bool
+    green: Interpreters, database: Database, library: str, driver: str, cooperates: bool, together: bool
 ) -> None:
     """As docs/sqlalchemy.md tells."""
-    found = run_green(library, f"{CASES}:two_queries", database.url(driver), cooperates)
+    found = green(library, cooperates, "two_queries", database.url(driver), cooperates)
     assert found == (["begin", "begin", "end", "end"] if together else ["begin", "end"] * 2)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_pymysql_lets_others_run(maria_database: MariaDatabase, library: str) -> None:
+def test_pymysql_lets_others_run(green: Interpreters, maria_database: MariaDatabase, library: str) -> None:
     """It is Python all through."""
-    found = run_green(library, f"{CASES}:two_queries", maria_database.url(), False)
+    found = green(library, False, "two_queries", maria_database.url(), False)
     assert found == ["begin", "begin", "end", "end"]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(("driver", "cooperates"), [("psycopg2", True), ("psycopg2", False), ("psycopg", False)])
 def test_connecting_ends(
-    database: Database, proxy_to: Callable[[Any], TcpProxy], library: str, driver: str, cooperates: bool
+    green: Interpreters,
+    database: Database,
+    proxy_to: Callable[[Any], TcpProxy],
+    library: str,
+    driver: str,
+    cooperates: bool,
 ) -> None:
     """A server that accepts and says nothing; libpq itself knows no connect_timeout where psycopg2 waits elsewhere."""
     proxy = proxy_to(database)
     proxy.blackhole()
     url = database.through(proxy).url(driver)
-    name, kind, took = run_green(library, f"{CASES}:silent_connect", url, cooperates)
+    name, kind, took = green(library, cooperates, "silent_connect", url, cooperates)
     assert (name, kind) == ("OperationalError", "unavailable")
     assert took < 15
 
@@ -124,10 +153,10 @@ def test_closing_waits_for_work_in_flight(database: Database, echo: EchoUpstream
     ],
 )
 def test_a_driver_that_stops_the_others_is_told_of(
-    library: str, driver: str, cooperates: bool, told: str | None
+    green: Interpreters, library: str, driver: str, cooperates: bool, told: str | None
 ) -> None:
     """When its engine is made, with what to do; nothing else is worth a warning."""
-    found = run_green(library, f"{CASES}:what_is_told", f"{driver}://app:secret@127.0.0.1/shop", cooperates)
+    found = green(library, cooperates, "what_is_told", f"{driver}://app:secret@127.0.0.1/shop", cooperates)
     assert len(found) == (told is not None)
     assert told is None or re.search(told, found[0])
     assert "secret" not in str(found)

@@ -142,11 +142,13 @@ class Program:
         return int(NUMBER.unpack(answer)[0]) if answer else None
 
 
-def run(command: Sequence[str], *, env: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], *, env: Mapping[str, str], timeout: float, cwd: str | os.PathLike[str] = "."
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m` to its end and return what it wrote, as `subprocess.run` does with `capture_output`."""
     with open(os.devnull) as nothing, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         streams = {"stdin": nothing.fileno(), "stdout": out.fileno(), "stderr": err.fileno()}
-        program = Program(command, env=env, **streams)
+        program = Program(command, env=env, cwd=cwd, **streams)
         try:
             code = program.wait(timeout)
         finally:

@@ -98,7 +98,11 @@ def become(request: dict[str, Any], fds: list[int], path: list[str]) -> str:
     time.tzset()
     tempfile.tempdir = None
     importlib.invalidate_caches()
-    sys.path[:] = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *path]
+    own = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    known = {name.partition(".")[0] for name in sys.modules} - {"__main__", "tests"}
+    if hidden := known & {found.name for found in pkgutil.iter_modules(own)}:
+        sys.exit(f"{', '.join(sorted(hidden))} was imported from elsewhere: start an interpreter of its own")
+    sys.path[:] = [*own, *path]
     module, *arguments = request["command"]
     sys.argv[:] = ["-m", *arguments]
     return str(module)

@@ -70,12 +70,12 @@ class Stand:
         env: Mapping[str, str] | None = None,
         args: Sequence[str] = (),
         conf: Mapping[str, Any] | None = None,
+        fresh: bool = False,
     ) -> WorkerProcess:
         """Return a worker among these servers, to be entered or started; `conf` changes `app.conf`."""
         extra = {"SHOP_CONF": json.dumps(conf)} if conf else {}
-        return WorkerProcess(
-            app, pool=pool, concurrency=concurrency, env=self.environment({**extra, **(env or {})}), args=args
-        )
+        given = self.environment({**extra, **(env or {})})
+        return WorkerProcess(app, pool=pool, concurrency=concurrency, env=given, args=args, fresh=fresh)
 
     def send(self, name: str, *args: Any, **options: Any) -> AsyncResult:
         """Send the task `shop.<name>`; `options` are those of `apply_async`."""

@@ -97,6 +97,14 @@ def test_what_is_read_at_an_import_is_refused(name: str) -> None:
         run(["asked_for"], env=environment({name: "1"}), timeout=PATIENCE)
 
 
+def test_a_module_in_the_place_of_one_that_was_imported_is_refused(tmp_path: Path) -> None:
+    """It would not be found."""
+    (tmp_path / "redis.py").write_text("")
+    code, _, err = ran(tmp_path, "import redis")
+    assert code == 1
+    assert "redis was imported from elsewhere: start an interpreter of its own" in err
+
+
 def test_the_server_ends_with_its_owner() -> None:
     """SIGKILL of the owner, whose forked child still has the socket."""
     code = (

@@ -40,6 +40,8 @@ class WorkerProcess:
         cwd: The working directory; by default a temporary one, removed with all that was written to it.
         events: Send task events (`-E`).
         loglevel: The worker's log level; `wait_ready` needs `INFO` or more.
+        fresh: Start an interpreter of its own, in which no package has been imported. One is started anyway for
+            greenlets, and for variables that a `Program` does not heed.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class WorkerProcess:
         cwd: str | os.PathLike[str] | None = None,
         events: bool = False,
         loglevel: Literal["DEBUG", "INFO"] = "INFO",
+        fresh: bool = False,
     ) -> None:
         self.name = f"test-{uuid.uuid4().hex[:12]}@%h"
         self.command = [
@@ -66,7 +69,7 @@ class WorkerProcess:
         self._cwd = cwd
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         # What waits is replaced before anything else is imported.
-        self._fresh = pool in ("eventlet", "gevent") or bool(changed_too_late(self._env))
+        self._fresh = fresh or pool in ("eventlet", "gevent") or bool(changed_too_late(self._env))
         self._process: Program | subprocess.Popen[bytes] | None = None
         self._seen: dict[int, psutil.Process] = {}
         self._last_log = ""

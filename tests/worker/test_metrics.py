@@ -115,7 +115,7 @@ def test_without_the_library(shared: Stand, tmp_path: Path) -> None:
     """It says what to install, and the worker works."""
     (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError(name=__name__)\n")
     paths = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path.cwd())))
-    with shared.worker(conf=ANY_PORT, env={"PYTHONPATH": paths}) as worker:
+    with shared.worker(conf=ANY_PORT, env={"PYTHONPATH": paths}, fresh=True) as worker:
         assert len(run(shared, 4)) == 4
         assert worker.log().count("which the extra 'prometheus' brings: pip install prometheus-client") == 1
 

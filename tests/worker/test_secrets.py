@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import redis
 from demo_tasks.servers import Workspace
 from tests.support.flower import FlowerProcess
 from tests.support.paths import environment
+from tests.support.program import run
 from tests.support.stand import PATIENCE, Stand, wait_until
 from tests.support.worker import WorkerProcess
 
@@ -89,16 +88,9 @@ def test_corpus(stand: Stand, tmp_path: Path) -> None:
     assert ": DEBUG/" in said["log"]
 
     (tmp_path / "plain.py").write_text(PLAIN)
-    for app, folder in (("tests.worker.corpus", None), ("plain", tmp_path)):
-        done = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", app, "report"],
-            env=environment(env),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+    for app, folder in (("tests.worker.corpus", "."), ("plain", tmp_path)):
+        done = run(["celery", "-A", app, "report"], env=environment(env), cwd=folder, timeout=60)
+        assert done.returncode == 0, done.stderr
         assert "workerpools_http_base_url" in done.stdout
         said[f"report {app}"] = done.stdout + done.stderr
     found = {where: ends for where, text in said.items() if (ends := secrets_in(text))}

@@ -6,12 +6,11 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
+from tests.support import program
 from tests.support.paths import environment
 from tests.support.stand import PATIENCE, SHOP, Stand, wait_until
 from tests.support.worker import WorkerProcess
@@ -80,10 +79,8 @@ def test_the_command_line_knows_it(shared: Stand) -> None:
     """``celery -A app inspect pools``: a command that the program must know before it asks."""
     with shared.worker():
         run(shared, 4)
-        command = [sys.executable, "-m", "celery", "-A", SHOP, "inspect", "pools", "--json", "--timeout", "20"]
-        done = subprocess.run(
-            command, env=environment(shared.environment()), capture_output=True, text=True, timeout=PATIENCE
-        )
+        command = ["celery", "-A", SHOP, "inspect", "pools", "--json", "--timeout", "20"]
+        done = program.run(command, env=environment(shared.environment()), timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         (answer,) = json.loads(done.stdout.strip().splitlines()[-1]).values()
         assert total(WorkerStats.from_dict(answer[0]), "db").value("attempts") == 4
