@@ -46,7 +46,7 @@ def _control() -> socket.socket:
             os.environ[INHERITED] = f"{os.environ.get(INHERITED, '')} {os.fstat(ours.fileno()).st_ino}"
             with theirs:
                 command = [sys.executable, "-u", "-m", "tests.support.program_server"]
-                _server = ours, subprocess.Popen(command, stdin=theirs, cwd=ROOT, start_new_session=True)
+                _server = ours, subprocess.Popen(command, stdin=theirs.fileno(), cwd=ROOT, start_new_session=True)
         return _server[0]
 
 
