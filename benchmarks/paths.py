@@ -312,14 +312,21 @@ def _flower(told: Mapping[str, Any]) -> Callable[[], Coroutine[Any, Any, object]
         workers={},
     )
     sent: list[object] = []
-    request: Any = SimpleNamespace(
-        application=flower, current_user=True, set_header=lambda *_: None, finish=sent.append
-    )
-    handler: Any = page.handler_class
-    handler.initialize(request, **page.kwargs)
+
+    class Request(page.handler_class):  # type: ignore[misc, name-defined]
+        application, current_user = flower, True
+
+        def __init__(self) -> None:
+            self.initialize(**page.kwargs)
+
+        def set_header(self, name: str, value: object) -> None:
+            pass
+
+        def finish(self, chunk: object = None) -> None:
+            sent.append(chunk)
 
     async def document() -> object:
-        await handler.get(request)
+        await Request().get()
         return sent[0]
 
     return document

@@ -299,17 +299,16 @@ class Meter:
         of the event loop's tasks are the attempt's, which its tasks do not outlive.
         """
         left: list[Lease] = []
-        row = self.row
         with self.lock:
-            if self.leases or row[_IN_USE] or row[_PENDING]:
+            if self.leases or self.row[_IN_USE] or self.row[_PENDING]:
                 thread = threading.get_ident()
                 left = [lease for lease in self._disowned(attempt, 0.0) if lease.thread == thread or lease.thread < 0]
-                row[_LEAKS] += len(left)
+                self.row[_LEAKS] += len(left)
                 self.agree()
-            row[_ATTEMPTS] += 1
+            self.row[_ATTEMPTS] += 1
         self.last_attempt = now = time()
         if self._slot is not None and self.shown is not None:
-            self._slot.publish(self.shown, row, now)
+            self._slot.publish(self.shown, self.row, now)
         return left
 
     def leaked(self, lease: Lease) -> None:

@@ -1,9 +1,7 @@
 // The Pools page: polls Flower for the numbers of all workers and shows them.
 
-import { byId } from "./elements.js";
 import { age, plural } from "./numbers.js";
-import { drawServers } from "./servers.js";
-import { alertsOf, View } from "./view.js";
+import { alertsOf, byId, View } from "./view.js";
 
 const VERSION = 1;
 const INTERVAL = 5000;
@@ -27,6 +25,7 @@ let timer = null;
 let running = false;
 // Someone wants the servers asked.
 let wanted = false;
+let drawServers = () => {};
 
 /** Fetches the document once, with POST after the servers were asked; throws an Error with a message for display. */
 async function ask(method) {
@@ -163,3 +162,6 @@ document.addEventListener("visibilitychange", () => {
 setInterval(drawState, 1000);
 drawState();
 refresh();
+// The numbers do not wait for it.
+({ drawServers } = await import("./servers.js"));
+drawState();

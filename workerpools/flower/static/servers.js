@@ -1,7 +1,7 @@
 // Shows what the servers allow, and what the workers may open: the answers to the button "Ask the servers".
 
-import { attribute, byId, keyed, make, part, show, text } from "./elements.js";
 import { age, count, plural } from "./numbers.js";
+import { attribute, byId, keyed, make, part, show, text } from "./view.js";
 
 const UNASKED = "How many connections the servers allow, and who else has some, is known when they are asked: "
     + "Flower then opens one connection for each database and cache, and closes it.";
