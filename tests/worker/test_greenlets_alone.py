@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support.proxy import TcpProxy
-from tests.support.stand import PATIENCE, Stand, ended
+from tests.support.stand import PATIENCE, Stand, ended, wait_until
 from tests.worker.green_stand import GREENLETS, LIBRARIES, bodies, green, numbers
 from tests.worker.test_seen import look, of
 
@@ -169,3 +170,20 @@ def test_a_cold_stop_ends_and_leaves_no_connection(stand: Stand, busy: bool) -> 
     if busy:
         assert stand.orders(7) == ([0] if in_flight.state == "SUCCESS" else [])
         assert len(stand.entries("body")) == 1
+
+
+def test_a_worker_whose_broker_is_gone_ends(stand: Stand, library: str) -> None:
+    """Without Celery's heartbeats, which hold a lock while they wait for the broker; see docs/operations.md."""
+    address = urlsplit(stand.broker_url)
+    assert address.hostname is not None
+    assert address.port is not None
+    with TcpProxy(address.hostname, address.port) as broker:
+        place = f"{address.hostname}:{address.port}"
+        url = stand.broker_url.replace(place, f"{broker.host}:{broker.port}")
+        with green(stand, library, env={"SHOP_BROKER": url}, args=["--without-heartbeat"]) as worker:
+            assert stand.outcome("sell", next(numbers)).state == "SUCCESS"
+            broker.stop()
+            broker.close_all()
+            wait_until(lambda: "Trying again in" in worker.log(), "the loss of the broker")
+            assert worker.stop(PATIENCE) == 0
+    stand.wait_for_no_connection()
