@@ -158,7 +158,7 @@ def test_a_connection_that_ends_with_its_response() -> None:
         response = add(pools, f"http://127.0.0.1:{listener.getsockname()[1]}").get("/x", stream=True)
         now = stats(pools, "api")
         assert (now.open, now.in_use, closed(pools, "api")) == (1, 1, {})
-        (opening,) = [each.opening for each in pools.resources[0]._held()]
+        (opening,) = [each.opening for each in pools.resources[0]._holder._held()]
         assert len(opening.descriptors.filenos()) == 1
         read.set()
         assert response.text == "body"

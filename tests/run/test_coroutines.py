@@ -450,9 +450,15 @@ def test_limits_struck_at_random_leave_the_loop_whole(struck: Any) -> None:
     assert pools.run(others()) == 0
 
 
-def test_no_lock_of_logging_that_a_signal_has_left_stops_the_loop() -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_no_lock_of_logging_that_a_signal_has_left_stops_the_loop(
+    monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
     """A time limit that strikes where a body logs may leave one in the main thread's hands, and the loop logs, too."""
     WorkerPools()
+    if not listed:
+        # As dictConfig() leaves it.
+        monkeypatch.setattr(logging, "_handlerList", [])
 
     async def logs() -> None:
         logging.getLogger(f"shop.{number}").warning("on the loop")

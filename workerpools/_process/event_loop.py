@@ -323,7 +323,8 @@ def _let_others_log() -> None:
     return. The locks are re-entrant, so that the thread itself never notices.
     """
     module: Any = logging
-    handlers = [reference() for reference in module._handlerList]
+    # dictConfig() empties the list; the root's handlers may be older.
+    handlers = [*[reference() for reference in module._handlerList], *logging.root.handlers]
     locks = [module._lock, *[handler.lock for handler in handlers if handler is not None]]
     held = [lock for lock in locks if isinstance(lock, _RLock) and lock._is_owned()]
     if not held:
