@@ -325,7 +325,7 @@ def _let_others_log() -> None:
     module: Any = logging
     # dictConfig() empties the list; the root's handlers may be older.
     handlers = [*[reference() for reference in module._handlerList], *logging.root.handlers]
-    locks = [module._lock, *[handler.lock for handler in handlers if handler is not None]]
+    locks: list[Any] = [module._lock, *[handler.lock for handler in handlers if handler is not None]]
     held = [lock for lock in locks if isinstance(lock, _RLock) and lock._is_owned()]
     if not held:
         return
